@@ -1,0 +1,1 @@
+"""Torch-free data layer: annotation store, class statistics, splits, replay, index samplers, plans and toy data."""

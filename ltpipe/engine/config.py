@@ -1,0 +1,227 @@
+"""From an experiment to complete mmengine configs.
+
+A detector file is a plain mmengine config with ``model``, ``train_pipeline`` and ``test_pipeline``. mmdet's standard
+heads in it are replaced by ours (same state-dict keys), and the experiment's classifier, losses and parts are put in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_world_size
+
+from ltpipe.engine.schedule import warmup_multistep
+from ltpipe.errors import UserError
+from ltpipe.registry import MODELS
+from ltpipe.spec.base import Choice
+from ltpipe.spec.catalogue import component
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.training import Schedule
+
+REPLACEMENTS = {"Shared2FCBBoxHead": "ltpipe.LTBBoxHead", "StandardRoIHead": "ltpipe.LTRoIHead"}
+INJECTED = ("num_classes", "image_counts", "instance_counts")
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Training counts of the classes a detector knows, in label order.
+
+    Attributes:
+        images: Images with the class.
+        instances: Instances of the class.
+    """
+
+    images: Sequence[int]
+    instances: Sequence[int]
+
+
+def read_detector(path: str | Path) -> ConfigDict:
+    """Read a detector file.
+
+    Raises:
+        UserError: It is missing, is not a config, or lacks one of the three variables.
+    """
+    if not Path(path).is_file():
+        raise UserError("missing detector file", where="detector.config", got=path, fix="give the path of a config file")
+    try:
+        fragment = Config.fromfile(str(path))
+    except (SyntaxError, KeyError, ValueError, TypeError) as error:
+        raise UserError("unreadable detector file", where=path, got=str(error)) from error
+    for name in ("model", "train_pipeline", "test_pipeline"):
+        if name not in fragment:
+            raise UserError(
+                "incomplete detector file",
+                where=path,
+                got=f"no variable {name!r}",
+                allowed="model, train_pipeline and test_pipeline",
+            )
+    return fragment._cfg_dict.copy()
+
+
+def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDict:
+    """Return the mmengine config of a method chosen in the experiment, with its counts filled in.
+
+    Args:
+        slot: Slot of the catalogue.
+        choice: The method and its options.
+        counts: Training counts of the detector's classes.
+    """
+    found = component(slot, choice)
+    cls = MODELS.get(found["type"])
+    injected = {
+        "num_classes": len(counts.images),
+        "image_counts": list(counts.images),
+        "instance_counts": list(counts.instances),
+    }
+    wanted = inspect.signature(cls.__init__).parameters
+    return ConfigDict(found, **{name: injected[name] for name in INJECTED if name in wanted})
+
+
+def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, ConfigDict]:
+    """Return the detector's fragment and its model config with the experiment's methods.
+
+    Args:
+        exp: The experiment.
+        counts: Training counts of the classes the detector knows; their number fixes its outputs.
+    """
+    fragment = read_detector(exp.detector.config)
+    model = fragment.model
+    roi_head = model.roi_head
+    roi_head.type = REPLACEMENTS.get(roi_head.type, roi_head.type)
+    for head in as_list(roi_head.bbox_head):
+        head.type = REPLACEMENTS.get(head.type, head.type)
+        head.num_classes = len(counts.images)
+        classifier = build_component("classifier", exp.model.classifier, counts)
+        classifier.pop("num_classes", None)
+        head.cls_predictor_cfg = classifier
+        head.loss_cls = build_component("loss", exp.model.loss, counts)
+    if roi_head.get("mask_head") is not None:
+        choice = component("mask", exp.model.mask)
+        for head in as_list(roi_head.mask_head):
+            head.num_classes = len(counts.images)
+            head.update(choice)
+            if "class_features" in inspect.signature(MODELS.get(head.type).__init__).parameters:
+                head.class_features = as_list(roi_head.bbox_head)[0].fc_out_channels
+    if exp.model.parts:
+        roi_head.parts = [build_component("part", part, counts) for part in exp.model.parts]
+    rcnn = model.test_cfg.rcnn
+    rcnn.score_thr, rcnn.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
+    rcnn.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
+    return fragment, model
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return ``value`` as a list: cascade detectors have one head per stage, others a single one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def with_our_packing(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pipeline with mmdet's packing replaced by the one that keeps annotation ids."""
+    packed = [dict(step) for step in pipeline]
+    for step in packed:
+        if step["type"] == "PackDetInputs":
+            step["type"] = "ltpipe.PackLTInputs"
+    return packed
+
+
+def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:
+    """Return ``optim_wrapper``, ``param_scheduler`` and ``train_cfg`` of a schedule.
+
+    Args:
+        schedule: ``Schedule`` of the experiment.
+        iterations: Length of the run.
+    """
+    kinds = {
+        "sgd": dict(type="SGD", lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay),
+        "adamw": dict(type="AdamW", lr=schedule.lr, weight_decay=schedule.weight_decay),
+    }
+    scheduler = warmup_multistep(
+        iterations=iterations,
+        warmup_iterations=schedule.warmup_iterations,
+        warmup_factor=schedule.warmup_factor,
+        drops=schedule.drops,
+        gamma=schedule.gamma,
+    )
+    paramwise = dict(bias_lr_mult=schedule.bias_lr_mult, bias_decay_mult=schedule.bias_decay_mult)
+    return {
+        "optim_wrapper": dict(
+            type="OptimWrapper",
+            optimizer=kinds[schedule.optimizer],
+            paramwise_cfg=paramwise if set(paramwise.values()) != {1.0} else None,
+            clip_grad=dict(max_norm=schedule.clip_norm) if schedule.clip_norm else None,
+        ),
+        "param_scheduler": scheduler,
+        "train_cfg": dict(type="IterBasedTrainLoop", max_iters=iterations),
+    }
+
+
+def loader_workers() -> int:
+    """Loader processes per training process: the cores of this process's share, one kept for training, at most 8."""
+    return max(0, min(8, len(os.sched_getaffinity(0)) // get_world_size() - 2))
+
+
+def training_config(
+    model: ConfigDict,
+    dataset: dict[str, Any],
+    schedule: Schedule,
+    *,
+    iterations: int,
+    seed: int,
+    work_dir: Path,
+    load_from: str | None,
+    test_pipeline: Sequence[dict[str, Any]],
+    hooks: Sequence[dict[str, Any]] = (),
+) -> Config:
+    """Return the complete config of a training run; mmengine's Runner needs nothing else.
+
+    Args:
+        model: Model config.
+        dataset: Config of the training dataset (a :class:`ltpipe.engine.dataset.StreamDataset`).
+        schedule: ``Schedule`` of the experiment.
+        iterations: Length of the run.
+        seed: Seed of the run.
+        work_dir: Folder of checkpoints and logs.
+        load_from: Checkpoint the weights start from.
+        test_pipeline: Transforms at test time, for the stages that use the trained model.
+        hooks: Further hooks.
+    """
+    interval = max(1, min(1000, math.ceil(iterations / 10)))
+    workers = loader_workers()
+    return Config(
+        dict(
+            default_scope="mmdet",
+            custom_imports=dict(imports=["ltpipe.registry", "ltpipe.engine", "ltpipe.methods"], allow_failed_imports=False),
+            model=model,
+            train_dataloader=dict(
+                batch_size=schedule.batch_size // get_world_size(),
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                sampler=dict(type="ltpipe.StreamSampler", batch_size=schedule.batch_size, iterations=iterations),
+                dataset=dataset,
+            ),
+            **optimization(schedule, iterations),
+            default_hooks=dict(
+                timer=dict(type="IterTimerHook"),
+                logger=dict(type="LoggerHook", interval=max(1, min(50, iterations // 20))),
+                param_scheduler=dict(type="ParamSchedulerHook"),
+                checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=interval, max_keep_ckpts=2),
+            ),
+            custom_hooks=[dict(type="ltpipe.StepSeedHook", seed=seed), *hooks],
+            log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
+            visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
+            randomness=dict(seed=seed),
+            env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")),
+            test_pipeline=list(test_pipeline),
+            log_level="INFO",
+            load_from=load_from,
+            resume=False,
+            work_dir=str(work_dir),
+        )
+    )

@@ -1,0 +1,251 @@
+"""Frozen RoI features, by plan: each distinct box of each distinct (image, flip) is pooled once.
+
+Passes of the ``features`` stage: proposals of every (image, flip) that the plan draws; which boxes each step uses (plain
+numpy, elsewhere); features of exactly these boxes. Both detector passes continue where a killed job stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.structures.bbox import bbox2roi
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ltpipe.errors import UserError
+from ltpipe.files import atomic_path
+
+SAVE_EVERY = 200
+
+
+@dataclass(frozen=True)
+class UnitBoxes:
+    """Boxes of every unit (image, flip), in pixels of the network input, xyxy.
+
+    Attributes:
+        gt_ptr: ``(U + 1,) int64``.
+        gt_boxes: ``(G, 4) float32`` ground truths of all known classes.
+        gt_labels: ``(G,) int64``.
+        ptr: ``(U + 1,) int64``.
+        proposals: ``(P, 4) float32``.
+    """
+
+    gt_ptr: NDArray[np.int64]
+    gt_boxes: NDArray[np.float32]
+    gt_labels: NDArray[np.int64]
+    ptr: NDArray[np.int64]
+    proposals: NDArray[np.float32]
+
+    def of(self, unit: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """Return ground-truth boxes, their labels, and the proposals of a unit."""
+        gt = slice(self.gt_ptr[unit], self.gt_ptr[unit + 1])
+        return self.gt_boxes[gt], self.gt_labels[gt], self.proposals[self.ptr[unit] : self.ptr[unit + 1]]
+
+
+class FrozenDetector:
+    """A detector in evaluation mode and the images it is run on.
+
+    Args:
+        model: Two-stage detector on its device.
+        dataset: :class:`ltpipe.engine.dataset.AnnotatedDataset`.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Any) -> None:
+        self.model, self.dataset = model.eval(), dataset
+
+    def sample(self, row: int, flip: bool) -> dict[str, Any]:
+        """Return the preprocessed batch of one image."""
+        item = self.dataset[(row, flip)]
+        batch = {"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]}
+        return self.model.data_preprocessor(batch, False)
+
+    @torch.no_grad()
+    def proposals(self, row: int, flip: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(P, 4)`` with the training settings."""
+        batch = self.sample(row, flip)
+        samples = batch["data_samples"]
+        outputs = self.model.rpn_head(self.model.extract_feat(batch["inputs"]))
+        found = self.model.rpn_head.predict_by_feat(
+            *outputs, batch_img_metas=[s.metainfo for s in samples], cfg=self.model.train_cfg.rpn_proposal, rescale=False
+        )[0]
+        gt = samples[0].gt_instances
+        return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, found.bboxes))  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def pool(self, row: int, flip: bool, boxes: NDArray[np.float32]) -> Tensor:
+        """Return RoI features ``(n, c, h, w)`` of boxes ``(n, 4)`` xyxy in pixels of the network input."""
+        batch = self.sample(row, flip)
+        feats = self.model.extract_feat(batch["inputs"])
+        rois = bbox2roi([torch.from_numpy(boxes).to(feats[0].device)])
+        extractor = self.model.roi_head.bbox_roi_extractor
+        return extractor(feats[: extractor.num_inputs], rois)
+
+
+def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], work: Path) -> UnitBoxes:
+    """Run backbone and RPN once per unit.
+
+    Args:
+        detector: The frozen detector.
+        units: (store row, flip).
+        work: Folder for the state of a killed run.
+    """
+    state = work / "boxes.npz"
+    parts: list[list[NDArray[Any]]] = [[], [], []]
+    sizes: list[list[int]] = [[], []]
+    if state.is_file():
+        with np.load(state) as saved:
+            parts = [[saved["gt_boxes"]], [saved["gt_labels"]], [saved["proposals"]]]
+            sizes = [saved["gt_sizes"].tolist(), saved["sizes"].tolist()]
+    for done in tqdm(range(len(sizes[0]), len(units)), desc="proposals", unit="image", mininterval=5):
+        gt_boxes, gt_labels, proposals = detector.proposals(*units[done])
+        for part, value in zip(parts, (gt_boxes, gt_labels, proposals), strict=True):
+            part.append(value)
+        sizes[0].append(len(gt_boxes))
+        sizes[1].append(len(proposals))
+        if (done + 1) % SAVE_EVERY == 0 or done + 1 == len(units):
+            joined = [np.concatenate(part) for part in parts]
+            parts = [[value] for value in joined]
+            with atomic_path(state) as temporary:
+                np.savez(
+                    temporary,
+                    gt_boxes=joined[0].astype(np.float32),
+                    gt_labels=joined[1].astype(np.int64),
+                    proposals=joined[2].astype(np.float32),
+                    gt_sizes=sizes[0],
+                    sizes=sizes[1],
+                )
+    with np.load(state) as saved:
+        pointers = [np.concatenate([[0], np.cumsum(saved[key])]) for key in ("gt_sizes", "sizes")]
+        return UnitBoxes(pointers[0], saved["gt_boxes"], saved["gt_labels"], pointers[1], saved["proposals"])
+
+
+def write_features(
+    detector: FrozenDetector,
+    units: Sequence[tuple[int, bool]],
+    boxes: Sequence[NDArray[np.float32]],
+    path: Path,
+    dtype: str,
+    work: Path,
+) -> None:
+    """Pool the boxes of every unit into one array ``(rows, c, h, w)``, unit after unit.
+
+    Args:
+        detector: The frozen detector.
+        units: (store row, flip).
+        boxes: ``(n, 4)`` per unit, xyxy in pixels of the network input.
+        path: The ``.npy`` file.
+        dtype: ``float16`` or ``float32``.
+        work: Folder for the state of a killed run.
+
+    Raises:
+        UserError: The features do not fit on the disk.
+    """
+    extractor = detector.model.roi_head.bbox_roi_extractor
+    side = extractor.roi_layers[0].output_size
+    starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
+    shape = (int(starts[-1]), extractor.out_channels, *side)
+    check_space(path.parent, shape, dtype)
+    partial, marker = work / "features.npy", work / "features_done"
+    done = int(marker.read_text()) if marker.is_file() and partial.is_file() else 0
+    array = np.lib.format.open_memmap(partial, "r+" if done else "w+", dtype=np.dtype(dtype), shape=shape)
+    for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
+        if len(boxes[unit]):
+            array[starts[unit] : starts[unit + 1]] = detector.pool(*units[unit], boxes[unit]).cpu().numpy()
+        if (unit + 1) % SAVE_EVERY == 0 or unit + 1 == len(units):
+            array.flush()
+            with atomic_path(marker) as temporary:
+                temporary.write_text(str(unit + 1))
+    del array
+    partial.replace(path)
+
+
+def check_space(folder: Path, shape: tuple[int, ...], dtype: str) -> None:
+    """Say how large the features will be, and refuse if the disk is too small."""
+    need = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(folder).free
+    print(f"features: {shape[0]} boxes, {need / 2**30:.2f} GiB as {dtype} ({free / 2**30:.1f} GiB free)", flush=True)
+    if need > 0.95 * free:
+        raise UserError(
+            "the features do not fit on the disk",
+            where=folder,
+            got=f"{need / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free",
+            fix="free space, use features.dtype: float16, fewer features.steps, or features.storage: none",
+        )
+
+
+class StoredRows:
+    """Mini-batches read from stored features.
+
+    Args:
+        path: The ``.npy`` file of :func:`write_features`.
+        step_ptr: ``(steps + 1,) int64``.
+        rows: ``(R,) int64`` row of the feature array, step after step.
+        labels: ``(R,) int64``, background last.
+    """
+
+    def __init__(
+        self, path: Path, step_ptr: NDArray[np.int64], rows: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> None:
+        self._features = np.load(path, mmap_mode="r")
+        self._ptr, self._rows, self._labels = step_ptr, rows, labels
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self._ptr) - 1
+
+    def step(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return features ``(R, c, h, w)`` float32 and labels ``(R,)`` of a step."""
+        part = slice(self._ptr[index], self._ptr[index + 1])
+        wanted, inverse = np.unique(self._rows[part], return_inverse=True)
+        features = np.asarray(self._features[wanted])[inverse].astype(np.float32)
+        return torch.from_numpy(features), torch.from_numpy(self._labels[part])
+
+
+class LiveRows:
+    """The same mini-batches with features computed anew in every step.
+
+    Args:
+        detector: The frozen detector.
+        units: (store row, flip).
+        boxes: ``(n, 4)`` per unit.
+        step_ptr: As :class:`StoredRows`.
+        rows: As :class:`StoredRows`.
+        labels: As :class:`StoredRows`.
+    """
+
+    def __init__(
+        self,
+        detector: FrozenDetector,
+        units: Sequence[tuple[int, bool]],
+        boxes: Sequence[NDArray[np.float32]],
+        step_ptr: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        labels: NDArray[np.int64],
+    ) -> None:
+        self._detector, self._units, self._boxes = detector, units, boxes
+        self._starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
+        self._ptr, self._rows, self._labels = step_ptr, rows, labels
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self._ptr) - 1
+
+    def _pooled(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        unit_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for unit in np.unique(unit_of):
+            local = rows[unit_of == unit] - self._starts[unit]
+            yield self._detector.pool(*self._units[unit], self._boxes[unit][local])
+
+    def step(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return features ``(R, c, h, w)`` float32 and labels ``(R,)`` of a step."""
+        part = slice(self._ptr[index], self._ptr[index + 1])
+        wanted, inverse = np.unique(self._rows[part], return_inverse=True)
+        pooled = torch.cat(list(self._pooled(wanted))) if len(wanted) else torch.zeros(0)
+        return pooled.cpu().float()[torch.from_numpy(inverse)], torch.from_numpy(self._labels[part])

@@ -1,0 +1,88 @@
+"""Run a detector over the validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import init_default_scope
+from pycocotools import mask as coco_mask
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ltpipe.engine.config import loader_workers
+from ltpipe.engine.train import read_checkpoint
+from ltpipe.errors import UserError
+from ltpipe.registry import DATASETS, MODELS
+
+
+def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Module:
+    """Build a detector, load its weights strictly and put it into evaluation mode.
+
+    Args:
+        config: A stage's config file, or a model config.
+        checkpoint: A stage's weights.
+
+    Raises:
+        UserError: The weights cannot be read or do not belong to the config.
+    """
+    init_default_scope("mmdet")
+    model_config = config if isinstance(config, ConfigDict) else Config.fromfile(str(config)).model
+    model = MODELS.build(model_config)
+    missing, unexpected = model.load_state_dict(read_checkpoint(checkpoint)["state_dict"], strict=False)
+    if missing or unexpected:
+        raise UserError(
+            "checkpoint and config do not belong together",
+            where=checkpoint,
+            got=f"missing {missing[:4]}, unexpected {unexpected[:4]} ({len(missing)} and {len(unexpected)} keys)",
+            fix="rerun the stage that made the checkpoint",
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval()
+
+
+def build_dataset(config: dict[str, Any]) -> Dataset[Any]:
+    """Build a dataset from its config."""
+    init_default_scope("mmdet")
+    return DATASETS.build(config) if config["type"].startswith("ltpipe.") else MMENGINE_DATASETS.build(config)
+
+
+@torch.no_grad()
+def detections(model: nn.Module, dataset: Dataset[Any], batch_size: int = 1) -> Iterator[dict[str, Any]]:
+    """Yield the detections of every image in dataset order.
+
+    Args:
+        model: Detector in evaluation mode.
+        dataset: Test dataset.
+        batch_size: Images per forward pass.
+
+    Yields:
+        ``image_id`` int, ``labels`` ``(D,)`` int64, ``scores`` ``(D,)`` float32, ``bboxes`` ``(D, 4)`` float32 xyxy in
+        pixels of the original image, ``masks`` list of ``D`` compressed RLE dicts, or None without a mask head,
+        ``size`` (height, width) of the original image.
+    """
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate)
+    for batch in tqdm(loader, desc="detect", unit="batch", mininterval=5):
+        for sample in model.test_step(batch):
+            found = sample.pred_instances
+            yield {
+                "image_id": int(sample.img_id),
+                "labels": found.labels.cpu().numpy().astype(np.int64),
+                "scores": found.scores.cpu().numpy().astype(np.float32),
+                "bboxes": found.bboxes.cpu().numpy().astype(np.float32),
+                "masks": encode_masks(found.masks) if "masks" in found else None,
+                "size": tuple(sample.ori_shape[:2]),
+            }
+
+
+def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
+    """Return compressed RLE of masks ``(D, H, W)`` bool."""
+    stacked = np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0).astype(np.uint8))
+    return list(coco_mask.encode(stacked)) if stacked.shape[2] else []

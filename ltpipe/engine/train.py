@@ -1,0 +1,93 @@
+"""Run a training config: resume what was killed, publish the weights atomically."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from ltpipe.errors import UserError
+from ltpipe.files import atomic_path
+
+BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str, Any]) -> None:
+    """Train to the end and write the weights and the config.
+
+    A run that was killed continues from its last readable checkpoint in ``config.work_dir``.
+
+    Args:
+        config: Complete mmengine config.
+        model_path: Where the weights go: ``{"meta": ..., "state_dict": ...}``, readable by mmengine.
+        config_path: Where the config goes.
+        meta: Stored with the weights, e.g. the class ids.
+
+    Raises:
+        UserError: The starting checkpoint cannot be read.
+    """
+    work_dir = Path(config.work_dir)
+    checkpoint = last_checkpoint(work_dir)
+    published = config.copy()
+    if checkpoint is not None:
+        config.load_from, config.resume = str(checkpoint), True
+        print_log(f"continuing from {checkpoint}", logger="current")
+    elif config.load_from:
+        read_checkpoint(config.load_from)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    if is_main_process():
+        model = runner.model.module if hasattr(runner.model, "module") else runner.model
+        write_checkpoint(model_path, model.state_dict(), meta)
+        with atomic_path(config_path) as temporary:
+            published.dump(str(temporary))
+
+
+def last_checkpoint(work_dir: Path) -> Path | None:
+    """Return the newest checkpoint that can be read, or None. Files cut off by a kill are removed."""
+    files = sorted(work_dir.glob("iter_*.pth"), key=lambda f: int(f.stem.removeprefix("iter_")), reverse=True)
+    for file in files:
+        try:
+            torch.load(file, map_location="cpu", weights_only=False)
+            return file
+        except BROKEN_FILE:
+            print_log(f"{file} is not complete and is removed", logger="current", level=logging.WARNING)
+            file.unlink()
+    return None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint on the CPU.
+
+    Raises:
+        UserError: It is missing, cut off, or not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise UserError("missing checkpoint", where=path, got="no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except BROKEN_FILE as error:
+        raise UserError(
+            "unreadable checkpoint",
+            where=path,
+            got=str(error).splitlines()[0][:200],
+            allowed="a torch file of tensors and plain values",
+            fix="copy it again, or rerun the stage that makes it with -R",
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError("not a checkpoint", where=path, got=type(content).__name__, allowed="a dict of tensors")
+    return content if "state_dict" in content else {"meta": {}, "state_dict": content}
+
+
+def write_checkpoint(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    """Write weights with their facts, atomically."""
+    with atomic_path(path) as temporary:
+        torch.save({"meta": meta, "state_dict": {k: v.detach().cpu() for k, v in state_dict.items()}}, temporary)

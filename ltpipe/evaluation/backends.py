@@ -1,0 +1,182 @@
+"""The two evaluation engines: they turn a selection into precision and recall tensors and decide nothing.
+
+``hotcoco`` is the default: it works image by image, so memory does not grow with the detections. ``vernier`` is an
+independent code base that must give the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hotcoco
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ltpipe.errors import UserError, unknown_name
+from ltpipe.evaluation.contract import Selection
+
+RECORDS_PER_UPDATE = 20000
+PrecisionRecall = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def run_engine(name: str, selection: Selection) -> PrecisionRecall:
+    """Return precision ``(T, R, K, A) float64`` and recall ``(T, K, A) float64``; -1 where there is no ground truth.
+
+    Raises:
+        UserError: There is no such engine, or it is not installed.
+    """
+    if name not in ENGINES:
+        raise unknown_name("evaluation engine", name, ENGINES)
+    return ENGINES[name](selection)
+
+
+def engine_version(name: str) -> str:
+    """Return the engine's name and version for the record, e.g. ``hotcoco 1.3.0``."""
+    return f"{name} {importlib.metadata.version(name)}"
+
+
+def run_hotcoco(selection: Selection) -> PrecisionRecall:
+    """Evaluate with hotcoco, some images at a time."""
+    params = hotcoco.Params(selection.iou_type)
+    params.max_dets = [selection.max_detections]
+    stream = hotcoco.StreamingEval(
+        _category_records(selection), selection.iou_type, selection.protocol == "lvis", params=params
+    )
+    for images, anns, dets in _updates(selection):
+        masks = _mask_records(selection, dets) if selection.iou_type == "segm" else None
+        stream.update(images, anns, _detection_columns(selection, dets), segmentation=masks)
+    result = stream.finalize()
+    result.accumulate()
+    assert result.eval is not None
+    return result.eval["precision"][..., 0], result.eval["recall"][..., 0]
+
+
+def run_vernier(selection: Selection) -> PrecisionRecall:
+    """Evaluate with vernier in its strict mode."""
+    try:
+        from vernier import instance
+    except ImportError as error:
+        raise UserError("the cross-check engine is not installed", fix="pip install vernier") from error
+    images = [_image_record(selection, row, part) for row, part, _ in selection.by_image()]
+    anns = [record for _, part, _ in selection.by_image() for record in _annotation_records(selection, part)]
+    document = msgspec.json.encode(
+        {"images": images, "annotations": anns, "categories": _category_records(selection), "info": {}, "licenses": []}
+    )
+    read = instance.CocoDataset.from_lvis_json if selection.protocol == "lvis" else instance.CocoDataset.from_json
+    grid_of = instance.evaluate_bbox_grid if selection.iou_type == "bbox" else instance.evaluate_segm_grid
+    grid = grid_of(
+        read(document),
+        list(_vernier_detections(selection)),
+        parity_mode="strict",
+        max_dets_per_image=selection.max_detections,
+        use_cats=True,
+        dt_area="bbox" if selection.iou_type == "bbox" else "mask",
+    )
+    result = grid.accumulate([selection.max_detections])
+    return result.precision[..., 0], result.recall[..., 0]
+
+
+ENGINES: dict[str, Callable[[Selection], PrecisionRecall]] = {"hotcoco": run_hotcoco, "vernier": run_vernier}
+
+
+def _updates(selection: Selection) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], slice]]:
+    """Yield image records, annotation records and the detections of some images at a time."""
+    images: list[dict[str, Any]] = []
+    anns: list[dict[str, Any]] = []
+    start = stop = 0
+    for row, ann_part, det_part in selection.by_image():
+        images.append(_image_record(selection, row, ann_part))
+        anns += _annotation_records(selection, ann_part)
+        stop = det_part.stop
+        if max(stop - start, len(anns)) >= RECORDS_PER_UPDATE:
+            yield images, anns, slice(start, stop)
+            images, anns, start = [], [], stop
+    if images:
+        yield images, anns, slice(start, stop)
+
+
+def _image_record(selection: Selection, row: int, ann_part: slice) -> dict[str, Any]:
+    """Describe one image; its federated lists are reduced to what makes a difference.
+
+    A category that is annotated in the image cannot also be absent. A not exhaustive category without annotations
+    only turns every detection into an ignored one, the same as not judging the category there at all.
+    """
+    gt = selection.gt
+    height, width = gt.image_sizes[row].tolist()
+    record: dict[str, Any] = {"id": int(gt.image_ids[row]), "height": height, "width": width}
+    if selection.protocol == "lvis":
+        present = set(gt.category_ids[gt.ann_category[selection.anns[ann_part]]].tolist())
+        evaluated = set(gt.category_ids[selection.categories].tolist())
+        partial = set(gt.not_exhaustive_categories(row).tolist())
+        absent = set(gt.negative_categories(row).tolist())
+        record["neg_category_ids"] = sorted((absent & evaluated) - present - partial)
+        record["not_exhaustive_category_ids"] = sorted(partial & present)
+    return record
+
+
+def _annotation_records(selection: Selection, part: slice) -> list[dict[str, Any]]:
+    """Describe the annotations of one image; ids count from 1 because some evaluators take 0 for "no match"."""
+    gt = selection.gt
+    records = []
+    for number, row in enumerate(selection.anns[part].tolist(), part.start + 1):
+        record = {
+            "id": number,
+            "image_id": int(gt.image_ids[gt.ann_image[row]]),
+            "category_id": int(gt.category_ids[gt.ann_category[row]]),
+            "bbox": gt.ann_bbox[row].tolist(),
+            "area": float(gt.ann_area[row]),
+            "iscrowd": int(gt.ann_iscrowd[row]),
+        }
+        if selection.iou_type == "segm":
+            record["segmentation"] = gt.segmentation(row)
+        records.append(record)
+    return records
+
+
+def _category_records(selection: Selection) -> list[dict[str, Any]]:
+    ids = selection.gt.category_ids[selection.categories].tolist()
+    # Groups by frequency are formed from the tensors later; engines only insist on the key.
+    return [{"id": category, "name": str(category), "frequency": "f"} for category in ids]
+
+
+def _detection_columns(selection: Selection, dets: slice) -> NDArray[np.float64]:
+    """Return ``(n, 7)`` rows ``image, x, y, w, h, score, category``.
+
+    Engines size a detection by its box. With masks the box is only that size: as wide as the mask has pixels, one high.
+    """
+    predictions, rows = selection.predictions, selection.dets[dets]
+    columns = np.zeros((len(rows), 7))
+    columns[:, 0] = predictions.image_ids[rows]
+    if selection.iou_type == "segm":
+        columns[:, 3], columns[:, 4] = selection.areas[dets], 1.0
+    elif predictions.boxes is not None:
+        columns[:, 1:5] = predictions.boxes[rows]
+    columns[:, 5] = predictions.scores[rows]
+    columns[:, 6] = predictions.category_ids[rows]
+    return columns
+
+
+def _mask_records(selection: Selection, dets: slice) -> list[dict[str, Any]]:
+    masks, rows = selection.predictions.masks, selection.dets[dets]
+    if masks is None:
+        return []
+    pairs = zip(masks.sizes[rows].tolist(), masks.counts(rows), strict=True)
+    return [{"size": size, "counts": counts} for size, counts in pairs]
+
+
+def _vernier_detections(selection: Selection) -> Iterator[dict[str, Any]]:
+    """Yield the detections of each image as the arrays vernier takes; the boxes of masks are not read."""
+    for row, _, dets in selection.by_image():
+        columns = _detection_columns(selection, dets)
+        record = {
+            "image_id": int(selection.gt.image_ids[row]),
+            "boxes": np.ascontiguousarray(columns[:, 1:5]),
+            "scores": columns[:, 5].copy(),
+            "labels": columns[:, 6].astype(np.int64),
+        }
+        if selection.iou_type == "segm":
+            record["rles"] = [mask | {"size": tuple(mask["size"])} for mask in _mask_records(selection, dets)]
+        yield record

@@ -1,0 +1,284 @@
+"""What methods share: the call points of the heads, calibrators of a frozen detector, and reductions over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltpipe.errors import UserError
+
+Reads = Literal["roi", "fc1", "last", "last_raw"]
+State = dict[str, Tensor]
+
+
+@dataclass
+class BoxBatch:
+    """One training batch of the box head, after its ordinary losses.
+
+    Attributes:
+        features: ``(N, d)`` float, input of the classifier.
+        cls_score: ``(N, C)`` float, output of the classifier.
+        labels: ``(N,)`` int64, 0..K-1 foreground, K background.
+        label_weights: ``(N,)`` float.
+        bbox_feats: ``(N, c, h, w)`` float, pooled RoI features.
+        rois: ``(N, 5)`` float, batch index then xyxy in pixels of the network input.
+        losses: Losses computed so far, by name.
+        bbox_pred: ``(N, 4K)`` or ``(N, 4)`` float, box deltas, or None.
+        bbox_targets: ``(N, 4)`` float regression targets, or None.
+        bbox_weights: ``(N, 4)`` float, or None.
+    """
+
+    features: Tensor
+    cls_score: Tensor
+    labels: Tensor
+    label_weights: Tensor
+    bbox_feats: Tensor
+    rois: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    bbox_pred: Tensor | None = None
+    bbox_targets: Tensor | None = None
+    bbox_weights: Tensor | None = None
+
+
+@dataclass
+class MaskBatch:
+    """One training batch of the mask head, after its ordinary loss.
+
+    Attributes:
+        features: ``(P, c, h, w)`` float, input of the mask predictor (after the upsampling layer).
+        mask_preds: ``(P, K or 1, h, w)`` float logits.
+        targets: ``(P, h, w)`` float in {0, 1}.
+        labels: ``(P,)`` int64 foreground labels.
+        losses: Losses computed so far, by name.
+    """
+
+    features: Tensor
+    mask_preds: Tensor
+    targets: Tensor
+    labels: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class HeadPart(nn.Module):
+    """Extension of a head, called at fixed points during training. Every call point does nothing by default.
+
+    Parameters and buffers of a part live in the detector's ``state_dict`` under ``roi_head.parts.<i>``. A part must
+    return the same loss keys on every process and in every iteration (a zero that touches the graph where it has
+    nothing to add), because the training loop reduces them over processes.
+    """
+
+    def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
+        """Return losses to add to (or, under an existing name, to put in place of) ``batch.losses``.
+
+        Args:
+            head: The box head; ``head.fc_cls`` is its classifier, ``head.loss_cls`` its classification loss.
+            batch: What the head computed.
+        """
+        return {}
+
+    def mask_losses(self, head: Any, batch: MaskBatch) -> dict[str, Tensor]:
+        """As :meth:`box_losses`, for the mask head."""
+        return {}
+
+    def image_losses(self, roi_head: Any, feats: tuple[Tensor, ...], samples: list[Any]) -> dict[str, Tensor]:
+        """Return losses of whole images.
+
+        Args:
+            roi_head: The RoI head.
+            feats: FPN maps, each ``(B, c, h, w)``.
+            samples: ``B`` data samples with ``gt_instances`` (``bboxes`` xyxy in pixels of the network input) and
+                ``metainfo``.
+        """
+        return {}
+
+
+def world_size() -> int:
+    """Number of processes of the default group; 1 outside distributed training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` summed over all processes (a new tensor; the argument itself in a single process)."""
+    if world_size() == 1:
+        return tensor
+    reduced = tensor.detach().clone()
+    dist.all_reduce(reduced)
+    return reduced
+
+
+def touch(*tensors: Tensor) -> Tensor:
+    """Return a zero that depends on every tensor, so that no parameter is left without a gradient."""
+    return torch.stack([t.sum() * 0 for t in tensors]).sum()
+
+
+def mean_over_processes(rows: Tensor) -> Tensor:
+    """Return the mean of ``rows`` ``(n,)`` over the rows of all processes, for gradients that are then averaged.
+
+    The local sum is scaled by the number of processes over the number of all rows, so that averaging the gradients over
+    processes gives the gradient of the global mean however the rows are spread. No rows give a zero with a graph.
+    """
+    total = all_reduce_sum(torch.tensor(float(len(rows)), device=rows.device)).clamp(min=1)
+    return rows.sum() * (world_size() / total)
+
+
+class Calibrator(nn.Module):
+    """A classification that is trained, or derived, for a trained detector whose other weights stay as they are.
+
+    Life: construct, :meth:`initialise` from the box head of the loaded detector, train on rows of stored RoI features
+    (:func:`ltpipe.engine.head_training.train_head`), :meth:`merge` into the detector's config and weights.
+
+    Attributes:
+        needs_features: Whether it is trained on stored RoI features. The catalogue reads it from the class body.
+        reads: Feature the rows hold, final after :meth:`initialise`; see :func:`read_features`.
+        num_classes: Foreground classes K.
+    """
+
+    needs_features: ClassVar[bool] = True
+    reads: Reads = "last"
+    num_classes: int
+
+    def initialise(self, bbox_head: nn.Module) -> None:
+        """Build the layers from the trained box head and copy the weights that are reused."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return raw classifier outputs ``(n, C)`` of the rows ``x``, which hold the feature named by ``reads``."""
+        raise NotImplementedError
+
+    def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of one mini-batch as a scalar whose gradients are averaged over processes.
+
+        Args:
+            cls_score: ``(n, C)`` float, from :meth:`forward`.
+            labels: ``(n,)`` int64, background K.
+        """
+        raise NotImplementedError
+
+    def scores(self, cls_score: Tensor) -> Tensor:
+        """Return probabilities ``(n, K + 1)``, background last."""
+        return F.softmax(cls_score.float(), dim=-1)
+
+    def observe(self, x: Tensor, labels: Tensor) -> None:
+        """See every mini-batch before its step; for calibrators that collect statistics."""
+
+    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+        """Return the detector's model config and weights with this calibrator in them.
+
+        Args:
+            model: mmdet model config of the trained detector; not changed.
+            state: Its ``state_dict``; not changed.
+        """
+        raise NotImplementedError
+
+
+def shared_layers(bbox_head: nn.Module) -> list[nn.Linear]:
+    """Return the fully connected layers between the RoI feature and the classifier of mmdet's ``ConvFCBBoxHead``.
+
+    Raises:
+        UserError: The classification path has convolutions or average pooling, or no hidden layer.
+    """
+    layers = [*bbox_head.shared_fcs, *bbox_head.cls_fcs]
+    if len(bbox_head.shared_convs) or len(bbox_head.cls_convs) or bbox_head.with_avg_pool or not layers:
+        raise UserError(
+            "this box head cannot be calibrated",
+            where="detector.config: model.roi_head.bbox_head",
+            got=type(bbox_head).__name__,
+            allowed="fully connected layers only, at least one, without average pooling",
+        )
+    return layers
+
+
+def rectifies(classifier: nn.Module) -> bool:
+    """Return whether a classifier reads the last hidden layer after its ReLU; cosine classifiers may read it before."""
+    return bool(getattr(classifier, "rectify_input", True))
+
+
+def read_features(bbox_head: nn.Module, bbox_feats: Tensor, reads: Reads) -> Tensor:
+    """Return what a calibrator reads, computed by the frozen layers of the box head.
+
+    Args:
+        bbox_head: Box head that :func:`shared_layers` accepts.
+        bbox_feats: ``(n, c, h, w)`` float, pooled RoI features.
+        reads: ``roi``: ``bbox_feats`` itself; ``fc1``: first hidden layer after its ReLU; ``last``: last hidden layer
+            after its ReLU; ``last_raw``: before it.
+    """
+    if reads == "roi":
+        return bbox_feats
+    layers = shared_layers(bbox_head)
+    x = bbox_feats.flatten(1)
+    for layer in layers[:1] if reads == "fc1" else layers[:-1]:
+        x = F.relu(layer(x))
+    if reads == "fc1":
+        return x
+    x = layers[-1](x)
+    return F.relu(x) if reads == "last" else x
+
+
+def replace_classifier(
+    model: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    *,
+    classifier: Mapping[str, Any],
+    loss: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+) -> tuple[dict[str, Any], State]:
+    """Return config and weights of a detector with another classifier and classification loss in its box head.
+
+    Args:
+        model: mmdet model config with a single box head.
+        state: ``state_dict`` of the detector.
+        classifier: New ``cls_predictor_cfg``.
+        loss: New ``loss_cls``.
+        weights: Tensors of the new ``fc_cls`` and ``loss_cls``, keys relative to the box head.
+
+    Raises:
+        UserError: The detector is a cascade.
+    """
+    prefix = "roi_head.bbox_head."
+    changed = deepcopy(dict(model))
+    head = changed["roi_head"]["bbox_head"]
+    if not isinstance(head, dict):
+        raise UserError(
+            "one classifier cannot replace those of a cascade",
+            where="detector.config: model.roi_head.bbox_head",
+            allowed="detectors with a single box head",
+        )
+    head.update(cls_predictor_cfg=deepcopy(dict(classifier)), loss_cls=deepcopy(dict(loss)))
+    kept = {k: v for k, v in state.items() if not k.startswith((f"{prefix}fc_cls.", f"{prefix}loss_cls."))}
+    return changed, kept | {f"{prefix}{k}": v.detach().cpu().clone() for k, v in weights.items()}
+
+
+def inverse_frequency_weights(counts: Tensor, low: float = 0.1, high: float = 5.0) -> Tensor:
+    """Return class weights ``(1 / n_c) / mean(1 / n)``, clipped.
+
+    Source: FishYuLi/BalancedGroupSoftmax, class re-weighting. A class without instances counts as one instance.
+
+    Args:
+        counts: ``(K,)`` training instances.
+        low: Smallest weight.
+        high: Largest weight.
+    """
+    inverse = 1 / counts.double().clamp(min=1)
+    return (inverse / inverse.mean()).clamp(low, high)
+
+
+def effective_number_weights(counts: Tensor, beta: float = 0.999, low: float = 0.1, high: float = 5.0) -> Tensor:
+    """Return class weights ``(1 - beta) / (1 - beta ** n_c)``, divided by their mean, clipped.
+
+    Source: FishYuLi/BalancedGroupSoftmax, after "Class-Balanced Loss" (arXiv 1901.05555).
+
+    Args:
+        counts: ``(K,)`` training instances.
+        beta: 0.999 in the source.
+        low: Smallest weight.
+        high: Largest weight.
+    """
+    weights = (1 - beta) / (1 - torch.pow(torch.tensor(beta, dtype=torch.float64), counts.double().clamp(min=1)))
+    return (weights / weights.mean()).clamp(low, high)

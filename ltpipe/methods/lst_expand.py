@@ -1,0 +1,100 @@
+"""Growing a detector's checkpoint by the classes of the next phase.
+
+Paper: Learning to Segment the Tail (CVPR 2020, arXiv 2004.00900); ``get_finetune_pth`` of JoyHuYY1412/LST_LVIS.
+
+    classifier rows   [old, background]  ->  [old, new ~ N(0, 0.01), background]
+    box regressor     [old]              ->  [old, new ~ N(0, 0.001)],   new biases 0
+
+Everything of the old classes is copied bit by bit. A mask head with one filter per class grows likewise; a transferred
+one has nothing to grow. Keys are those of mmdet's detectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ltpipe.errors import UserError
+
+CLASSIFIER = "roi_head.bbox_head.fc_cls"
+REGRESSOR = "roi_head.bbox_head.fc_reg"
+MASK = "roi_head.mask_head.conv_logits"
+# Running statistics per class of losses and parts start anew with the new class list.
+PER_PHASE_STATE = ("roi_head.bbox_head.loss_cls.", "roi_head.parts.", "roi_head.calibrator.")
+
+
+def insert_rows(old: Tensor, position: int, new: Tensor) -> Tensor:
+    """Return ``old`` ``(C, ...)`` with the rows ``new`` ``(n, ...)`` before row ``position``."""
+    return torch.cat([old[:position], new.to(old), old[position:]])
+
+
+def expand_checkpoint(state_dict: Mapping[str, Tensor], num_old: int, num_new: int, *, seed: int) -> dict[str, Tensor]:
+    """Return the state from which a phase with ``num_new`` more classes starts.
+
+    Args:
+        state_dict: Model state of the previous phase.
+        num_old: Classes it knows, ``K_{n-1}``.
+        num_new: Classes to add, so that ``K_n = num_old + num_new``.
+        seed: Seed of the new rows.
+
+    Returns:
+        A new dict without the per-class statistics of losses and parts; tensors that do not grow are shared.
+
+    Raises:
+        UserError: The checkpoint knows another number of classes.
+    """
+    state = {key: value for key, value in state_dict.items() if not key.startswith(PER_PHASE_STATE)}
+    generator = torch.Generator().manual_seed(seed)
+
+    def grow(key: str, rows: int, position: int, std: float) -> None:
+        old = state[key]
+        if len(old) < position:
+            raise UserError(
+                "the checkpoint knows another number of classes",
+                where=key,
+                got=f"{len(old)} rows",
+                allowed=f"{position}",
+            )
+        new = torch.randn(rows, *old.shape[1:], generator=generator) * std
+        state[key] = insert_rows(old, position, new)
+
+    grow(f"{CLASSIFIER}.weight", num_new, num_old, 0.01)
+    if f"{CLASSIFIER}.bias" in state:
+        grow(f"{CLASSIFIER}.bias", num_new, num_old, 0.0)
+    if _per_class(state, REGRESSOR, num_old, 4):
+        grow(f"{REGRESSOR}.weight", 4 * num_new, 4 * num_old, 0.001)
+        grow(f"{REGRESSOR}.bias", 4 * num_new, 4 * num_old, 0.0)
+    if _per_class(state, MASK, num_old, 1):
+        # mmdet initialises this layer Kaiming-normal over its outputs.
+        grow(f"{MASK}.weight", num_new, num_old, math.sqrt(2 / (num_old + num_new)))
+        if f"{MASK}.bias" in state:
+            grow(f"{MASK}.bias", num_new, num_old, 0.0)
+    return state
+
+
+def _per_class(state: Mapping[str, Tensor], layer: str, num_old: int, size: int) -> bool:
+    """Whether a layer has ``size`` outputs per class; False if it is absent or class-agnostic."""
+    if f"{layer}.weight" not in state:
+        return False
+    rows = len(state[f"{layer}.weight"])
+    if rows not in (size, size * num_old):
+        raise UserError(
+            "the checkpoint knows another number of classes",
+            where=f"{layer}.weight",
+            got=f"{rows} rows",
+            allowed=f"{size * num_old} rows for {num_old} classes",
+        )
+    return rows == size * num_old
+
+
+def trim_heads(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state without the layers that depend on the class list, to start from another data set's detector.
+
+    Args:
+        state_dict: Model state, e.g. of a COCO detector of mmdet.
+    """
+    heads = (f"{CLASSIFIER}.", f"{REGRESSOR}.", f"{MASK}.", *PER_PHASE_STATE)
+    return {key: value for key, value in state_dict.items() if not key.startswith(heads)}

@@ -1,0 +1,56 @@
+"""Which part of the backbone stays fixed while LST learns new classes.
+
+Paper: Learning to Segment the Tail (CVPR 2020, arXiv 2004.00900); ``FREEZE_CONV_BODY_AT`` of JoyHuYY1412/LST_LVIS: 2 is
+``layer1`` (its base training), 5 is ``backbone`` (its incremental phases). FPN, RPN and both heads always train. Batch
+normalisation uses its stored statistics at every level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ltpipe.errors import UserError, unknown_name
+
+FROZEN_STAGES = {"none": -1, "stem": 0, "layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4, "backbone": 4}
+
+
+def freezing_options(level: str) -> dict[str, Any]:
+    """Return the options of an mmdet backbone that freeze it up to ``level``.
+
+    Args:
+        level: ``none``, ``stem``, ``layer1`` .. ``layer4`` (each includes what comes before) or ``backbone``.
+
+    Raises:
+        UserError: Unknown level.
+    """
+    if level not in FROZEN_STAGES:
+        raise unknown_name("freezing level", level, FROZEN_STAGES, where="lst.freeze")
+    return {"frozen_stages": FROZEN_STAGES[level], "norm_eval": True}
+
+
+def freeze(model: nn.Module, level: str) -> None:
+    """Freeze a built detector, for good: switching to training mode keeps it frozen, and nothing is thawed.
+
+    Call it before the optimiser and the distributed wrapper are made.
+
+    Args:
+        model: Detector with a ``backbone``.
+        level: As :func:`freezing_options`.
+
+    Raises:
+        UserError: Unknown level, or a backbone that cannot freeze its stages.
+    """
+    options = freezing_options(level)
+    backbone = model.backbone
+    if not hasattr(backbone, "frozen_stages"):
+        raise UserError(
+            "the backbone cannot freeze its stages",
+            where="lst.freeze",
+            got=type(backbone).__name__,
+            allowed="backbones with frozen_stages, such as mmdet's ResNet and its relatives",
+        )
+    for name, value in options.items():
+        setattr(backbone, name, value)
+    backbone.train(model.training)

@@ -1,0 +1,73 @@
+"""Seesaw loss (arXiv 2008.10032), mmdet's implementation with counts shared by all processes.
+
+With ``n_j`` the RoIs of class ``j`` seen so far and ``s = softmax(z)``, for a foreground RoI of class ``i``:
+``L_cls = -log softmax(z + log S_i)[i]``, ``S_ij = min(1, n_j / n_i)^p * max(1, s_j / max(s_i, eps))^q``, plus a two-way
+cross-entropy between object and background over all RoIs. Acts as ``loss_cls``; the classifier, usually a normalised
+linear layer, has ``K + 2`` channels. Needs nothing from the data: it counts sampled RoIs while it trains.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmdet.models.losses import SeesawLoss
+from torch import Tensor
+
+from ltpipe.methods.base import all_reduce_sum
+from ltpipe.registry import method
+
+
+@method("loss", "seesaw")
+class SyncedSeesawLoss(SeesawLoss):
+    """Seesaw loss; scores at test time are ``softmax(z) * P(object)``, background last.
+
+    Args:
+        num_classes: Foreground classes ``K``.
+        p: Exponent of the mitigation factor; 0 switches it off (paper: 0.8).
+        q: Exponent of the compensation factor; 0 switches it off (paper: 2.0).
+        eps: Smallest divisor of the compensation factor (mmdet: 0.01).
+        loss_weight: Factor of both terms (mmdet: 1.0).
+        sync: Count the RoIs of all processes. mmdet counts per process and stores the first one's counts.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        p: float = 0.8,
+        q: float = 2.0,
+        eps: float = 0.01,
+        loss_weight: float = 1.0,
+        sync: bool = True,
+    ) -> None:
+        super().__init__(p=p, q=q, num_classes=num_classes, eps=eps, loss_weight=loss_weight)
+        self.sync = sync
+
+    def forward(
+        self,
+        cls_score: Tensor,
+        labels: Tensor,
+        label_weights: Tensor | None = None,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Count the labels and return ``loss_cls_objectness`` and ``loss_cls_classes``.
+
+        Args:
+            cls_score: ``(N, K + 2)`` float: class logits, then object and background.
+            labels: ``(N,)`` int64, background ``K``.
+            label_weights: ``(N,)`` float, or None for 1.
+            avg_factor: Divisor of both sums; None: ``N`` for the objectness, the foreground RoIs for the classes.
+            reduction_override: ``none``, ``mean`` or ``sum``.
+            **kwargs: Not used.
+        """
+        if self.sync:
+            local = torch.bincount(labels, minlength=self.num_classes + 1).to(self.cum_samples.dtype)
+            # mmdet adds this process's labels itself.
+            self.cum_samples += all_reduce_sum(local) - local
+        if len(labels) == 0:
+            zero = cls_score.float().sum() * 0
+            return {"loss_cls_objectness": zero, "loss_cls_classes": zero}
+        with torch.autocast(cls_score.device.type, enabled=False):
+            return super().forward(cls_score.float(), labels, label_weights, avg_factor, reduction_override)

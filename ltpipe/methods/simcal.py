@@ -1,0 +1,131 @@
+"""SimCal: a second classification head, trained on class-balanced proposals of the frozen detector.
+
+Paper: Wang et al., "The Devil is in Classification: A Simple Framework for Long-tail Instance Segmentation", ECCV 2020,
+arXiv 2007.11978; repository twangnh/SimCal. Training minimises ``L = 1/R sum_rows -log softmax(z)_y`` over the mini-batches
+of :mod:`ltpipe.methods.simcal_proposals` with plain SGD; at test time the scores of both heads are combined as
+:mod:`ltpipe.methods.simcal_scores` says. Acts on the pooled RoI features; needs training instance counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ltpipe.methods.base import Calibrator, State, mean_over_processes
+from ltpipe.methods.simcal_heads import CalibrationHead, NearestClassMean, make_head
+from ltpipe.methods.simcal_scores import Mode, fuse_scores, tail_classes
+from ltpipe.registry import MODELS, method
+
+
+@method("calibrator", "simcal")
+class SimCal(Calibrator):
+    """Calibrated head beside the detector's classifier, used for classes with few instances.
+
+    Args:
+        num_classes: Foreground classes K.
+        instance_counts: Training instances per class.
+        head: Layers, start and trained part; see :mod:`ltpipe.methods.simcal_heads`. ``3fc_ft`` is the paper's best.
+        threshold: Classes with fewer training instances take the calibrated score. 300 reproduces the published LVIS
+            numbers (the repository's last commit says 100), 400 those of COCO-LT.
+        inclusive: Also classes with exactly ``threshold`` instances (the paper writes <=, the repository <).
+        mode: ``dual`` as published; ``cal``: calibrated head for everything; ``base``: the detector's scores; ``avg``:
+            mean of both.
+    """
+
+    needs_features = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        instance_counts: Sequence[int],
+        head: Literal["2fc_rand", "3fc_rand", "3fc_ft", "3fc_ft_freeze1", "cls_ft", "cls_rand", "2fc_ncm"] = "3fc_ft",
+        threshold: float = 300,
+        inclusive: bool = False,
+        mode: Literal["dual", "cal", "base", "avg"] = "dual",
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.head_name = head
+        self.fusion = {
+            "instance_counts": [int(n) for n in instance_counts],
+            "threshold": threshold,
+            "inclusive": inclusive,
+            "mode": mode,
+        }
+
+    def initialise(self, bbox_head: nn.Module) -> None:
+        """Build the head from the trained box head, whose layers are copied by value where the head starts from them."""
+        self.head = make_head(self.head_name, bbox_head, self.num_classes)
+        self.reads = self.head.reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(n, K + 1)``, background last."""
+        return self.head.forward_trained(x)
+
+    def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross entropy averaged over the rows of all processes."""
+        return mean_over_processes(F.cross_entropy(cls_score.float(), labels, reduction="none"))
+
+    def observe(self, x: Tensor, labels: Tensor) -> None:
+        """Collect class means if the classifier consists of them."""
+        if isinstance(self.head.fc_cls, NearestClassMean):
+            self.head.fc_cls.observe(x, labels)
+
+    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+        """Add the head as ``roi_head.calibrator``; no weight of the detector changes."""
+        merged = deepcopy(dict(model))
+        merged["roi_head"]["calibrator"] = {"type": "ltpipe.DualHead", **deepcopy(self.head.config), **self.fusion}
+        added = {f"roi_head.calibrator.{k}": v.detach().cpu().clone() for k, v in self.head.state_dict().items()}
+        return merged, {**state, **added}
+
+
+@MODELS.register_module()
+class DualHead(CalibrationHead):
+    """Calibrated head that fuses its scores with the detector's at test time.
+
+    Args:
+        instance_counts: Training instances per class.
+        threshold: See :class:`SimCal`.
+        inclusive: See :class:`SimCal`.
+        mode: See :class:`SimCal`.
+        **layers: Arguments of :class:`~ltpipe.methods.simcal_heads.CalibrationHead`.
+    """
+
+    tail: Tensor
+
+    def __init__(
+        self,
+        instance_counts: Sequence[int],
+        threshold: float = 300,
+        inclusive: bool = False,
+        mode: Mode = "dual",
+        **layers: Any,
+    ) -> None:
+        super().__init__(**layers)
+        tail = tail_classes(torch.as_tensor(instance_counts), threshold, inclusive)
+        # Derived from the config alone, so that another threshold needs no new checkpoint.
+        self.register_buffer("tail", tail, persistent=False)
+        self.mode: Mode = mode
+        if mode == "dual" and (bool(tail.all()) or not bool(tail.any())):
+            one = "calibrated head" if bool(tail.all()) else "detector"
+            print_log(f"threshold {threshold} splits no class: every score is the {one}'s", level=logging.WARNING)
+
+    def fuse(self, bbox_feats: Tensor, base_scores: Tensor) -> Tensor:
+        """Return final scores ``(N, K + 1) float32``, background last; they are no logits and rows do not sum to 1.
+
+        Args:
+            bbox_feats: ``(N, c, h, w)`` float, pooled RoI features.
+            base_scores: ``(N, K + 1)`` float probabilities of the detector's own classifier, background last.
+        """
+        return fuse_scores(base_scores, self.calibrated_scores(bbox_feats), self.tail, self.mode)
+
+    def calibrated_scores(self, bbox_feats: Tensor) -> Tensor:
+        """Return the calibrated head's probabilities ``(N, K + 1) float32``, background last."""
+        return F.softmax(self(bbox_feats).float(), dim=-1)

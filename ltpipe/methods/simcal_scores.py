@@ -1,0 +1,80 @@
+"""SimCal's dual-head scores: which classifier speaks for which class.
+
+Paper: arXiv 2007.11978; repository twangnh/SimCal, ``get_det_bboxes``. With probabilities ``p_o`` of the detector and
+``p_c`` of the calibrated head, ``p[j] = p_c[j] if n_j < T else p_o[j]`` and ``p[bg] = p_o[bg]``; rows are not renormalised.
+In a cascade both logits are first averaged over the stages. Boxes and masks never change. Needs the training instance
+counts ``n_j``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Mode = Literal["dual", "cal", "base", "avg"]
+
+
+def tail_classes(instance_counts: Tensor, threshold: float, inclusive: bool = False) -> Tensor:
+    """Return ``(K,) bool``: the classes with fewer training instances than the threshold.
+
+    Args:
+        instance_counts: ``(K,) int64`` training instances, label order.
+        threshold: T. 300 reproduces the published LVIS numbers, 400 those of COCO-LT.
+        inclusive: Also those with exactly T instances, as the paper writes; the code compares with ``<``.
+    """
+    return instance_counts <= threshold if inclusive else instance_counts < threshold
+
+
+def average_stages(logits: Sequence[Tensor]) -> Tensor:
+    """Return the mean logits ``(N, C)`` of the stages of a cascade, to be activated afterwards.
+
+    Args:
+        logits: ``(N, C)`` float of every stage, each on its own refined RoIs.
+    """
+    return torch.stack([stage.float() for stage in logits]).mean(dim=0)
+
+
+def fuse_scores(base: Tensor, calibrated: Tensor, tail: Tensor, mode: Mode = "dual") -> Tensor:
+    """Return final scores ``(N, K + 1) float32``, background last.
+
+    Args:
+        base: ``(N, K + 1)`` float probabilities of the detector's classifier, background last.
+        calibrated: ``(N, K + 1)`` float probabilities of the calibrated head, background last.
+        tail: ``(K,) bool`` from :func:`tail_classes`.
+        mode: ``dual``: the calibrated head for tail classes, the detector for the others and background; ``cal``,
+            ``base``: one of them; ``avg``: their mean.
+    """
+    base, calibrated = base.float(), calibrated.float()
+    if mode == "base":
+        return base
+    if mode == "cal":
+        return calibrated
+    if mode == "avg":
+        return (base + calibrated) / 2
+    from_calibrated = torch.cat([tail, tail.new_zeros(1)])
+    return torch.where(from_calibrated, calibrated, base)
+
+
+def sweep_thresholds(
+    base: Tensor, calibrated: Tensor, instance_counts: Tensor, thresholds: Sequence[float], inclusive: bool = False
+) -> Iterator[tuple[list[float], Tensor]]:
+    """Yield dual-head scores for every distinct choice of tail classes, from one run of the detector.
+
+    Args:
+        base: ``(N, K + 1)`` float stored probabilities of the detector.
+        calibrated: ``(N, K + 1)`` float stored probabilities of the calibrated head.
+        instance_counts: ``(K,) int64`` training instances.
+        thresholds: Values of T.
+        inclusive: See :func:`tail_classes`.
+
+    Yields:
+        The thresholds that give this choice, ascending, and the scores ``(N, K + 1)``.
+    """
+    groups: dict[int, list[float]] = {}
+    for threshold in sorted(thresholds):
+        groups.setdefault(int(tail_classes(instance_counts, threshold, inclusive).sum()), []).append(threshold)
+    for same in groups.values():
+        yield same, fuse_scores(base, calibrated, tail_classes(instance_counts, same[0], inclusive))

@@ -1,0 +1,1 @@
+"""Experiments: typed models, loading, method catalogue, paths and digests. Never imports torch."""

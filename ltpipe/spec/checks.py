@@ -1,0 +1,225 @@
+"""Checks of a loaded experiment before any job is queued: data, detector, methods and their combination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltpipe.errors import UserError, unknown_name
+from ltpipe.spec import catalogue
+from ltpipe.spec.blocks import Source
+from ltpipe.spec.classes import annotation_categories, generated_classes, read_class_list
+from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.source import unset_variable
+
+
+def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[str]:
+    """Check everything that can be known before the data are read.
+
+    Args:
+        exp: The experiment.
+        experiments: Names of all experiments, for ``report.compare``.
+
+    Returns:
+        Remarks: what could not be checked yet, one sentence each.
+
+    Raises:
+        UserError: The first thing found wrong.
+    """
+    remarks, num_classes = check_data(exp)
+    check_detector(exp.detector.config, where(exp, "detector.config"))
+    remarks += _check_start(exp, data_missing=bool(remarks))
+    _check_phases(exp, num_classes)
+    for check in _COMBINATIONS:
+        check(exp)
+    _check_report(exp, num_classes, experiments)
+    return remarks
+
+
+def where(exp: Experiment, key: str) -> str:
+    """``file: key`` for messages."""
+    return f"{exp.file or exp.name}: {key}"
+
+
+def check_data(exp: Experiment) -> tuple[list[str], int]:
+    """Check that the data are there, or will be drawn, or that a class list stands for them.
+
+    Returns:
+        Remarks, and the number of classes.
+
+    Raises:
+        UserError: Files are missing, or class lists do not match.
+    """
+    data = exp.dataset
+    listed = read_class_list(data.class_list) if data.class_list else None
+    parts = {"train": data.train, "val": data.val}
+    missing = {part: source for part, source in parts.items() if not source.annotations.is_file()}
+    if missing and data.generate is not None:
+        return ["the toy data will be drawn first"], generated_classes(data.generate)
+    if missing and listed is not None:
+        files = ", ".join(str(source.annotations) for source in missing.values())
+        return [f"checked against the class list only: {files} not found"], len(listed)
+    for part, source in parts.items():
+        _check_source(exp, part, source)
+    classes = {part: _pairs(annotation_categories(source.annotations)) for part, source in parts.items()}
+    _same(exp, "dataset.val.annotations", classes["val"], classes["train"], "the training annotations")
+    if listed is not None:
+        _same(exp, "dataset.class_list", _pairs(listed), classes["train"], "the training annotations")
+    return [], len(classes["train"])
+
+
+def _check_source(exp: Experiment, part: str, source: Source) -> None:
+    for key, path, kind in (("annotations", source.annotations, "file"), ("images", source.images, "folder")):
+        if path.is_file() if kind == "file" else path.is_dir():
+            continue
+        variable = unset_variable(path)
+        fix = f"set the environment variable {variable}" if variable else f"correct the path, or put the {kind} there"
+        if key == "annotations" and exp.dataset.class_list is None:
+            fix += "; a class list (dataset.class_list) is enough to validate without the data"
+        raise UserError(f"missing {kind} of the data set", where=where(exp, f"dataset.{part}.{key}"), got=path, fix=fix)
+
+
+def _pairs(categories: Sequence[dict[str, Any]]) -> dict[int, str]:
+    return {category["id"]: category["name"] for category in categories}
+
+
+def _same(exp: Experiment, key: str, found: dict[int, str], wanted: dict[int, str], of: str) -> None:
+    """Refuse class lists with other ids or names than the training annotations."""
+    if found == wanted:
+        return
+    extra = [f"{i} {name}" for i, name in found.items() if wanted.get(i) != name]
+    absent = [f"{i} {name}" for i, name in wanted.items() if found.get(i) != name]
+    raise UserError(
+        f"the classes do not match those of {of}",
+        where=where(exp, key),
+        got=f"{len(found)} classes; only here: {_few(extra)}; only there: {_few(absent)}",
+        allowed=f"the same ids and names, {len(wanted)} classes",
+    )
+
+
+def _few(items: Sequence[str]) -> str:
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "") if items else "none"
+
+
+def _check_start(exp: Experiment, *, data_missing: bool) -> list[str]:
+    start = exp.detector.load_from
+    if start is None or "://" in start or Path(start).is_file():
+        return []
+    if data_missing:
+        return [f"the checkpoint to start from is not there yet: {start}"]
+    fix = "give the path or URL of a checkpoint, or null to train from scratch"
+    raise UserError("missing checkpoint", where=where(exp, "detector.load_from"), got=start, fix=fix)
+
+
+def _check_phases(exp: Experiment, num_classes: int) -> None:
+    phases = exp.num_phases(num_classes)
+    if exp.split is None or exp.lst is None:
+        return
+    last = exp.split.phase_boundaries(num_classes)[-1]
+    if last != num_classes:
+        raise UserError(
+            "the last boundary is not the number of classes",
+            where=where(exp, "split.boundaries"),
+            got=last,
+            allowed=num_classes,
+        )
+    steps = exp.lst.iterations_per_phase
+    if steps is not None and len(steps) != phases:
+        raise UserError(
+            "one number of iterations per phase is needed",
+            where=where(exp, "lst.iterations_per_phase"),
+            got=f"{len(steps)} numbers",
+            allowed=f"{phases}, the number of phases",
+        )
+
+
+# ---- combinations that cannot work -----------------------------------------------------------------------------------
+
+
+def _distillation_needs_cosine(exp: Experiment) -> None:
+    if exp.lst is None or exp.lst.distill.teacher == "none" or exp.model.classifier.type == "cosine":
+        return
+    raise UserError(
+        "distillation compares cosine similarities, which this classifier does not compute",
+        where=where(exp, "lst.distill.teacher"),
+        got=f"model.classifier.type: {exp.model.classifier.type}",
+        allowed="model.classifier.type: cosine, or lst.distill.teacher: none",
+    )
+
+
+def _cached_teacher_needs_fixed_scale(exp: Experiment) -> None:
+    moving = random_geometry(exp.detector.config)
+    if not moving or exp.lst is None or exp.lst.distill.teacher != "cached":
+        return
+    raise UserError(
+        "a cached teacher knows each image at one size, flipped or not; this pipeline changes its geometry at random",
+        where=where(exp, "lst.distill.teacher"),
+        got=f"{', '.join(moving)} in train_pipeline of {exp.detector.config}",
+        allowed="teacher: online, or a pipeline of Resize and RandomFlip",
+    )
+
+
+def _masks_need_a_mask_head(exp: Experiment) -> None:
+    if "segm" in exp.evaluate.iou_types and not has_mask_head(exp.detector.config):
+        raise UserError(
+            "masks are evaluated, but the detector has no mask head",
+            where=where(exp, "evaluate.iou_types"),
+            got=f"segm, and no mask_head in {exp.detector.config}",
+            allowed="iou_types: [bbox]",
+        )
+
+
+def _calibrators_need_their_inputs(exp: Experiment) -> None:
+    loss = catalogue.find("loss", exp.model.loss.type)
+    for name, calibrator in exp.calibrate.items():
+        entry = catalogue.find("calibrator", calibrator.type)
+        here = where(exp, f"calibrate.{name}")
+        if not entry.flags.get("needs_features", True):
+            continue
+        if exp.features is None:
+            raise UserError(
+                "this calibrator is trained on RoI features, which the experiment does not extract",
+                where=here,
+                got="features: null",
+                fix="remove `features: null`",
+            )
+        if entry.flags.get("needs_softmax", False) and not loss.flags.get("softmax_scores", True):
+            raise UserError(
+                "this calibrator starts from softmax logits with a background column, which the base loss does not give",
+                where=here,
+                got=f"type {calibrator.type} after model.loss.type {exp.model.loss.type}",
+                fix="train the base with cross_entropy, or choose another calibrator",
+            )
+        steps = calibrator.schedule.total_iterations(exp.features.steps * calibrator.schedule.batch_size)
+        if steps > exp.features.steps:
+            raise UserError(
+                "the calibration plan is shorter than the calibrator's training",
+                where=f"{here}.schedule",
+                got=f"{steps} iterations",
+                allowed=f"at most features.steps = {exp.features.steps}",
+            )
+
+
+_COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
+    _distillation_needs_cosine,
+    _cached_teacher_needs_fixed_scale,
+    _masks_need_a_mask_head,
+    _calibrators_need_their_inputs,
+)
+
+
+def _check_report(exp: Experiment, num_classes: int, experiments: Sequence[str]) -> None:
+    evaluated = exp.evaluated_checkpoints(num_classes)
+    for name in exp.report.compare:
+        if name == exp.name:
+            raise UserError("an experiment cannot be compared with itself", where=where(exp, "report.compare"), got=name)
+        if name not in experiments:
+            raise unknown_name("experiment", name, experiments, where=where(exp, "report.compare"))
+    for index, expected in enumerate(exp.report.expected):
+        here = where(exp, f"report.expected[{index}]")
+        if expected.checkpoint not in evaluated:
+            raise unknown_name("checkpoint", expected.checkpoint, evaluated, where=f"{here}.checkpoint")
+        if expected.iou_type not in exp.evaluate.iou_types:
+            raise unknown_name("IoU type", expected.iou_type, exp.evaluate.iou_types, where=f"{here}.iou_type")

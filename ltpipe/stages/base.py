@@ -1,0 +1,48 @@
+"""``base``: train the detector on the base classes, or on all classes of a one-shot experiment."""
+
+from __future__ import annotations
+
+from ltpipe.data.split import Split
+from ltpipe.engine.config import assemble_model, training_config
+from ltpipe.engine.inputs import class_counts, stream_config
+from ltpipe.engine.predict import build_dataset
+from ltpipe.engine.train import train
+from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.stages._run import stage_run
+
+
+def run(exp: Experiment, paths: Paths) -> None:
+    """Train from ``detector.load_from`` or from scratch."""
+    with stage_run(
+        "base",
+        paths.folder("base"),
+        experiment=exp.name,
+        digest=stage_digest(exp, "base"),
+        seed=exp.seed,
+        inputs={"index": paths.store("train") / "info.json", "split": paths.split},
+    ) as stage:
+        split = Split.load(paths.split)
+        num_classes = split.classes_known(0)
+        fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
+        sampler = {"type": exp.base.sampler.type, **exp.base.sampler.options}
+        dataset = stream_config(
+            exp, paths, fragment, phase=0, num_classes=num_classes, seed=exp.seed, order={"sampler": sampler}
+        )
+        iterations = exp.base.schedule.total_iterations(build_dataset(dataset).epoch_length())
+        start = exp.detector.load_from
+        config = training_config(
+            model,
+            dataset,
+            exp.base.schedule,
+            iterations=iterations,
+            seed=exp.seed,
+            work_dir=stage.work,
+            test_pipeline=fragment.test_pipeline,
+            load_from=str(start) if start else None,
+        )
+        meta = {"experiment": exp.name, "stage": "base", "category_ids": split.order[:num_classes].tolist()}
+        train(config, paths.model("base"), paths.config("base"), meta=meta)
+        stage.outputs += [paths.model("base"), paths.config("base")]
+        stage.notes["iterations"] = iterations

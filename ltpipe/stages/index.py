@@ -1,0 +1,55 @@
+"""``index``: annotation JSON to columnar stores and class statistics, once per data set."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ltpipe.data.convert import build_store
+from ltpipe.data.statistics import class_statistics
+from ltpipe.data.store import AnnotationStore
+from ltpipe.errors import UserError
+from ltpipe.files import atomic_path
+from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.stages._run import stage_run
+
+
+def run(exp: Experiment, paths: Paths) -> None:
+    """Build the stores of both parts of the experiment's data set."""
+    data = exp.dataset
+    with stage_run(
+        "index",
+        paths.dataset,
+        experiment=exp.name,
+        digest=stage_digest(exp, "index"),
+        seed=0,
+        inputs={"toy-data": data.train.annotations, "toy-data:val": data.val.annotations},
+    ) as stage:
+        for part, source in (("train", data.train), ("val", data.val)):
+            folder = paths.dataset / part
+            build_store(source.annotations, folder, fmt=data.format, image_folder=source.images)
+            table = class_statistics(AnnotationStore.open(folder))
+            with atomic_path(folder / "statistics.csv") as temporary:
+                table.to_csv(temporary, index=False)
+            stage.outputs += [folder / "info.json", folder / "statistics.csv"]
+        _same_classes(exp, paths)
+
+
+def _same_classes(exp: Experiment, paths: Paths) -> None:
+    """Refuse parts with different classes: labels would not mean the same."""
+    train, val = (AnnotationStore.open(paths.dataset / part) for part in ("train", "val"))
+    unknown = np.setdiff1d(val.category_ids, train.category_ids)
+    names = dict(zip(train.category_ids.tolist(), train.category_names, strict=True))
+    renamed = [
+        f"{c}: {names[c]!r} and {name!r}"
+        for c, name in zip(val.category_ids.tolist(), val.category_names, strict=True)
+        if c in names and names[c] != name
+    ]
+    if len(unknown) or renamed:
+        raise UserError(
+            "training and validation annotations list different classes",
+            where=exp.dataset.val.annotations,
+            got=f"ids without training class {unknown[:5].tolist()}, ids with two names {renamed[:5]}",
+            fix="use annotation files with one common category list",
+        )

@@ -1,0 +1,37 @@
+"""``validate``: check an experiment in seconds, before any GPU job, and write down what it resolves to."""
+
+from __future__ import annotations
+
+import sys
+
+import yaml
+
+from ltpipe import __version__
+from ltpipe.files import atomic_path
+from ltpipe.spec.checks import check_experiment
+from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.load import list_experiments
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.stages._run import stage_run
+
+
+def run(exp: Experiment, paths: Paths) -> None:
+    """Check the experiment and write ``experiment.lock.yaml``: the same experiment without parents and defaults."""
+    with stage_run(
+        "validate",
+        paths.folder("validate"),
+        experiment=exp.name,
+        digest=stage_digest(exp, "validate"),
+        seed=exp.seed,
+        inputs={},
+    ) as stage:
+        remarks = check_experiment(exp, list_experiments())
+        text = yaml.safe_dump(exp.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        with atomic_path(paths.lock) as temporary:
+            temporary.write_text(f"# {exp.file}, resolved by ltpipe {__version__}\n{text}", encoding="utf-8")
+        stage.outputs.append(paths.lock)
+        stage.notes["remarks"] = remarks
+    for remark in remarks:
+        print(f"{exp.name}: {remark}", file=sys.stderr)
+    print(f"{exp.name}: valid; checkpoints: {', '.join(exp.checkpoints())}")

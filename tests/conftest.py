@@ -1,0 +1,18 @@
+"""Options shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Spinning OpenMP threads make small tensors several times slower on shared machines.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+
+DEFAULT_ORACLES = Path(__file__).parent / "oracles" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--oracle-dir``: the folder whose ``<method>/*`` files the oracle tests check."""
+    parser.addoption("--oracle-dir", type=Path, default=DEFAULT_ORACLES, help="folder with <method>/<oracle files>")
