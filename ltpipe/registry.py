@@ -17,6 +17,7 @@ MODELS = Registry("model", parent=root.MODELS, scope="ltpipe", locations=_LOCATI
 HOOKS = Registry("hook", parent=root.HOOKS, scope="ltpipe", locations=_LOCATIONS)
 DATASETS = Registry("dataset", parent=root.DATASETS, scope="ltpipe", locations=_LOCATIONS)
 DATA_SAMPLERS = Registry("data sampler", parent=root.DATA_SAMPLERS, scope="ltpipe", locations=_LOCATIONS)
+TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="ltpipe", locations=_LOCATIONS)
 TASK_UTILS = Registry("task util", parent=root.TASK_UTILS, scope="ltpipe", locations=_LOCATIONS)
 
 _Class = TypeVar("_Class", bound=type)

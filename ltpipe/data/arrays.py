@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
@@ -17,7 +17,7 @@ from ltpipe.files import atomic_path
 METADATA = "metadata"
 
 
-def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike], metadata: Mapping[str, Any]) -> None:
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> None:
     """Write named arrays and their description to an ``.npz`` file, atomically; equal content gives equal bytes.
 
     Args:
@@ -27,7 +27,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike], m
     """
     text = np.array(json.dumps(metadata, sort_keys=True, allow_nan=False))
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, allow_pickle=False, **{METADATA: text}, **arrays)
+        np.savez(handle, allow_pickle=False, **{METADATA: text, **arrays})
 
 
 def load_arrays(

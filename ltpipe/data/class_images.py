@@ -1,4 +1,4 @@
-"""Which images hold which classes, as flat arrays: by class (:class:`ClassImages`) and by image (:class:`ImageLabels`)."""
+"""Which images hold which classes: flat arrays by class (:class:`ClassImages`) and by image (:class:`ImageLabels`)."""
 
 from __future__ import annotations
 

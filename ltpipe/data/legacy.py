@@ -1,7 +1,7 @@
 """Layouts of the index files published with "Learning to Segment the Tail" and SimCal, for exact comparison and import.
 
-LST cuts one stream of pairs into a contiguous row per process; ltpipe stores the stream in training order, where a global
-batch is a run of entries and every process takes its slice of it.
+LST cuts one stream of pairs into a contiguous row per process; ltpipe stores the stream in training order, where a
+global batch is a run of entries and every process takes its slice of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ltpipe.data.class_images import ClassImages
+from ltpipe.data.plan import class_probabilities
 from ltpipe.data.replay import Pairs, ReplaySource
 from ltpipe.data.torch_random import TorchRandom
 from ltpipe.errors import UserError
@@ -20,7 +21,8 @@ from ltpipe.errors import UserError
 def legacy_rows(source: ReplaySource, world_size: int, entries: int) -> Pairs:
     """Return replay pairs as the notebooks lay them out.
 
-    Whole epochs by *nominal* length (``q_c``, not ``k_c``), then the head of the last epoch's list before its permutation.
+    Whole epochs by *nominal* length (``q_c``, not ``k_c``), then the head of the last epoch's list before its
+    permutation.
 
     Args:
         source: Draws the epochs.
@@ -48,8 +50,8 @@ def legacy_rows(source: ReplaySource, world_size: int, entries: int) -> Pairs:
 def rows_to_stream(rows: NDArray[np.int64], images_per_process: int) -> NDArray[np.int64]:
     """Return rows ``(world_size, n)``, one per process, as one stream of global batches ``(world_size * n,)``.
 
-    Entry ``b * B + r * images_per_process + j`` is what process ``r`` reads as image ``j`` of iteration ``b``. Entries of an
-    incomplete last iteration are dropped.
+    Entry ``b * B + r * images_per_process + j`` is what process ``r`` reads as image ``j`` of iteration ``b``. Entries
+    of an incomplete last iteration are dropped.
     """
     world_size, length = rows.shape
     whole = length // images_per_process
@@ -58,7 +60,7 @@ def rows_to_stream(rows: NDArray[np.int64], images_per_process: int) -> NDArray[
 
 
 def process_batches(stream: NDArray[np.int64], rank: int, world_size: int, batch_size: int) -> NDArray[np.int64]:
-    """Return what one process reads of a stream: ``(iterations, batch_size // world_size)``, whole global batches only."""
+    """Return what one process reads of a stream, ``(iterations, batch_size // world_size)``: whole batches only."""
     whole = len(stream) // batch_size
     return stream[: whole * batch_size].reshape(whole, world_size, -1)[:, rank]
 
@@ -68,9 +70,9 @@ def support_schedule(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the support/query schedule of the meta weight generator (an experiment of the LST authors).
 
-    Class ``first_label + b * world_size + r`` is read in step ``b`` by process ``r``. All steps pass ``repeats`` times and
-    each takes two entries: even columns are support, odd columns query. Every class reads its images in permutations
-    seeded 0, 1, ...; the rest after the last whole permutation is the head of its list.
+    Class ``first_label + b * world_size + r`` is read in step ``b`` by process ``r``. All steps pass ``repeats`` times
+    and each takes two entries: even columns are support, odd columns query. Every class reads its images in
+    permutations seeded 0, 1, ...; the rest after the last whole permutation is the head of its list.
 
     Args:
         ptr: ``(S + 1,)`` bounds of the images of each new class; ``S`` is a multiple of ``world_size``.
@@ -116,12 +118,14 @@ def legacy_bilevel(
         Image ids and labels per slot, each ``(steps * batch_size,) int64``, class-major inside a batch.
     """
     drawable = np.flatnonzero(classes.annotation_counts > 0)
-    weight = np.minimum(classes.annotation_counts[drawable], 100).astype(np.float64) ** tau
+    probability = class_probabilities(classes.annotation_counts, tau)[drawable]
     of_numpy, of_python = np.random.RandomState(seed), random.Random(seed)
-    per_class = batch_size // classes_per_step
+    per_class, rest = divmod(batch_size, classes_per_step)
+    if rest:
+        raise UserError("slots do not fill the classes", got=batch_size, allowed=f"a multiple of {classes_per_step}")
     labels, images = [], []
     for _ in range(steps):
-        for label in of_numpy.choice(drawable, size=classes_per_step, p=weight / weight.sum()).tolist():
+        for label in of_numpy.choice(drawable, size=classes_per_step, p=probability).tolist():
             images += of_python.choices(classes.images_of(label).tolist(), k=per_class)
             labels += [label] * per_class
     return np.array(images, dtype=np.int64), np.array(labels, dtype=np.int64)

@@ -1,9 +1,10 @@
 """What one phase of a split sees of an annotation store: images, annotations and labels, as row numbers.
 
-Filtering follows "Learning to Segment the Tail" (arXiv 2004.00900, preprocessing notebooks): a box counts if it is wider
-and higher than one pixel; a class is present in an image if one of its boxes there counts; a phase keeps all annotations
-of the present (image, class) pairs of its classes and the images that have any. Objects of classes that come later are
-background. Unlike the notebooks, the base phase is filtered in the same way, and a class without any counting box keeps
+Filtering follows "Learning to Segment the Tail" (arXiv 2004.00900, preprocessing notebooks): a box counts if it is
+wider and higher than one pixel; a class is present in an image if one of its boxes there counts; a phase keeps all
+annotations of the present (image, class) pairs of its classes and the images that have any. Objects of classes that
+come later are background. Crowd regions and ignored annotations never make a class present and are not counted (LVIS
+has none). Unlike the notebooks, the base phase is filtered in the same way, and a class without any counting box keeps
 its label but no annotation.
 """
 
@@ -33,6 +34,7 @@ class AnnotationColumns(Protocol):
     ann_category: NDArray[np.int32]
     ann_bbox: NDArray[np.float64]
     ann_iscrowd: NDArray[np.bool_]
+    ann_ignore: NDArray[np.bool_]
 
 
 class PhaseView:
@@ -65,8 +67,9 @@ class PhaseView:
         known = np.flatnonzero((label >= 0) & (label < self.num_classes))
         label = label[known]
         pair = label * np.int64(len(by_id)) + image_rank[store.ann_image[known]]
-        box = store.ann_bbox[known, 2:]
-        counts = (box[:, 0] > min_size) & (box[:, 1] > min_size) & ~store.ann_iscrowd[known]
+        single = ~(store.ann_iscrowd | store.ann_ignore)[known]
+        width, height = store.ann_bbox[known, 2], store.ann_bbox[known, 3]
+        counts = single & (width > min_size) & (height > min_size)
 
         pairs = _unique(pair[counts])
         keep = counts.copy()
@@ -74,7 +77,7 @@ class PhaseView:
         keep[rest] = _contains(pairs, pair[rest])
         self.annotations: NDArray[np.int64] = known[keep]
         self.labels: NDArray[np.int32] = label[keep]
-        self._annotation_counts = np.bincount(label[keep & ~store.ann_iscrowd[known]], minlength=self.num_classes)
+        self._annotation_counts = np.bincount(label[keep & single], minlength=self.num_classes)
         self._pair_label, self._pair_rank = np.divmod(pairs, max(len(by_id), 1))
         self._pair_ptr = np.searchsorted(self._pair_label, np.arange(self.num_classes + 1))
         self.images: NDArray[np.int64] = by_id[_unique(self._pair_rank)]
@@ -112,7 +115,7 @@ class PhaseView:
 
     @cached_property
     def class_images(self) -> ClassImages:
-        """Image ids and number of kept annotations (crowds not counted) per label."""
+        """Image ids and number of kept annotations (crowd regions not counted) per label."""
         image_id = self.store.image_ids[self._by_id[self._pair_rank]]
         return ClassImages(self._pair_ptr, image_id, self._annotation_counts)
 
@@ -148,4 +151,5 @@ def _contains(sorted_values: NDArray[np.int64], queries: NDArray[np.int64]) -> N
     if not len(sorted_values):
         return np.zeros(len(queries), dtype=np.bool_)
     place = np.minimum(np.searchsorted(sorted_values, queries), len(sorted_values) - 1)
-    return sorted_values[place] == queries
+    found: NDArray[np.bool_] = sorted_values[place] == queries
+    return found

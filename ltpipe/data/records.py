@@ -19,14 +19,15 @@ from ltpipe.errors import UserError
 
 Format = Literal["coco", "lvis"]
 Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Pixels = Annotated[int, msgspec.Meta(le=2**31 - 1)]
 
 
 class ImageRecord(msgspec.Struct, gc=False):
     """One image; the last two fields exist in LVIS files only."""
 
     id: Id
-    height: int
-    width: int
+    height: Pixels
+    width: Pixels
     file_name: str | None = None
     coco_url: str | None = None
     neg_category_ids: list[Id] | None = None
@@ -132,9 +133,11 @@ def _bad_record(file: Path, content: mmap.mmap, message: str) -> UserError:
         allowed = "an object with the lists images, categories and annotations"
         return UserError("not an annotation file", where=file, got=fault, allowed=allowed)
     section, position = found[1], int(found[2])
-    records = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    record = msgspec.json.decode(msgspec.json.decode(records[section], type=list[msgspec.Raw])[position])
-    record_id = record.get("id", "missing") if isinstance(record, dict) else "missing"
+    record_id: object = "missing"
+    with suppress(msgspec.DecodeError, KeyError):  # the record may be no object at all
+        lists = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        record = msgspec.json.decode(lists[section], type=list[msgspec.Raw])[position]
+        record_id = msgspec.json.decode(msgspec.json.decode(record, type=dict[str, msgspec.Raw])["id"])
     missing = re.search(r"missing required field `(\w+)`", fault)
     key = missing[1] if missing else found[3]
     return UserError(

@@ -1,7 +1,7 @@
 """Balanced replay lists: which (image, class) pairs an incremental phase trains on.
 
-In phase ``n`` with new classes ``N``, an epoch holds each pair of a new class once and, for each old class ``c``, ``k_c``
-of its images, so that every class contributes about as many instances as the mean new class:
+In phase ``n`` with new classes ``N``, an epoch holds each pair of a new class once and, for each old class ``c``,
+``k_c`` of its images, so that every class contributes about as many instances as the mean new class:
 
     m   = mean over c in N of a_c
     q_c = round_half_even(m / (a_c / i_c)),   k_c = max(1, q_c)
@@ -13,8 +13,8 @@ with ``a_c`` annotations and ``i_c`` images of the class. The old part is drawn 
 * ``fixed``: drawn with replacement once, the same list in the same order in every epoch.
 
 New pairs and then old pairs, by label, are permuted with the generator that drew them. Source: "Learning to Segment the
-Tail" (arXiv 2004.00900) and its notebooks, whose lists are reproduced bit for bit when image lists are ascending. A class
-without any image is left out (the notebooks divide zero by zero).
+Tail" (arXiv 2004.00900) and its notebooks, whose lists are reproduced bit for bit when image lists are ascending. A
+class without any image is left out (the notebooks divide zero by zero).
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class ReplaySource:
         self._new_image = classes.image_id[first:]
         self.num_new_pairs = len(self._new_image)
         labels = np.arange(classes.num_classes, dtype=np.int32)
-        self._label = np.repeat(labels, np.concatenate([self.counts, classes.image_counts[num_old:]]))
-        self._label = np.roll(self._label, self.num_new_pairs)
+        by_label = np.repeat(labels, np.concatenate([self.counts, classes.image_counts[num_old:]]))
+        self._label = np.roll(by_label, self.num_new_pairs)  # new pairs first
         if not len(self._label):
             raise UserError("no class of the phase has an image", where="replay", fix="check the class split")
         # Per old pair: where its class starts in the image list, how many images it has, its place among the k_c.
@@ -129,7 +129,7 @@ class ReplaySource:
 
 
 def _shuffled(classes: ClassImages, num_old: int, seed: int) -> NDArray[np.int64]:
-    """Return the images of the old classes, each class shuffled by Python's generator in label order, as in the source."""
+    """Return the images of the old classes, each class shuffled by Python's generator, in label order."""
     shuffle = random.Random(seed).shuffle
     flat: list[int] = []
     for label in range(num_old):
@@ -200,7 +200,11 @@ class ReplayIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``replay_phase<k>.npz`` atomically."""
-        arrays = {"image_id": self.image_id, "label": self.label, "epoch_ptr": self.epoch_ptr}
+        arrays: dict[str, NDArray[Any]] = {
+            "image_id": self.image_id,
+            "label": self.label,
+            "epoch_ptr": self.epoch_ptr,
+        }
         save_arrays(path, arrays, asdict(self.info))
 
     @classmethod

@@ -1,8 +1,8 @@
 """Class order and phases of an experiment.
 
-Classes are sorted by their number of training instances; phase 0 knows the first ``K_0``, phase ``n`` the first ``K_n``.
-A class keeps its label, the rank in this order, in all phases. Source: "Learning to Segment the Tail" (arXiv 2004.00900)
-and its preprocessing notebooks; one-shot experiments are the case of a single phase with all classes.
+Classes are sorted by their number of training instances; phase 0 knows the first ``K_0``, phase ``n`` the first
+``K_n``. A class keeps its label, the rank in this order, in all phases. Source: "Learning to Segment the Tail" (arXiv
+2004.00900) and its preprocessing notebooks; one-shot experiments are the case of a single phase with all classes.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def make_split(
 ) -> Split:
     """Sort the classes by training instances and cut them into phases.
 
-    Ties keep the order of the annotation file. Give ``base_classes`` and ``step`` (the last phase takes what is left), or
-    explicit ``boundaries``, or neither: then all classes are in the base.
+    Ties keep the order of the annotation file. Give ``base_classes`` and ``step`` (the last phase takes what is left),
+    or explicit ``boundaries``, or neither: then all classes are in the base.
 
     Args:
         category_ids: ``(K,)`` ids in file order.

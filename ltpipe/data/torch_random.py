@@ -1,12 +1,12 @@
 """PyTorch's CPU random numbers without PyTorch: the Mersenne twister behind ``torch.randint`` and ``torch.randperm``.
 
-Published index lists were drawn with ``torch.Generator().manual_seed(seed)`` on the CPU. Its 32-bit words are those of the
-reference MT19937 seeded with one integer, which numpy's frozen legacy generator also gives, so the same lists can be drawn
-here, vectorised and without importing torch:
+Published index lists were drawn with ``torch.Generator().manual_seed(seed)`` on the CPU. Its 32-bit words are those of
+the reference MT19937 seeded with one integer, which numpy's frozen legacy generator also gives, so the same lists can
+be drawn here, vectorised and without importing torch:
 
 * ``randint(0, high)`` with ``high < 2**28`` is ``word % high``, one word per number;
-* ``randperm(n)`` is a Fisher-Yates shuffle from the front: step ``i`` swaps entry ``i`` with ``i + word % (n - i)``, and the
-  last entry takes no word.
+* ``randperm(n)`` is a Fisher-Yates shuffle from the front: step ``i`` swaps entry ``i`` with ``i + word % (n - i)``,
+  and the last entry takes no word.
 
 Source: behaviour of PyTorch 2.x, compared with it bit for bit in the tests.
 """
@@ -38,8 +38,8 @@ class TorchRandom:
         """Return integers in ``[0, high)``.
 
         Args:
-            high: One bound for all numbers, or ``(n,)`` bounds: number ``i`` is below ``high[i]``. Drawing with an array of
-                bounds equals one call per run of equal bounds.
+            high: One bound for all numbers, or ``(n,)`` bounds: number ``i`` is below ``high[i]``. Drawing with an
+                array of bounds equals one call per run of equal bounds.
             count: How many numbers; by default one per bound.
 
         Returns:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from mmdet.datasets.transforms import PackDetInputs, RandomFlip
 from mmengine.dataset import BaseDataset
-from mmengine.registry import TRANSFORMS
 
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import ReplayIndex
@@ -23,10 +22,10 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.sampler import EpochStream
 from ltpipe.errors import UserError
-from ltpipe.registry import DATASETS
+from ltpipe.registry import DATASETS, TRANSFORMS
 
 
-@TRANSFORMS.register_module(name="ltpipe.PackLTInputs")
+@TRANSFORMS.register_module()
 class PackLTInputs(PackDetInputs):
     """mmdet's ``PackDetInputs`` that keeps annotation ids and hands the paired class on to the RoI sampler.
 
@@ -52,7 +51,7 @@ class PackLTInputs(PackDetInputs):
         return packed
 
 
-@TRANSFORMS.register_module(name="ltpipe.FixedFlip")
+@TRANSFORMS.register_module()
 class FixedFlip(RandomFlip):
     """mmdet's horizontal flip, decided by the sample's ``fixed_flip`` instead of chance."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError, unknown_name
-from ltpipe.evaluation.contract import Selection
+from ltpipe.evaluation.contract import MAX_DETECTIONS, Selection
 
 RECORDS_PER_UPDATE = 20000
 PrecisionRecall = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -39,16 +39,8 @@ def engine_version(name: str) -> str:
 
 
 def run_hotcoco(selection: Selection) -> PrecisionRecall:
-    """Evaluate with hotcoco, some images at a time."""
-    params = hotcoco.Params(selection.iou_type)
-    params.max_dets = [selection.max_detections]
-    stream = hotcoco.StreamingEval(
-        _category_records(selection), selection.iou_type, selection.protocol == "lvis", params=params
-    )
-    for images, anns, dets in _updates(selection):
-        masks = _mask_records(selection, dets) if selection.iou_type == "segm" else None
-        stream.update(images, anns, _detection_columns(selection, dets), segmentation=masks)
-    result = stream.finalize()
+    """Evaluate with hotcoco."""
+    result = _hotcoco_at_once(selection) if _exceeds_stream(selection) else _hotcoco_stream(selection)
     result.accumulate()
     assert result.eval is not None
     return result.eval["precision"][..., 0], result.eval["recall"][..., 0]
@@ -60,7 +52,8 @@ def run_vernier(selection: Selection) -> PrecisionRecall:
         from vernier import instance
     except ImportError as error:
         raise UserError("the cross-check engine is not installed", fix="pip install vernier") from error
-    images = [_image_record(selection, row, part) for row, part, _ in selection.by_image()]
+    evaluated = _evaluated_ids(selection)
+    images = [_image_record(selection, row, part, evaluated) for row, part, _ in selection.by_image()]
     anns = [record for _, part, _ in selection.by_image() for record in _annotation_records(selection, part)]
     document = msgspec.json.encode(
         {"images": images, "annotations": anns, "categories": _category_records(selection), "info": {}, "licenses": []}
@@ -82,13 +75,50 @@ def run_vernier(selection: Selection) -> PrecisionRecall:
 ENGINES: dict[str, Callable[[Selection], PrecisionRecall]] = {"hotcoco": run_hotcoco, "vernier": run_vernier}
 
 
+def _hotcoco_stream(selection: Selection) -> hotcoco.COCOeval:
+    """Match some images at a time."""
+    params = hotcoco.Params(selection.iou_type)
+    params.max_dets = [selection.max_detections]
+    federated = selection.protocol == "lvis"
+    stream = hotcoco.StreamingEval(_category_records(selection), selection.iou_type, federated, params=params)
+    for images, anns, dets in _updates(selection):
+        stream.update(images, anns, _detection_columns(selection, dets), segmentation=_mask_records(selection, dets))
+    return stream.finalize()
+
+
+def _hotcoco_at_once(selection: Selection) -> hotcoco.COCOeval:
+    """Match everything in one go."""
+    updates = list(_updates(selection))
+    document = {
+        "images": [image for images, _, _ in updates for image in images],
+        "annotations": [ann for _, anns, _ in updates for ann in anns],
+        "categories": _category_records(selection),
+    }
+    everything = slice(0, len(selection.dets))
+    gt = hotcoco.COCO(document)
+    found = gt.load_res(_detection_columns(selection, everything), segmentation=_mask_records(selection, everything))
+    result = hotcoco.COCOeval(gt, found.cap_detections_per_image(None), selection.iou_type, lvis_style=True)
+    result.params.max_dets = [selection.max_detections]
+    result.evaluate()
+    return result
+
+
+def _exceeds_stream(selection: Selection) -> bool:
+    """Tell whether an image has more detections than the stream takes under the LVIS protocol, whatever the cap."""
+    if selection.protocol != "lvis" or not len(selection.dets):
+        return False
+    per_image = np.unique(selection.predictions.image_ids[selection.dets], return_counts=True)[1]
+    return int(per_image.max()) > MAX_DETECTIONS["lvis"]
+
+
 def _updates(selection: Selection) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], slice]]:
     """Yield image records, annotation records and the detections of some images at a time."""
     images: list[dict[str, Any]] = []
     anns: list[dict[str, Any]] = []
+    evaluated = _evaluated_ids(selection)
     start = stop = 0
     for row, ann_part, det_part in selection.by_image():
-        images.append(_image_record(selection, row, ann_part))
+        images.append(_image_record(selection, row, ann_part, evaluated))
         anns += _annotation_records(selection, ann_part)
         stop = det_part.stop
         if max(stop - start, len(anns)) >= RECORDS_PER_UPDATE:
@@ -98,7 +128,7 @@ def _updates(selection: Selection) -> Iterator[tuple[list[dict[str, Any]], list[
         yield images, anns, slice(start, stop)
 
 
-def _image_record(selection: Selection, row: int, ann_part: slice) -> dict[str, Any]:
+def _image_record(selection: Selection, row: int, ann_part: slice, evaluated: set[int]) -> dict[str, Any]:
     """Describe one image; its federated lists are reduced to what makes a difference.
 
     A category that is annotated in the image cannot also be absent. A not exhaustive category without annotations
@@ -109,7 +139,6 @@ def _image_record(selection: Selection, row: int, ann_part: slice) -> dict[str, 
     record: dict[str, Any] = {"id": int(gt.image_ids[row]), "height": height, "width": width}
     if selection.protocol == "lvis":
         present = set(gt.category_ids[gt.ann_category[selection.anns[ann_part]]].tolist())
-        evaluated = set(gt.category_ids[selection.categories].tolist())
         partial = set(gt.not_exhaustive_categories(row).tolist())
         absent = set(gt.negative_categories(row).tolist())
         record["neg_category_ids"] = sorted((absent & evaluated) - present - partial)
@@ -119,25 +148,26 @@ def _image_record(selection: Selection, row: int, ann_part: slice) -> dict[str, 
 
 def _annotation_records(selection: Selection, part: slice) -> list[dict[str, Any]]:
     """Describe the annotations of one image; ids count from 1 because some evaluators take 0 for "no match"."""
-    gt = selection.gt
-    records = []
-    for number, row in enumerate(selection.anns[part].tolist(), part.start + 1):
-        record = {
-            "id": number,
-            "image_id": int(gt.image_ids[gt.ann_image[row]]),
-            "category_id": int(gt.category_ids[gt.ann_category[row]]),
-            "bbox": gt.ann_bbox[row].tolist(),
-            "area": float(gt.ann_area[row]),
-            "iscrowd": int(gt.ann_iscrowd[row]),
-        }
-        if selection.iou_type == "segm":
-            record["segmentation"] = gt.segmentation(row)
-        records.append(record)
-    return records
+    gt, rows = selection.gt, selection.anns[part]
+    columns = {
+        "id": range(part.start + 1, part.stop + 1),
+        "image_id": gt.image_ids[gt.ann_image[rows]].tolist(),
+        "category_id": gt.category_ids[gt.ann_category[rows]].tolist(),
+        "bbox": gt.ann_bbox[rows].tolist(),
+        "area": gt.ann_area[rows].tolist(),
+        "iscrowd": gt.ann_iscrowd[rows].astype(int).tolist(),
+    }
+    if selection.iou_type == "segm":
+        columns["segmentation"] = [gt.segmentation(row) for row in rows.tolist()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _evaluated_ids(selection: Selection) -> set[int]:
+    return set(selection.gt.category_ids[selection.categories].tolist())
 
 
 def _category_records(selection: Selection) -> list[dict[str, Any]]:
-    ids = selection.gt.category_ids[selection.categories].tolist()
+    ids = sorted(_evaluated_ids(selection))
     # Groups by frequency are formed from the tensors later; engines only insist on the key.
     return [{"id": category, "name": str(category), "frequency": "f"} for category in ids]
 
@@ -159,7 +189,10 @@ def _detection_columns(selection: Selection, dets: slice) -> NDArray[np.float64]
     return columns
 
 
-def _mask_records(selection: Selection, dets: slice) -> list[dict[str, Any]]:
+def _mask_records(selection: Selection, dets: slice) -> list[dict[str, Any]] | None:
+    """Return the masks of some detections; None for boxes."""
+    if selection.iou_type == "bbox":
+        return None
     masks, rows = selection.predictions.masks, selection.dets[dets]
     if masks is None:
         return []
@@ -177,6 +210,7 @@ def _vernier_detections(selection: Selection) -> Iterator[dict[str, Any]]:
             "scores": columns[:, 5].copy(),
             "labels": columns[:, 6].astype(np.int64),
         }
-        if selection.iou_type == "segm":
-            record["rles"] = [mask | {"size": tuple(mask["size"])} for mask in _mask_records(selection, dets)]
+        masks = _mask_records(selection, dets)
+        if masks is not None:
+            record["rles"] = [mask | {"size": tuple(mask["size"])} for mask in masks]
         yield record

@@ -1,9 +1,9 @@
 """What every evaluation engine is given: checked detections and ground truth, selected by the official rules.
 
-Engines differ from the official evaluators, and from one another, in what they do with zero-area detections, with ids, with
-ignored ground truth and with broken input. Here all of that is decided once, so that any engine returns the same bits.
-The official order matters: under the LVIS protocol detections are first capped per image and then dropped when their
-area is zero. Sources: the ``lvis`` 0.5.3 and ``pycocotools`` 2.0 packages.
+Engines differ from the official evaluators, and from one another, in what they do with zero-area detections, with ids,
+with ignored ground truth and with broken input. Here all of that is decided once, so that any engine returns the same
+bits. The official order matters: under the LVIS protocol detections are first capped per image and then dropped when
+their area is zero. Sources: the ``lvis`` 0.5.3 and ``pycocotools`` 2.0 packages.
 """
 
 from __future__ import annotations
@@ -91,50 +91,45 @@ def select(
         UserError: Unknown ids, scores or boxes that are not finite, malformed masks or masks of another size, or boxes
             (masks) asked for where there are none.
     """
-    protocol = protocol or ("lvis" if gt.federated else "coco")
-    if iou_type not in ("bbox", "segm"):
-        raise unknown_name("IoU type", iou_type, ["bbox", "segm"])
-    if protocol == "lvis" and not gt.federated:
-        raise UserError(
-            "the LVIS protocol needs neg_category_ids and not_exhaustive_category_ids of every image",
-            fix="use the coco protocol for this data set",
-        )
-    column = predictions.boxes if iou_type == "bbox" else predictions.masks
-    if column is None and len(predictions):
-        raise UserError(f"no {'boxes' if iou_type == 'bbox' else 'masks'} to evaluate", where=predictions.source)
+    protocol, cap = _resolve(gt, predictions, iou_type, protocol, max_detections)
     predictions.check(masks=False)
-    cap = MAX_DETECTIONS[protocol] if max_detections is None else max_detections
-    if cap == 0 or cap < -1:
-        raise UserError("impossible detection cap", where="max_detections", got=cap, allowed="a count, or -1 for no cap")
     categories = _category_rows(gt, category_ids)
     image_row, category_row = _known_rows(gt, predictions)
     anns, counts = _annotations(gt, protocol, categories)
     dets, dropped = _detections(gt, predictions, protocol, cap, categories, anns, image_row, category_row)
     counts |= dropped
-    if iou_type == "bbox":
-        boxes = np.zeros((0, 4)) if predictions.boxes is None else predictions.boxes[dets].astype(np.float64)
-        areas = boxes[:, 2] * boxes[:, 3]
-    else:
-        areas = _mask_areas(predictions, dets)
+    areas = _box_areas(predictions, dets) if iou_type == "bbox" else _mask_areas(predictions, dets)
     if protocol == "lvis":
         kept = areas > 0
         counts["zero_area"] = int(len(kept) - kept.sum())
         dets, areas = dets[kept], areas[kept]
     counts["evaluated"] = len(dets)
-    no_cap = max(1, len(dets))
-    return Selection(
-        gt,
-        predictions,
-        iou_type,
-        protocol,
-        no_cap if cap == -1 else cap,
-        categories,
-        np.argsort(gt.image_ids, kind="stable"),
-        anns,
-        dets,
-        areas,
-        counts,
-    )
+    images = np.argsort(gt.image_ids, kind="stable")
+    limit = max(1, len(dets)) if cap == -1 else cap
+    return Selection(gt, predictions, iou_type, protocol, limit, categories, images, anns, dets, areas, counts)
+
+
+def _resolve(
+    gt: GroundTruth, predictions: Predictions, iou_type: IouType, protocol: Protocol | None, max_detections: int | None
+) -> tuple[Protocol, int]:
+    """Fill in the defaults and refuse what cannot be evaluated."""
+    if iou_type not in ("bbox", "segm"):
+        raise unknown_name("IoU type", iou_type, ["bbox", "segm"])
+    protocol = protocol or ("lvis" if gt.federated else "coco")
+    if protocol not in MAX_DETECTIONS:
+        raise unknown_name("evaluation protocol", protocol, MAX_DETECTIONS)
+    if protocol == "lvis" and not gt.federated:
+        raise UserError(
+            "the LVIS protocol needs neg_category_ids and not_exhaustive_category_ids of every image",
+            fix="use the coco protocol for this data set",
+        )
+    column, name = (predictions.boxes, "boxes") if iou_type == "bbox" else (predictions.masks, "masks")
+    if column is None and len(predictions):
+        raise UserError(f"no {name} to evaluate", where=predictions.source)
+    cap = MAX_DETECTIONS[protocol] if max_detections is None else max_detections
+    if cap < 1 and cap != -1:
+        raise UserError("impossible cap", where="max_detections", got=cap, allowed="a count, or -1 for no cap")
+    return protocol, cap
 
 
 def _category_rows(gt: GroundTruth, category_ids: Sequence[int] | NDArray[np.int64] | None) -> Rows:
@@ -235,6 +230,13 @@ def _judged_pairs(gt: GroundTruth, anns: Rows) -> Rows:
 
 def _pair(gt: GroundTruth, image_row: Rows, category_row: NDArray[np.integer]) -> Rows:
     return image_row * len(gt.category_ids) + category_row
+
+
+def _box_areas(predictions: Predictions, dets: Rows) -> NDArray[np.float64]:
+    if predictions.boxes is None:
+        return np.zeros(0)
+    boxes = predictions.boxes[dets].astype(np.float64)
+    return boxes[:, 2] * boxes[:, 3]
 
 
 def _mask_areas(predictions: Predictions, dets: Rows) -> NDArray[np.float64]:

@@ -73,7 +73,7 @@ def evaluate(
     """Evaluate detections against ground truth by the official LVIS or COCO protocol.
 
     Args:
-        gt: Ground truth: an annotation store, or :func:`~ltpipe.evaluation.groundtruth.read_ground_truth` of a JSON file.
+        gt: An annotation store, or what :func:`~ltpipe.evaluation.groundtruth.read_ground_truth` makes of a JSON file.
         predictions: The detections.
         iou_type: ``bbox`` or ``segm``.
         protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
@@ -90,17 +90,16 @@ def evaluate(
     precision, recall = run_engine(engine, selection)
     ids = gt.category_ids[selection.categories]
     assert precision.shape == (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(ids), len(AREAS)), precision.shape
-    info = TensorInfo(
-        iou_type, selection.protocol, selection.max_detections, engine_version(engine), selection.counts
-    )
+    info = TensorInfo(iou_type, selection.protocol, selection.max_detections, engine_version(engine), selection.counts)
     return Tensors(precision, recall, ids, info)
 
 
 def differing_categories(first: Tensors, second: Tensors) -> list[int]:
     """Return the ids of categories whose precision or recall differs in any bit; two engines must agree on all."""
     assert np.array_equal(first.category_ids, second.category_ids), "tensors of different category sets"
-    differs = (first.precision != second.precision).any(axis=(0, 1, 3)) | (first.recall != second.recall).any(axis=(0, 2))
-    return first.category_ids[differs].tolist()
+    precision = (first.precision != second.precision).any(axis=(0, 1, 3))
+    recall = (first.recall != second.recall).any(axis=(0, 2))
+    return first.category_ids[precision | recall].tolist()
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensors]) -> None:
@@ -133,4 +132,5 @@ def load_tensors(path: str | Path) -> dict[str, Tensors]:
                 for name in names
             }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError("cannot read the tensors", where=path, got=error, fix="evaluate the checkpoint again") from error
+        fix = "evaluate the checkpoint again"
+        raise UserError("cannot read the tensors", where=path, got=error, fix=fix) from error

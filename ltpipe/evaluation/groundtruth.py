@@ -19,7 +19,7 @@ Ids = NDArray[np.int64]
 class GroundTruth(Protocol):
     """What an evaluation needs of an annotation set of ``I`` images, ``C`` categories and ``A`` annotations.
 
-    Annotations are sorted by image row and keep the order of their file inside an image. Boxes are xywh, absolute pixels.
+    Annotations are sorted by image row and keep the order of their file inside an image. Boxes are xywh, in pixels.
     """
 
     image_ids: Ids  # (I,)

@@ -37,7 +37,7 @@ def read_results(path: str | Path) -> Predictions:
     Raises:
         UserError: Not such a list, a field is missing or of the wrong type, or something is not finite or malformed.
     """
-    allowed = 'a JSON list of {"image_id", "category_id", "score", "bbox" [x, y, w, h], "segmentation" {"size", "counts"}}'
+    allowed = 'a JSON list of {"image_id", "category_id", "score", "bbox": [x, y, w, h] or "segmentation": RLE}'
     try:
         rows = msgspec.json.decode(Path(path).read_bytes(), type=list[_Detection])
     except OSError as error:

@@ -1,10 +1,10 @@
 """Compressed run-length masks: checked decoding of many strings at once, without a C library.
 
-A mask of ``h * w`` pixels is scanned down the columns; its runs alternate background, foreground, background, ... and are
-written as text of six bits per character (offset 48): five bits of the number, least significant group first, and one bit
-that says "more follows". From the fourth run on the number is the difference to the run two places before. The common C
-decoder reads past the end of a string that stops in the middle of a number, so strings from a file must pass
-:func:`decode_runs` before they reach it.
+A mask of ``h * w`` pixels is scanned down the columns; its runs alternate background, foreground, background, ... and
+are written as text of six bits per character (offset 48): five bits of the number, least significant group first, and
+one bit that says "more follows". From the fourth run on the number is the difference to the run two places before. The
+common C decoder reads past the end of a string that stops in the middle of a number, so text from a file must pass
+:func:`measure` before it reaches any decoder.
 """
 
 from __future__ import annotations

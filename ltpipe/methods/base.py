@@ -195,6 +195,11 @@ def shared_layers(bbox_head: nn.Module) -> list[nn.Linear]:
     return layers
 
 
+def is_plain_linear(classifier: nn.Module) -> bool:
+    """Return whether a classifier computes ``W x + b`` and nothing else."""
+    return isinstance(classifier, nn.Linear) and type(classifier).forward is nn.Linear.forward
+
+
 def rectifies(classifier: nn.Module) -> bool:
     """Return whether a classifier reads the last hidden layer after its ReLU; cosine classifiers may read it before."""
     return bool(getattr(classifier, "rectify_input", True))

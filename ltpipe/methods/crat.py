@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from mmcv.cnn import Linear
 from mmdet.structures.bbox import get_box_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltpipe.errors import UserError
-from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
+from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch, is_plain_linear, rectifies
 from ltpipe.methods.crat_bank import FisherBank, SampleGradients
 from ltpipe.methods.crat_functions import (
     box_transfer_loss,
@@ -131,7 +130,7 @@ class CRAT(HeadPart):
         self.box_transfer: Tensor | None = None
 
     def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
-        """Update the box statistic; return ``loss_bbox_trans`` and two values for the log.
+        """Update the box statistic (in training mode); return ``loss_bbox_trans`` and two values for the log.
 
         ``crat_largest_weight`` is the mean over samples of their largest weight, ``crat_classes_seen`` the share of
         classes with a statistic.
@@ -141,11 +140,12 @@ class CRAT(HeadPart):
                 classifier's features.
         """
         self._check_box_head(head, batch)
+        assert batch.bbox_pred is not None and batch.bbox_targets is not None and batch.bbox_weights is not None
         with torch.autocast(batch.features.device.type, enabled=False):
             rows = ((batch.labels >= 0) & (batch.labels < self.num_classes)).nonzero().squeeze(1)
             labels = batch.labels[rows]
             features = batch.features[rows].float()
-            if not getattr(head.fc_cls, "rectify_input", True):
+            if not rectifies(head.fc_cls):
                 # Such classifiers read the features before the rectifier; the regressor always reads them after.
                 features = features.relu()
             if self.detach_features:
@@ -158,7 +158,8 @@ class CRAT(HeadPart):
                 head, own, priors, targets, batch.bbox_weights[rows].float(), len(batch.labels)
             )
             grads = SampleGradients(features.detach(), *own_gradients)
-            self.box_bank.update(grads, labels)
+            if self.training:
+                self.box_bank.update(grads, labels)
             self.box_transfer = weights = self._weights(self.box_bank, grads, labels, self.temperature)
             seen = self.box_bank.seen()
             boxes = _decode(head, priors, deltas).view(len(rows), self.num_classes, 4)
@@ -187,7 +188,8 @@ class CRAT(HeadPart):
             else:
                 bank = self.mask_bank
                 grads = _mask_gradients(head, batch.features.float(), logits, targets, batch.labels)
-                bank.update(grads, batch.labels)
+                if self.training:
+                    bank.update(grads, batch.labels)
                 weights = self._weights(bank, grads, batch.labels, self.mask_temperature)
             if self.seen_mask_in_mask:
                 weights = weights * bank.seen()
@@ -207,7 +209,7 @@ class CRAT(HeadPart):
         if batch.bbox_pred is None or batch.bbox_pred.shape[1] != 4 * self.num_classes:
             got = None if batch.bbox_pred is None else batch.bbox_pred.shape[1]
             raise _class_agnostic("box", got, 4 * self.num_classes)
-        if type(head.fc_reg) not in (nn.Linear, Linear) or head.fc_reg.in_features != batch.features.shape[1]:
+        if not is_plain_linear(head.fc_reg) or head.fc_reg.in_features != batch.features.shape[1]:
             raise UserError(
                 "crat needs a plain linear box regressor on the classifier's features",
                 where="model.roi_head.bbox_head",

@@ -73,7 +73,7 @@ class FisherBank(nn.Module):
         """
         num_classes = len(self.energy)
         if self.energy.shape[2] == 0:
-            self.energy = self.energy.new_zeros(*self.energy.shape[:2], grads.inputs.shape[1])
+            self._widen(grads.inputs.shape[1])
         ones = self.energy.new_ones(len(labels))
         counts = self._over_processes(self.energy.new_zeros(num_classes).index_add_(0, labels, ones))
         if self.class_stat == "batch":
@@ -83,6 +83,10 @@ class FisherBank(nn.Module):
             squares = class_sums(grads.of_sample_loss.square(), grads.inputs.square(), labels, num_classes)
             value = self._over_processes(squares) / counts.clamp(min=1)[:, None, None]
         update_energy(self.energy, value, counts > 0, self.momentum, self.decay_absent)
+
+    def _widen(self, width: int) -> None:
+        """Make room in place: others may hold the buffer."""
+        self.energy.resize_(*self.energy.shape[:2], width).zero_()
 
     def _over_processes(self, tensor: Tensor) -> Tensor:
         return all_reduce_sum(tensor) if self.sync else tensor
@@ -97,5 +101,5 @@ class FisherBank(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = state_dict.get(prefix + "energy")
         if stored is not None and stored.shape[:2] == self.energy.shape[:2]:
-            self.energy = self.energy.new_zeros(stored.shape)
+            self._widen(stored.shape[2])
         super()._load_from_state_dict(state_dict, prefix, *args)

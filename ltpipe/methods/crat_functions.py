@@ -70,7 +70,8 @@ def similarity(outputs: Tensor, inputs: Tensor, energy: Tensor) -> Tensor:
     projected = (inputs @ energy.flatten(0, 1).T).view(len(inputs), *energy.shape[:2])
     dots = (projected * outputs[:, None, :]).sum(dim=2)
     sample_norm = (outputs.norm(dim=1) * inputs.norm(dim=1)).clamp(min=NORM_FLOOR)
-    return dots / sample_norm[:, None] / energy.flatten(1).norm(dim=1).clamp(min=NORM_FLOOR)
+    cosine: Tensor = dots / sample_norm[:, None] / energy.flatten(1).norm(dim=1).clamp(min=NORM_FLOOR)
+    return cosine
 
 
 def transfer_weights(cosine: Tensor, labels: Tensor, temperature: float, receivers: Tensor | None = None) -> Tensor:
@@ -175,7 +176,8 @@ def mask_transfer_loss(logits: Tensor, targets: Tensor, weights: Tensor, top_k: 
     if top_k is not None and top_k < weights.shape[1]:
         weights, classes = weights.topk(top_k, dim=1)
         logits = logits.gather(1, classes[:, :, None, None].expand(-1, -1, *logits.shape[2:]))
-    return _MaskTransfer.apply(logits, targets.float(), weights.float())
+    loss: Tensor = _MaskTransfer.apply(logits, targets.float(), weights.float())  # type: ignore[no-untyped-call]
+    return loss
 
 
 def classes_of(choice: str, image_counts: Sequence[int], instance_counts: Sequence[int]) -> list[bool]:
@@ -203,6 +205,22 @@ def classes_of(choice: str, image_counts: Sequence[int], instance_counts: Sequen
         )
     compare = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}[found[1]]
     return [compare(n, int(found[2])) for n in instance_counts]
+
+
+def energy_from_reference(statistic: Tensor, outputs: int) -> Tensor:
+    """Return the statistic of a twangnh/CRAT checkpoint in our layout.
+
+    There ``roi_head.bbox_head.fisher_box_layer`` becomes ``box_bank.energy`` (4 outputs) and
+    ``roi_head.mask_head.fisher_box_layer`` becomes ``mask_bank.energy`` (1 output); ``grad_box_layer`` is never read.
+
+    Args:
+        statistic: ``(K, d * c)`` float, feature major.
+        outputs: ``c``.
+
+    Returns:
+        ``(K, c, d)`` float.
+    """
+    return statistic.view(len(statistic), -1, outputs).transpose(1, 2).contiguous()
 
 
 def class_affinity(energy: Tensor) -> Tensor:
@@ -246,4 +264,5 @@ def effective_sources(weights: Tensor) -> Tensor:
     Returns:
         ``(P,)`` float in ``[1, K]`` for rows that sum to 1.
     """
-    return torch.special.entr(weights).sum(dim=1).exp()
+    effective: Tensor = torch.special.entr(weights).sum(dim=1).exp()
+    return effective

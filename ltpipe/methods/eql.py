@@ -68,6 +68,7 @@ class EQLLoss(nn.Module):
     custom_cls_channels = True
     custom_activation = True
     custom_accuracy = True
+    softmax_scores = False
 
     tail: Tensor
 
@@ -122,7 +123,8 @@ class EQLLoss(nn.Module):
         reduction = reduction_override or "mean"
         if reduction == "mean" and avg_factor is None:
             avg_factor = max(len(rows), 1)
-        return self.loss_weight * weight_reduce_loss(rows, weight, reduction, avg_factor)
+        loss: Tensor = self.loss_weight * weight_reduce_loss(rows, weight, reduction, avg_factor)
+        return loss
 
     def get_cls_channels(self, num_classes: int) -> int:
         """Return the channels of the classifier, ``K``."""

@@ -79,6 +79,7 @@ class EQLv2Loss(nn.Module):
     custom_cls_channels = True
     custom_activation = True
     custom_accuracy = True
+    softmax_scores = False
 
     pos_grad: Tensor
     neg_grad: Tensor
@@ -111,10 +112,10 @@ class EQLv2Loss(nn.Module):
         reduction_override: Literal["none", "mean", "sum"] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return the loss and collect the gradients of the batch.
+        """Return the loss; in training mode, collect the gradients of the batch.
 
-        The repository ignores ``weight`` and ``avg_factor``; with weights of 1 the values agree. All processes must
-        call it together.
+        The repository ignores ``weight`` and ``avg_factor``; with weights of 1 the values agree. In training all
+        processes must call it together.
 
         Args:
             cls_score: ``(N, K + 1)`` float logits.
@@ -127,11 +128,13 @@ class EQLv2Loss(nn.Module):
         with torch.autocast(cls_score.device.type, enabled=False):
             weights = eqlv2_weights(self.pos_neg, self.gamma, self.mu, self.alpha)
             rows, gradients = eqlv2_rows(cls_score.float(), label, *weights)
-            self._collect(gradients if weight is None else gradients * weight[:, None], label)
+            if self.training:
+                self._collect(gradients if weight is None else gradients * weight[:, None], label)
         reduction = reduction_override or "mean"
         if reduction == "mean" and avg_factor is None:
             avg_factor = max(len(rows), 1)
-        return self.loss_weight * weight_reduce_loss(rows, weight, reduction, avg_factor)
+        loss: Tensor = self.loss_weight * weight_reduce_loss(rows, weight, reduction, avg_factor)
+        return loss
 
     @torch.no_grad()
     def _collect(self, gradients: Tensor, labels: Tensor) -> None:
@@ -142,7 +145,7 @@ class EQLv2Loss(nn.Module):
         positive, negative = all_reduce_sum(torch.stack([positive, negative]))
         self.pos_grad += positive
         self.neg_grad += negative
-        self.pos_neg = self.pos_grad / (self.neg_grad + 1e-10)
+        self.pos_neg.copy_(self.pos_grad / (self.neg_grad + 1e-10))
 
     def get_cls_channels(self, num_classes: int) -> int:
         """Return the channels of the classifier, ``K + 1``."""

@@ -134,7 +134,7 @@ class FASA(HeadPart):
         if not 0 < decay_ratio <= 1 or min(dynamic_up, dynamic_down) < 0 or interval < 1:
             raise UserError(
                 "FASA option out of range",
-                got=f"decay_ratio {decay_ratio}, dynamic_up {dynamic_up}, dynamic_down {dynamic_down}, interval {interval}",
+                got=f"decay_ratio {decay_ratio}, dynamic {dynamic_up} / {dynamic_down}, interval {interval}",
                 allowed="0 < decay_ratio <= 1, dynamic_up and dynamic_down >= 0, interval >= 1",
             )
         choice = PRESETS[preset]
@@ -227,7 +227,8 @@ class FASA(HeadPart):
         shared = self.sync == "iter" and world_size() > 1
         moments = class_moments(features, labels, self.num_classes, all_reduce_sum if shared else None)
         state = (self.mean, self.var, self.seen)
-        for old, new in zip(state, updated_statistics(state, moments, self.decay_ratio, self.skip_var_single), strict=True):
+        updated = updated_statistics(state, moments, self.decay_ratio, self.skip_var_single)
+        for old, new in zip(state, updated, strict=True):
             old.copy_(new)
 
     @torch.no_grad()

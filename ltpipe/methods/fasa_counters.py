@@ -73,7 +73,9 @@ class PerClassLossMeter:
         return all_reduce_sum(self.totals), all_reduce_sum(self.counts)
 
 
-def class_losses(totals: Tensor, counts: Tensor, previous: Tensor, normaliser: str = "class_sum") -> tuple[Tensor, Tensor]:
+def class_losses(
+    totals: Tensor, counts: Tensor, previous: Tensor, normaliser: str = "class_sum"
+) -> tuple[Tensor, Tensor]:
     """Normalised class losses of a pass, and what to compare them with.
 
     Args:
@@ -84,7 +86,7 @@ def class_losses(totals: Tensor, counts: Tensor, previous: Tensor, normaliser: s
             without any keeps its previous value.
 
     Returns:
-        New losses and the reference, both ``(C + 1,)`` float32. Where there is no reference yet it equals the new losses.
+        New losses and the reference, both ``(C + 1,)`` float32. Without a reference yet it equals the new losses.
     """
     totals, counts = totals.double(), counts.double()
     if normaliser == "class_sum":

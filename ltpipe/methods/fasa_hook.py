@@ -1,8 +1,8 @@
 """FASA's adaptation pass: once per epoch, forward only, over held-out images with the current detector.
 
-``L_c = (sum of classification losses of RoIs with label c) / (number of RoIs)``, summed over processes; the change since
-the previous pass moves the sampling probabilities (:meth:`ltpipe.methods.fasa.FASA.adapt`). Needs a finite dataloader
-over annotated images with the training pipeline.
+``L_c = (sum of classification losses of RoIs with label c) / (number of RoIs)``, summed over processes; the change
+since the previous pass moves the sampling probabilities (:meth:`ltpipe.methods.fasa.FASA.adapt`). Needs a finite
+dataloader over annotated images with the training pipeline.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
     """Run the block in evaluation mode, without gradients, from ``seed``; afterwards everything is as it was.
 
     Restored are the training flags and all buffers of the model, and the random generators of torch (all devices),
-    numpy and Python.
+    numpy and Python. ``seed`` is below 2**32.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
+            np.random.seed(seed)
             random.seed(seed)
             model.eval()
             yield
-            for buffer, value in buffers:
-                buffer.copy_(value)
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+        for buffer, value in buffers:
+            buffer.copy_(value)
         for module, mode in modes:
             module.training = mode
 
@@ -60,8 +61,8 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
 class FASAAdaptationHook(Hook):
     """Tells every FASA part the epoch and adapts it after each epoch, before the checkpoint is written.
 
-    Writes ``fasa/epoch_<e>.npz`` (``prob``, ``loss``, ``groups``) to the work folder and logs the drawn features, the mean
-    probability of rare, common and frequent classes, and how many groups moved.
+    Writes ``fasa/epoch_<e>.npz`` (``prob``, ``loss``, ``groups``) to the work folder and logs the drawn features, the
+    mean probability of rare, common and frequent classes, and how many groups moved.
 
     Args:
         dataloader: Config of the adaptation images: a finite dataset with annotations and the training pipeline.
@@ -74,9 +75,7 @@ class FASAAdaptationHook(Hook):
 
     priority = "NORMAL"
 
-    def __init__(
-        self, dataloader: Mapping[str, Any], iterations_per_epoch: int | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, dataloader: Mapping[str, Any], iterations_per_epoch: int | None = None, seed: int = 0) -> None:
         self.dataloader, self.iterations_per_epoch, self.seed = dataloader, iterations_per_epoch, seed
         self.parts: list[FASA] = []
         self._loader: Any = None

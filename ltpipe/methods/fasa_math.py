@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ltpipe.errors import UserError
 
+
 def class_moments(
     features: Tensor, labels: Tensor, num_classes: int, reduce: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

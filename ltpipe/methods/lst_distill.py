@@ -12,7 +12,7 @@ without a scale are compared by their logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ def distillation_loss(
     return weight * per_box.mean()
 
 
-def box_similarities(roi_head: nn.Module, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+def box_similarities(roi_head: Any, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
     """Send boxes through the shared box head and compare them with the classifier's rows.
 
     Args:
@@ -73,7 +73,7 @@ def box_similarities(roi_head: nn.Module, feats: Sequence[Tensor], boxes: Sequen
     """
     extractor, head = roi_head.bbox_roi_extractor, roi_head.bbox_head
     features, _ = head.shared_features(extractor(tuple(feats[: extractor.num_inputs]), bbox2roi(list(boxes))))
-    compare = getattr(head.fc_cls, "similarities", head.fc_cls)
+    compare: Callable[[Tensor], Tensor] = getattr(head.fc_cls, "similarities", head.fc_cls)
     # A cosine rounded to 16 bits is off by more than a trained student is from its teacher.
     with torch.autocast(features.device.type, enabled=False):
         return compare(features.to(head.fc_cls.weight.dtype)).float()
@@ -81,7 +81,7 @@ def box_similarities(roi_head: nn.Module, feats: Sequence[Tensor], boxes: Sequen
 
 @torch.no_grad()
 def teacher_rows(
-    roi_head: nn.Module, feats: Sequence[Tensor], samples: Sequence[Any], num_old: int
+    roi_head: Any, feats: Sequence[Tensor], samples: Sequence[Any], num_old: int
 ) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Return what the distill stage stores of a batch, see :meth:`ltpipe.methods.lst_teacher.TeacherLogits.collect`.
 
@@ -121,7 +121,7 @@ class OnlineTeacher:
         self._images: Tensor | None = None
 
     @cached_property
-    def detector(self) -> nn.Module:
+    def detector(self) -> Any:
         """The frozen detector, in evaluation mode."""
         model = Config.fromfile(self.config).model
         # Parts only act in training; those of the previous phase would load their own teacher.
@@ -140,7 +140,7 @@ class OnlineTeacher:
             )
         return detector.eval().requires_grad_(False)
 
-    def watch(self, student: nn.Module) -> None:
+    def watch(self, student: Any) -> None:
         """Take the images of every training step from the student's backbone."""
 
         def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -186,7 +186,7 @@ class LSTDistillation(HeadPart):
         self.num_old, self.weight, self.reduction = num_old, weight, reduction
         self.teacher = TASK_UTILS.build(teacher, default_args={"num_old": num_old})
 
-    def image_losses(self, roi_head: nn.Module, feats: Sequence[Tensor], samples: Sequence[Any]) -> dict[str, Tensor]:
+    def image_losses(self, roi_head: Any, feats: Sequence[Tensor], samples: Sequence[Any]) -> dict[str, Tensor]:
         """Return ``loss_distill``.
 
         Args:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ltpipe.errors import UserError, unknown_name
 
 FROZEN_STAGES = {"none": -1, "stem": 0, "layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4, "backbone": 4}
@@ -30,7 +28,7 @@ def freezing_options(level: str) -> dict[str, Any]:
     return {"frozen_stages": FROZEN_STAGES[level], "norm_eval": True}
 
 
-def freeze(model: nn.Module, level: str) -> None:
+def freeze(model: Any, level: str) -> None:
     """Freeze a built detector, for good: switching to training mode keeps it frozen, and nothing is thawed.
 
     Call it before the optimiser and the distributed wrapper are made.

@@ -81,7 +81,7 @@ class TeacherLogits:
 
         Args:
             passes: Of the unflipped and of the flipped images: ``(image id, annotation ids (b,), labels (b,),
-                similarities (b, >= num_old))`` per image, in any order; images without boxes are left out.
+                similarities (b, >= num_old))`` per image, in any order.
             num_old: Number ``K`` of old classes, the leading columns.
             metadata: What the numbers were made from; JSON values.
             dtype: Stored precision.
@@ -89,7 +89,7 @@ class TeacherLogits:
         Raises:
             UserError: The passes saw other images or boxes.
         """
-        plain, flipped = ({row[0]: row for row in rows if len(row[1])} for rows in passes)
+        plain, flipped = ({row[0]: row for row in rows} for rows in passes)
         if odd := plain.keys() ^ flipped.keys():
             raise UserError("an image was seen in one of two teacher passes only", where=f"image {min(odd)}")
         image_id = np.array(sorted(plain), np.int64)
@@ -126,7 +126,7 @@ class TeacherLogits:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in (*ARRAYS, "background") if name in file.files or name in ARRAYS}
                 return cls(**arrays, metadata=json.loads(str(file["metadata"])))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(
                 "unreadable teacher file", where=path, got=error, fix="run the distill stage of this phase"
             ) from error

@@ -31,6 +31,8 @@ class SyncedSeesawLoss(SeesawLoss):
         sync: Count the RoIs of all processes. mmdet counts per process and stores the first one's counts.
     """
 
+    softmax_scores = False
+
     def __init__(
         self,
         num_classes: int,
@@ -52,7 +54,9 @@ class SyncedSeesawLoss(SeesawLoss):
         reduction_override: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Count the labels and return ``loss_cls_objectness`` and ``loss_cls_classes``.
+        """Count the labels (in training mode) and return ``loss_cls_objectness`` and ``loss_cls_classes``.
+
+        In training all processes must call it together.
 
         Args:
             cls_score: ``(N, K + 2)`` float: class logits, then object and background.
@@ -62,7 +66,8 @@ class SyncedSeesawLoss(SeesawLoss):
             reduction_override: ``none``, ``mean`` or ``sum``.
             **kwargs: Not used.
         """
-        if self.sync:
+        counted = self.cum_samples.clone()
+        if self.sync and self.training:
             local = torch.bincount(labels, minlength=self.num_classes + 1).to(self.cum_samples.dtype)
             # mmdet adds this process's labels itself.
             self.cum_samples += all_reduce_sum(local) - local
@@ -70,4 +75,9 @@ class SyncedSeesawLoss(SeesawLoss):
             zero = cls_score.float().sum() * 0
             return {"loss_cls_objectness": zero, "loss_cls_classes": zero}
         with torch.autocast(cls_score.device.type, enabled=False):
-            return super().forward(cls_score.float(), labels, label_weights, avg_factor, reduction_override)
+            losses: dict[str, Tensor] = super().forward(
+                cls_score.float(), labels, label_weights, avg_factor, reduction_override
+            )
+        if not self.training:
+            self.cum_samples.copy_(counted)
+        return losses

@@ -1,9 +1,9 @@
 """SimCal: a second classification head, trained on class-balanced proposals of the frozen detector.
 
-Paper: Wang et al., "The Devil is in Classification: A Simple Framework for Long-tail Instance Segmentation", ECCV 2020,
-arXiv 2007.11978; repository twangnh/SimCal. Training minimises ``L = 1/R sum_rows -log softmax(z)_y`` over the mini-batches
-of :mod:`ltpipe.methods.simcal_proposals` with plain SGD; at test time the scores of both heads are combined as
-:mod:`ltpipe.methods.simcal_scores` says. Acts on the pooled RoI features; needs training instance counts.
+Paper: Wang et al., "The Devil is in Classification: A Simple Framework for Long-tail Instance Segmentation", ECCV
+2020, arXiv 2007.11978; repository twangnh/SimCal. Training minimises ``L = 1/R sum_rows -log softmax(z)_y`` over the
+mini-batches of :mod:`ltpipe.methods.simcal_proposals` with plain SGD; at test time the scores of both heads are
+combined as :mod:`ltpipe.methods.simcal_scores` says. Acts on the pooled RoI features; needs training instance counts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SimCal(Calibrator):
         }
 
     def initialise(self, bbox_head: nn.Module) -> None:
-        """Build the head from the trained box head, whose layers are copied by value where the head starts from them."""
+        """Build the head; layers that it starts from are copied by value from the trained box head."""
         self.head = make_head(self.head_name, bbox_head, self.num_classes)
         self.reads = self.head.reads
 

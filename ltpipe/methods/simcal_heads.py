@@ -2,9 +2,9 @@
 
 Paper: arXiv 2007.11978; repository twangnh/SimCal (``simple2fc``, ``simple3fc``), and its ablation of heads.
 
-The pooled RoI feature, flattened channel by channel, passes hidden layers with ReLU and a classifier with K + 1 outputs,
-background last: ``z = C(relu(W_n ... relu(W_1 x)))``. The heads differ in how many layers there are, where they start
-from and which are trained:
+The pooled RoI feature, flattened channel by channel, passes hidden layers with ReLU and a classifier with K + 1
+outputs, background last: ``z = C(relu(W_n ... relu(W_1 x)))``. The heads differ in how many layers there are, where
+they start from and which are trained:
 
 =============== ======================================= ==============================
 head            starts from                             trained
@@ -44,7 +44,7 @@ _NEAREST_MEAN = {"type": "ltpipe.NearestClassMean"}
 class NearestClassMean(nn.Module):
     """Classifier ``z_c = -||x - mean_c||^2`` over the mean features of the rows seen so far.
 
-    Classes without rows get ``-inf``, probability 0; before any row all outputs are 0.
+    Classes without rows get ``-inf``, probability 0; before any row all outputs are equal.
 
     Args:
         in_features: Width d of the rows.
@@ -154,8 +154,8 @@ def make_head(name: HeadName, bbox_head: nn.Module, num_classes: int) -> Calibra
         num_classes: Foreground classes K.
 
     Raises:
-        UserError: The box head has no purely fully connected classification path, or the classifier to be copied has not
-            K + 1 outputs because its loss asks for others.
+        UserError: The box head has no purely fully connected classification path, or the classifier to be copied has
+            other than K + 1 outputs because its loss asks for them.
     """
     layers = shared_layers(bbox_head)
     widths = [layer.out_features for layer in layers]

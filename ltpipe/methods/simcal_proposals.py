@@ -9,8 +9,8 @@ A *slot* is an image drawn for one class ``c``. Its RoIs are the ground truths f
 * ``G`` are at most ``rois - kept positives`` of the others with best overlap in ``[neg_iou_min, pos_iou)``.
 
 A step takes ``min(bg_ratio * sum|F|, sum|G|)`` of the negatives of all slots, then every ``F``. It needs the boxes and
-labels of all annotated classes of the image. All draws come from generators seeded with (seed, step, slot), so a plan is
-the same for any number of processes. Plain numpy: no detector, no GPU.
+labels of all annotated classes of the image. All draws come from generators seeded with (seed, step, slot), so a plan
+is the same for any number of processes. Plain numpy: no detector, no GPU.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def assign_boxes(
 ) -> tuple[Indices, NDArray[np.float32]]:
     """Assign proposals to ground truths by overlap.
 
-    A ground truth also claims its best proposals (all that tie) if they reach ``pos_iou``; of several that claim the same
-    one the last wins, as in mmdet's ``MaxIoUAssigner`` with ``match_low_quality``.
+    A ground truth also claims its best proposals (all that tie) if they reach ``pos_iou``; of several that claim the
+    same one the last wins, as in mmdet's ``MaxIoUAssigner`` with ``match_low_quality``.
 
     Args:
         gt_boxes: ``(m, 4) float32`` xyxy, absolute pixels.

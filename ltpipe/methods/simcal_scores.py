@@ -1,9 +1,9 @@
 """SimCal's dual-head scores: which classifier speaks for which class.
 
 Paper: arXiv 2007.11978; repository twangnh/SimCal, ``get_det_bboxes``. With probabilities ``p_o`` of the detector and
-``p_c`` of the calibrated head, ``p[j] = p_c[j] if n_j < T else p_o[j]`` and ``p[bg] = p_o[bg]``; rows are not renormalised.
-In a cascade both logits are first averaged over the stages. Boxes and masks never change. Needs the training instance
-counts ``n_j``.
+``p_c`` of the calibrated head, ``p[j] = p_c[j] if n_j < T else p_o[j]`` and ``p[bg] = p_o[bg]``; rows are not
+renormalised. In a cascade both logits are first averaged over the stages. Boxes and masks never change. Needs the
+training instance counts ``n_j``.
 """
 
 from __future__ import annotations

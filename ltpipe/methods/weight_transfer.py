@@ -101,13 +101,14 @@ class MaskXTransferHead(FCNMaskHead):
     def init_weights(self) -> None:
         """Initialise as LST: deconvolution and fusion Kaiming-normal (fan out), transfer layers as PyTorch does."""
         super().init_weights()
-        if isinstance(self.mlp_fusion, nn.Sequential):
-            # The first factor only averages its 200,704 inputs; the second carries the scale of the full matrix.
-            nn.init.kaiming_normal_(self.mlp_fusion[0].weight, nonlinearity="linear")
-        last = self.mlp_fusion[1] if isinstance(self.mlp_fusion, nn.Sequential) else self.mlp_fusion
-        if last is not None:
-            nn.init.kaiming_normal_(last.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(last.bias)
+        fusion = [] if self.mlp_fusion is None else self.mlp_fusion.modules()
+        for layer in (module for module in fusion if isinstance(module, nn.Linear)):
+            if layer.bias is None:
+                # The first low-rank factor only averages its inputs; the second carries the scale of the full matrix.
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            else:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def class_filters(self, class_weight: Tensor) -> Tensor:
         """Return the mask filters ``(n, ch)`` of classifier rows ``(n, d)``."""

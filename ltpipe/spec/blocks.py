@@ -32,6 +32,20 @@ class Dataset(Block):
     )
     generate: dict[str, Any] | None = Field(None, description="options of `ltpipe toy-data`, which then draws the data")
 
+    @model_validator(mode="after")
+    def _drawn_where_expected(self) -> Dataset:
+        if self.generate is None:
+            return self
+        for part, source in (("train", self.train), ("val", self.val)):
+            if source != Source(annotations=self.folder / f"{part}.json", images=self.folder / part):
+                raise ValueError(f"toy data are drawn into data/{self.name}: {part}.json beside the folder {part}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where toy data are drawn."""
+        return Path("data") / self.name
+
 
 class Detector(Block):
     """The detector: a plain mmengine config fragment without data sets and schedule."""

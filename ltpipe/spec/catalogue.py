@@ -191,7 +191,7 @@ def _literal_attributes(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def read_signature(
-    function: ast.FunctionDef, owner: str, doc: str = ""
+    function: ast.FunctionDef, owner: str, doc: str = "", skip: Sequence[str] = ("self", "cls"), fills: frozenset[str] = INJECTED
 ) -> tuple[dict[str, tuple[Any, Any]], frozenset[str]]:
     """Return the options of a constructor or function, and the names of its injected parameters.
 
@@ -199,6 +199,8 @@ def read_signature(
         function: Its syntax tree.
         owner: Name for messages.
         doc: Docstring with an ``Args:`` section; the function's own is read too.
+        skip: Parameters that are neither.
+        fills: Parameters that the pipeline fills in.
 
     Raises:
         TypeError: A parameter has no annotation, or one that is not made of plain types.
@@ -211,9 +213,9 @@ def read_signature(
     fields: dict[str, tuple[Any, Any]] = {}
     injected = set()
     for argument, default in pairs:
-        if argument.arg in ("self", "cls"):
+        if argument.arg in skip:
             continue
-        if argument.arg in INJECTED:
+        if argument.arg in fills:
             injected.add(argument.arg)
             continue
         fields[argument.arg] = (
@@ -254,11 +256,10 @@ def _samplers() -> Iterator[Method]:
         for item in dataclasses.fields(cls):
             if not item.init or item.name in INJECTED:
                 continue
-            has_default = item.default is not dataclasses.MISSING
-            fields[item.name] = (
-                hints[item.name],
-                Field(item.default if has_default else ..., description=texts.get(item.name)),
-            )
+            default: Any = ... if item.default is dataclasses.MISSING else item.default
+            if item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
+            fields[item.name] = (hints[item.name], Field(default, description=texts.get(item.name)))
         summary = (cls.__doc__ or "").partition("\n")[0]
         yield Method("sampler", name, {"type": name}, options_model(cls.__name__, fields), summary, "samplers.py")
 
@@ -268,8 +269,8 @@ def toy_options() -> type[BaseModel]:
     """Model of the options of ``ltpipe toy-data``, the block ``dataset.generate``."""
     tree = ast.parse((PACKAGE / "data" / "toy.py").read_text(encoding="utf-8"))
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "write_toy_data")
-    fields, _ = read_signature(function, "write_toy_data")
-    return options_model("ToyData", {name: value for name, value in fields.items() if name != "folder"})
+    fields, _ = read_signature(function, "write_toy_data", skip=("folder",), fills=frozenset())
+    return options_model("ToyData", fields)
 
 
 # What mmdet brings under a name of its own needs no module of ours.

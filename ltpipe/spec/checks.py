@@ -11,8 +11,9 @@ from ltpipe.spec import catalogue
 from ltpipe.spec.blocks import Source
 from ltpipe.spec.classes import annotation_categories, generated_classes, read_class_list
 from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry
+from ltpipe.spec.load import read_merged
 from ltpipe.spec.models import Experiment
-from ltpipe.spec.source import unset_variable
+from ltpipe.spec.source import variables
 
 
 def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[str]:
@@ -29,13 +30,26 @@ def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[s
         UserError: The first thing found wrong.
     """
     remarks, num_classes = check_data(exp)
-    check_detector(exp.detector.config, where(exp, "detector.config"))
     remarks += _check_start(exp, data_missing=bool(remarks))
     _check_phases(exp, num_classes)
+    check_settings(exp, experiments)
+    return remarks
+
+
+def check_settings(exp: Experiment, experiments: Sequence[str] = ()) -> None:
+    """Check what needs no data: the detector file, combinations of methods, the report.
+
+    Args:
+        exp: The experiment.
+        experiments: Names of all experiments, for ``report.compare``.
+
+    Raises:
+        UserError: The first thing found wrong.
+    """
+    check_detector(exp.detector.config, where(exp, "detector.config"))
     for check in _COMBINATIONS:
         check(exp)
-    _check_report(exp, num_classes, experiments)
-    return remarks
+    _check_report(exp, experiments)
 
 
 def where(exp: Experiment, key: str) -> str:
@@ -74,11 +88,17 @@ def _check_source(exp: Experiment, part: str, source: Source) -> None:
     for key, path, kind in (("annotations", source.annotations, "file"), ("images", source.images, "folder")):
         if path.is_file() if kind == "file" else path.is_dir():
             continue
-        variable = unset_variable(path)
-        fix = f"set the environment variable {variable}" if variable else f"correct the path, or put the {kind} there"
+        fix = f"correct the path, or put the {kind} there"
+        for variable in _path_variables(exp, part, key):
+            fix = f"set the environment variable {variable} to the data set's folder, or put the {kind} there"
         if key == "annotations" and exp.dataset.class_list is None:
             fix += "; a class list (dataset.class_list) is enough to validate without the data"
         raise UserError(f"missing {kind} of the data set", where=where(exp, f"dataset.{part}.{key}"), got=path, fix=fix)
+
+
+def _path_variables(exp: Experiment, part: str, key: str) -> list[str]:
+    """Environment variables in a path of the data set, as the experiment file has it."""
+    return [] if exp.file is None else variables(read_merged(exp.file).values["dataset"][part][key])
 
 
 def _pairs(categories: Sequence[dict[str, Any]]) -> dict[int, str]:
@@ -210,8 +230,8 @@ _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
 )
 
 
-def _check_report(exp: Experiment, num_classes: int, experiments: Sequence[str]) -> None:
-    evaluated = exp.evaluated_checkpoints(num_classes)
+def _check_report(exp: Experiment, experiments: Sequence[str]) -> None:
+    evaluated = exp.evaluated_checkpoints()
     for name in exp.report.compare:
         if name == exp.name:
             raise UserError("an experiment cannot be compared with itself", where=where(exp, "report.compare"), got=name)

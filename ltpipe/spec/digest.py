@@ -14,14 +14,15 @@ from typing import Any
 from ltpipe.spec.detector import file_digests
 from ltpipe.spec.models import Experiment
 
-# Replay lists hold as many epochs as the phases train.
+# Replay lists (the stage `split` with a phase) hold as many epochs as the phases train.
 _LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch_size"))
 # Dotted keys of the experiment by stage. `detector` stands for the block and for the text of the detector file.
 # A leading minus leaves a key out again.
 SLICES: Mapping[str, tuple[str, ...]] = {
     "toy_data": ("dataset.generate",),
     "index": ("dataset.format", "dataset.train", "dataset.val"),
-    "split": ("split", "lst.replay", "lst.iterations_per_phase", *_LENGTH),
+    "split": ("split",),
+    "replay": ("lst.replay", *_LENGTH),
     "base": ("seed", "detector", "model", "split", "base"),
     "distill": ("lst.distill.teacher",),
     "lst": ("lst", "-lst.replay", "-lst.iterations_per_phase"),
@@ -38,11 +39,13 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
     Args:
         exp: The experiment.
         stage: A stage, or ``toy_data``. ``validate`` reads everything.
-        key: Phase number for ``lst``, calibrator name for ``calibrate``.
+        key: Phase number for ``lst`` and for the replay lists of ``split``, calibrator name for ``calibrate``.
     """
     whole = exp.model_dump(mode="json")
     if stage == "validate":
         return {**whole, "detector.file": file_digests(exp.detector.config)}
+    if stage == "split" and key is not None:
+        stage = "replay"
     found = {name: _pick(whole, name) for name in SLICES[stage] if not name.startswith("-")}
     for name in SLICES[stage]:
         if name.startswith("-"):
@@ -51,7 +54,7 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
                 found[block] = {k: v for k, v in found[block].items() if k != inner}
     if "detector" in found:
         found["detector.file"] = file_digests(exp.detector.config)
-    if stage == "lst":
+    if stage in ("lst", "replay"):
         assert exp.lst is not None and isinstance(key, int)
         steps = exp.lst.iterations_per_phase
         found["iterations"] = None if steps is None else steps[key - 1]

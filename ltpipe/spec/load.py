@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ltpipe.data.samplers import build_sampler
 from ltpipe.errors import UserError
 from ltpipe.spec import catalogue
 from ltpipe.spec.messages import user_error
@@ -141,6 +142,8 @@ def _complete(experiment: Experiment, document: Document, path: Path) -> Experim
             options = entry.options.model_validate(choice.options)
         except ValidationError as error:
             raise user_error(error, entry.options, document, path, prefix=key, owner=f"{slot} {entry.name}") from error
+        if slot == "sampler":
+            build_sampler({"type": entry.name, **options.model_dump()}, where=document.where(key, path))
         updates[key] = choice.model_copy(update=options.model_dump())
     experiment = catalogue.replace_choices(experiment, updates)
     if experiment.dataset.generate is None:

@@ -43,14 +43,15 @@ class Paths:
 
         Args:
             stage: One of :data:`STAGES`.
-            key: Phase number for ``distill`` and ``lst``, calibrator name, or checkpoint id for ``evaluate``.
+            key: Phase number for ``split`` (its replay list), ``distill`` and ``lst``, calibrator name, or checkpoint
+                id for ``evaluate``.
         """
         assert stage in STAGES, stage
         if stage == "index":
             return self.dataset
-        if stage in ("distill", "lst"):
+        if isinstance(key, int):
             return self.root / stage / f"phase{key}"
-        return self.root / stage if key is None else self.root / stage / str(key)
+        return self.root / stage if key is None else self.root / stage / key
 
     def record(self, stage: str, key: str | int | None = None) -> Path:
         """``stage.json`` of a stage, written last: its existence means complete."""
@@ -64,7 +65,7 @@ class Paths:
         """Log file of a stage, for runs by hand and by Snakemake alike."""
         if stage == "index":
             return Path("logs/datasets") / f"{self.dataset.name}.log"
-        name = stage if key is None else f"{stage}.{f'phase{key}' if stage in ('distill', 'lst') else key}"
+        name = stage if key is None else f"{stage}.{f'phase{key}' if isinstance(key, int) else key}"
         return Path("logs") / self.root.name / f"{name}.log"
 
     # ---- artefacts ---------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ class Paths:
 
     def replay(self, phase: int) -> Path:
         """Replay index of a phase."""
-        return self.folder("split") / f"replay_phase{phase}.npz"
+        return self.folder("split", phase) / "replay.npz"
 
     def teacher(self, phase: int) -> Path:
         """Cached teacher similarities of a phase."""
@@ -109,13 +110,18 @@ class Paths:
         return self.folder(*self.producer(checkpoint)) / "model.pth"
 
     def config(self, checkpoint: str) -> Path:
-        """Complete mmengine config of a trained checkpoint (``base`` or ``phase<k>``)."""
+        """Complete mmengine config of a checkpoint."""
         return self.folder(*self.producer(checkpoint)) / "config.py"
 
     @property
     def plan(self) -> Path:
         """Calibration plan."""
         return self.folder("features") / "plan.npz"
+
+    @property
+    def features(self) -> Path:
+        """Stored RoI features."""
+        return self.folder("features") / "features.npy"
 
     def predictions(self, checkpoint: str) -> Path:
         """Detections of a checkpoint on the validation part, Arrow."""
@@ -142,3 +148,8 @@ class Paths:
     def summary(self) -> Path:
         """The report's table, CSV."""
         return self.folder("report") / "summary.csv"
+
+    @property
+    def plots(self) -> list[Path]:
+        """Plots that every report has: AP by frequency group, and AP over the classes by training instances."""
+        return [self.folder("report") / name for name in ("groups.png", "classes.png")]

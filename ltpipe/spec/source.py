@@ -99,7 +99,6 @@ def expand_variables(value: Any) -> Any:
     return value
 
 
-def unset_variable(path: Path) -> str | None:
-    """The first environment variable in ``path`` that is not set, if any."""
-    match = _VARIABLE.search(str(path))
-    return match[1] if match else None
+def variables(text: str) -> list[str]:
+    """Names of the environment variables in ``text``."""
+    return [match[1] for match in _VARIABLE.finditer(text)]

@@ -30,7 +30,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         dataset = stream_config(
             exp, paths, fragment, phase=0, num_classes=num_classes, seed=exp.seed, order={"sampler": sampler}
         )
-        iterations = exp.base.schedule.total_iterations(build_dataset(dataset).epoch_length())
+        iterations = exp.base.schedule.total_iterations(build_dataset(dataset).stream.epoch_length())
         start = exp.detector.load_from
         config = training_config(
             model,

@@ -81,7 +81,11 @@ def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, t
     statistics = pd.read_csv(paths.statistics("train"))
     phases = dict(zip(split.order.tolist(), split.phase_of_label.tolist(), strict=True))
     classes = statistics.assign(phase=statistics["category_id"].map(phases))
-    metrics = {iou: summarize(item, classes, bins=exp.evaluate.bins) for iou, item in tensors.items()}
+    phase = int(checkpoint.removeprefix("phase")) if checkpoint.startswith("phase") else split.num_phases
+    metrics = {
+        iou: summarize(item, classes, bins=exp.evaluate.bins, phase=0 if checkpoint == "base" else phase)
+        for iou, item in tensors.items()
+    }
     write_json(paths.metrics(checkpoint), metrics)
     tables = [per_class_table(item, classes).assign(iou_type=iou) for iou, item in tensors.items()]
     with atomic_path(paths.per_class(checkpoint)) as temporary:

@@ -56,7 +56,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             write_checkpoint(start, grown, content["meta"])
         order = {"replay": str(paths.replay(phase))}
         dataset = stream_config(exp, paths, fragment, phase=phase, num_classes=num_classes, seed=seed, order=order)
-        iterations = lst.phase_iterations(phase, build_dataset(dataset).epoch_length())
+        iterations = lst.phase_iterations(phase, build_dataset(dataset).stream.epoch_length())
         config = training_config(
             model,
             dataset,

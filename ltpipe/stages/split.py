@@ -1,4 +1,4 @@
-"""``split``: class order, phases, and the balanced replay index of every phase."""
+"""``split``: class order and phases, and the balanced replay list of every phase."""
 
 from __future__ import annotations
 
@@ -13,22 +13,34 @@ from ltpipe.data.store import AnnotationStore
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
-from ltpipe.spec.training import Lst
 from ltpipe.stages._run import stage_run
 
 
-def run(exp: Experiment, paths: Paths) -> None:
-    """Sort and cut the classes, draw the replay lists."""
-    info = paths.store("train") / "info.json"
+def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:
+    """Sort and cut the classes, draw the replay lists.
+
+    Args:
+        exp: The experiment.
+        paths: Its artefacts.
+        phase: 0 for class order and phases, ``k`` for the replay list of that phase; everything by default. They are
+            separate so that another replay does not make base training look outdated.
+    """
+    if phase in (None, 0):
+        write_split(exp, paths)
+    for k in range(1, exp.num_phases() + 1) if phase is None else [phase] if phase else []:
+        write_replay(exp, paths, k)
+
+
+def write_split(exp: Experiment, paths: Paths) -> None:
+    """Write ``split.json``."""
     with stage_run(
         "split",
         paths.folder("split"),
         experiment=exp.name,
         digest=stage_digest(exp, "split"),
-        seed=exp.lst.replay.seed if exp.lst else 0,
-        inputs={"index": info, "index:statistics": paths.statistics("train")},
+        seed=0,
+        inputs={"index": paths.store("train") / "info.json", "index:statistics": paths.statistics("train")},
     ) as stage:
-        store = AnnotationStore.open(paths.store("train"))
         table = pd.read_csv(paths.statistics("train"))
         spec = exp.split.model_dump(exclude_none=True) if exp.split else {}
         if "boundaries" in spec:
@@ -37,21 +49,29 @@ def run(exp: Experiment, paths: Paths) -> None:
             table["category_id"].to_numpy(),
             table["instance_count"].to_numpy(),
             dataset=exp.dataset.name,
-            annotation_sha256=store.info["sha256"],
+            annotation_sha256=AnnotationStore.open(paths.store("train")).info["sha256"],
             **spec,
         )
         split.save(paths.split)
         stage.outputs.append(paths.split)
-        for phase in range(1, split.num_phases + 1):
-            assert exp.lst is not None
-            write_replay(PhaseView(store, split, phase), exp.lst, phase, paths)
-            stage.outputs.append(paths.replay(phase))
 
 
-def write_replay(view: PhaseView, lst: Lst, phase: int, paths: Paths) -> None:
-    """Write as many epochs of pairs as the phase trains."""
-    first = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=1)
-    length = len(first.epoch(0)[0])
-    images = lst.phase_iterations(phase, length) * lst.schedule.batch_size
-    epochs = math.ceil(images / length)
-    build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=epochs).save(paths.replay(phase))
+def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
+    """Write as many epochs of (image, class) pairs as the phase trains."""
+    lst = exp.lst
+    assert lst is not None, "phases without an lst block do not load"
+    with stage_run(
+        "split",
+        paths.folder("split", phase),
+        experiment=exp.name,
+        digest=stage_digest(exp, "split", phase),
+        seed=lst.replay.seed,
+        inputs={"index": paths.store("train") / "info.json", "split": paths.split},
+    ) as stage:
+        view = PhaseView(AnnotationStore.open(paths.store("train")), Split.load(paths.split), phase)
+        first = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=1)
+        length = len(first.epoch(0)[0])
+        epochs = math.ceil(lst.phase_iterations(phase, length) * lst.schedule.batch_size / length)
+        replay = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=epochs)
+        replay.save(paths.replay(phase))
+        stage.outputs.append(paths.replay(phase))

@@ -7,7 +7,7 @@ import sys
 import yaml
 
 from ltpipe import __version__
-from ltpipe.files import atomic_path
+from ltpipe.files import atomic_path, sha256_file
 from ltpipe.spec.checks import check_experiment
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.load import list_experiments
@@ -30,8 +30,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         text = yaml.safe_dump(exp.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
         with atomic_path(paths.lock) as temporary:
             temporary.write_text(f"# {exp.file}, resolved by ltpipe {__version__}\n{text}", encoding="utf-8")
-        stage.outputs.append(paths.lock)
-        stage.notes["remarks"] = remarks
+        stage.notes.update(lock_sha256=sha256_file(paths.lock), remarks=remarks)
     for remark in remarks:
         print(f"{exp.name}: {remark}", file=sys.stderr)
     print(f"{exp.name}: valid; checkpoints: {', '.join(exp.checkpoints())}")

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from mmdet.models.layers import NormedConv2d
+from torch import Tensor
 
+from ltpipe.methods.decoupled import lws_logits
 from ltpipe.methods.eql import EQLLoss
 from ltpipe.methods.eqlv2 import EQLv2Loss, eqlv2_weights
+from ltpipe.methods.normed import NormedLinear
 from ltpipe.methods.seesaw import SyncedSeesawLoss
 
 METHOD = "lt_losses"
@@ -44,7 +47,9 @@ def check_eqlv2(path: Path) -> None:
     num_classes = int(data["num_classes"])
     options = {name: float(data[name]) for name in ("gamma", "mu", "alpha", "loss_weight")}
     loss = EQLv2Loss(num_classes, **options)
-    np.testing.assert_array_equal(loss.pos_neg.numpy(), data["state_start_pos_neg"])
+    for name in ("pos_grad", "neg_grad", "pos_neg"):
+        if f"state_start_{name}" in data.files:
+            getattr(loss, name).copy_(torch.from_numpy(data[f"state_start_{name}"]))
     for t, logits in enumerate(_leaves(data["in_logits"])):
         positive, negative = eqlv2_weights(loss.pos_neg, loss.gamma, loss.mu, loss.alpha)
         close(positive, data["out_pos_w"][t])
@@ -77,6 +82,43 @@ def check_seesaw(path: Path) -> None:
     close(loss.get_activation(logits), data["out_activation_last"])
 
 
+def check_normed_and_lws(path: Path) -> None:
+    """Outputs of the normalised and the rescaled layers, and gradients of the sum of their squares."""
+    data = np.load(path, allow_pickle=False)
+    temperature, power = float(data["temperature"]), float(data["power"])
+    weight, bias = torch.from_numpy(data["in_weight"]), torch.from_numpy(data["in_bias"])
+
+    classes, width = weight.shape
+    layer = NormedLinear(width, classes, temperature=temperature, power=power)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    x = torch.from_numpy(data["in_x"]).requires_grad_()
+    out = layer(x)
+    out.square().sum().backward()
+    close(out, data["out_linear"])
+    close(layer.weight.grad, data["out_grad_weight"])
+    close(x.grad, data["out_grad_x"])
+
+    maps = torch.from_numpy(data["in_xc"])
+    kernels = {
+        "conv1x1": (weight[:, :, None, None], False),
+        "conv3_norm_over_kernel": (torch.from_numpy(data["in_weight3"]), True),
+        "conv3_channel_norm": (torch.from_numpy(data["in_weight3"]), False),
+    }
+    for name, (kernel, whole) in kernels.items():
+        size = kernel.shape[-1]
+        conv = NormedConv2d(
+            width, classes, size, padding=size // 2, temperature=temperature, power=power, norm_over_kernel=whole
+        )
+        conv.load_state_dict({"weight": kernel, "bias": bias})
+        close(conv(maps), data[f"out_{name}"])
+
+    scale = torch.from_numpy(data["in_lws_scale"]).requires_grad_()
+    out = lws_logits(x.detach(), weight, bias, scale)
+    out.square().sum().backward()
+    close(out, data["out_lws"])
+    close(scale.grad, data["out_lws_grad_scale"])
+
+
 def close(found: Tensor, expected: Any) -> None:
     """Relative 1e-4 of the largest absolute value, absolute 1e-6."""
     expected = np.asarray(expected)
@@ -88,4 +130,4 @@ def _leaves(array: np.ndarray) -> list[Tensor]:
     return [torch.from_numpy(step).requires_grad_() for step in array]
 
 
-CHECKS = {"eql_": check_eql, "eqlv2_": check_eqlv2, "seesaw_": check_seesaw}
+CHECKS = {"eql_": check_eql, "eqlv2_": check_eqlv2, "seesaw_": check_seesaw, "normed_and_lws": check_normed_and_lws}

@@ -1,0 +1,27 @@
+# ltpipe: decoupled training of long-tailed instance segmenters.
+#
+#   snakemake --profile local all                  every active experiment (configs/pipeline.yaml) on this machine
+#   snakemake --profile slurm all                  the same on a cluster
+#   snakemake --profile slurm phase_2              up to one phase; all_<stage> for up to one stage
+#   snakemake --profile slurm all -R lst_phase_2   that phase again, and what follows
+#   snakemake all --rulegraph | dot -Tsvg          the graph
+#   snakemake all --report report.html             tables, plots and provenance in one page
+#
+# Results: results/<experiment>/<stage>/; data sets: results/datasets/<name>/; logs and benchmarks: logs/<experiment>/.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "configs/pipeline.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/targets.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/calibration.smk"
+include: "workflow/rules/results.smk"

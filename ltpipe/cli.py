@@ -1,0 +1,181 @@
+"""The command ``ltpipe``: every stage by hand, and a few tools. Stages are imported when they are called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltpipe import __version__
+from ltpipe.errors import EXIT_CODE, UserError
+
+STAGES = {
+    "validate": "check an experiment in seconds and write what it resolves to",
+    "index": "annotations to columnar stores and class statistics, once per data set",
+    "split": "class order, base and phases, replay lists",
+    "base": "base training",
+    "distill": "teacher similarities for one incremental phase",
+    "lst": "one incremental phase",
+    "features": "calibration plan and frozen RoI features",
+    "calibrate": "train or compute one calibrator",
+    "evaluate": "measure one checkpoint",
+    "report": "tables and plots",
+}
+# Option that a stage takes beside the experiment: flag, name of the argument of `run`, type, help.
+_KEYS = {
+    "split": ("--phase", "phase", int, "0: class order and phases only, k: replay list of phase k; default: everything"),
+    "distill": ("--phase", "phase", int, "phase, from 1"),
+    "lst": ("--phase", "phase", int, "phase, from 1"),
+    "calibrate": ("--name", "name", str, "name of the calibrator in the experiment"),
+    "evaluate": ("--checkpoint", "checkpoint", str, "base, phase1 .., or a calibrator's name"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    top = argparse.ArgumentParser(
+        prog="ltpipe",
+        description="Decoupled training of long-tailed instance segmenters: every stage of the pipeline by hand.",
+        epilog="The whole chain: `make run` on the toy data, `snakemake --profile local all` for your experiments.",
+    )
+    top.add_argument("--version", action="version", version=f"ltpipe {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    for stage, text in STAGES.items():
+        verb = verbs.add_parser(stage, help=text, description=text[0].upper() + text[1:] + ".")
+        _experiment(verb)
+        if stage in _KEYS:
+            flag, name, kind, description = _KEYS[stage]
+            verb.add_argument(flag, dest=name, type=kind, required=stage != "split", metavar=name.upper(), help=description)
+    status = verbs.add_parser("status", help="what is done, stale or missing, and why")
+    _experiment(status)
+    toy = verbs.add_parser("toy-data", help="draw the toy data set")
+    target = toy.add_mutually_exclusive_group(required=True)
+    target.add_argument("--experiment", metavar="EXP", help="draw what the experiment's dataset.generate asks for")
+    target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
+    schema = verbs.add_parser("schema", help="JSON schema of experiment files")
+    schema.add_argument("--write", action="store_true", help="write configs/schema/experiment.schema.json")
+    verbs.add_parser("methods", help="what can be chosen in experiments, with all options")
+    return top
+
+
+def _experiment(verb: argparse.ArgumentParser) -> None:
+    where = verb.add_mutually_exclusive_group(required=True)
+    where.add_argument("experiment", nargs="?", metavar="EXP", help="name in configs/experiments, or path of a YAML file")
+    where.add_argument("--experiment", dest="option", metavar="EXP", help="the same, as an option")
+    verb.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; those of the process by default.
+
+    Returns:
+        Exit code: 0, or 2 after a mistake that the user can mend, or 130 after an interrupt.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        print(f"ltpipe {arguments.verb}: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        print(f"ltpipe {arguments.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _dispatch(arguments: argparse.Namespace) -> None:
+    verb = arguments.verb
+    if verb == "schema":
+        _schema(write=arguments.write)
+    elif verb == "methods":
+        _methods()
+    elif verb == "toy-data":
+        _toy_data(arguments)
+    else:
+        _stage(verb, arguments)
+
+
+def _stage(verb: str, arguments: argparse.Namespace) -> None:
+    from ltpipe.spec.load import load_experiment
+    from ltpipe.spec.paths import Paths
+
+    exp = load_experiment(arguments.experiment or arguments.option)
+    paths = Paths(arguments.results, exp)
+    if verb == "status":
+        from ltpipe.spec.status import print_status
+
+        print_status(exp, paths)
+        return
+    keys = {}
+    if verb in _KEYS:
+        name = _KEYS[verb][1]
+        keys[name] = getattr(arguments, name)
+        if keys[name] is not None:
+            _check_key(exp, verb, keys[name])
+    importlib.import_module(f"ltpipe.stages.{verb}").run(exp, paths, **keys)
+
+
+def _check_key(exp: object, verb: str, key: str | int) -> None:
+    """Refuse a phase, calibrator or checkpoint that the experiment does not have."""
+    from ltpipe.errors import unknown_name
+    from ltpipe.spec.models import Experiment
+
+    assert isinstance(exp, Experiment)
+    if verb in ("split", "distill", "lst"):
+        phases, first = exp.num_phases(), 0 if verb == "split" else 1
+        if not first <= int(key) <= phases:
+            allowed = f"{first} to {phases}" if phases else "none: the experiment is one-shot"
+            raise UserError("no such phase", where="--phase", got=key, allowed=allowed)
+    elif verb == "calibrate" and key not in exp.calibrate:
+        raise unknown_name("calibrator", str(key), exp.calibrate, where="--name")
+    elif verb == "evaluate" and key not in exp.checkpoints():
+        raise unknown_name("checkpoint", str(key), exp.checkpoints(), where="--checkpoint")
+
+
+def _toy_data(arguments: argparse.Namespace) -> None:
+    if arguments.folder is not None:
+        from ltpipe.data.toy import write_toy_data
+
+        write_toy_data(arguments.folder)
+        return
+    from ltpipe.spec.load import load_experiment
+
+    exp = load_experiment(arguments.experiment)
+    importlib.import_module("ltpipe.stages.toy_data").run(exp)
+
+
+def _schema(*, write: bool) -> None:
+    from ltpipe.spec.schema import SCHEMA, experiment_schema, write_schema
+
+    if write:
+        write_schema()
+        print(f"wrote {SCHEMA}")
+    else:
+        print(json.dumps(experiment_schema(), indent=1))
+
+
+def _methods() -> None:
+    from ltpipe.spec.catalogue import SLOTS, catalogue
+
+    for slot in SLOTS:
+        print(f"{slot}:")
+        for (where, name), entry in sorted(catalogue().items()):
+            if where != slot:
+                continue
+            print(f"  {name:20s} {entry.summary}")
+            for option, field in entry.options.model_fields.items():
+                default = "required" if field.is_required() else repr(field.default)
+                print(f"    {option} = {default}  {field.description or ''}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From detections to numbers, figures and the report; needs no deep learning framework."""

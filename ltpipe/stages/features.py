@@ -1,0 +1,82 @@
+"""``features``: the calibration plan, and the frozen RoI features it asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ltpipe.data.feature_plan import plan_features
+from ltpipe.data.plan import PlanInfo, draw_plan
+from ltpipe.data.split import Split
+from ltpipe.engine.features import FrozenDetector, collect_boxes, write_features
+from ltpipe.engine.inputs import annotated_config
+from ltpipe.engine.config import read_detector
+from ltpipe.engine.predict import build_dataset, load_model
+from ltpipe.methods.simcal_proposals import RoiSampling
+from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.stages._run import stage_run
+
+
+def run(exp: Experiment, paths: Paths) -> None:
+    """Plan all calibration steps; with ``storage: cached`` also pool their features."""
+    spec = exp.features
+    assert spec is not None, "validate refuses calibrators without a features block"
+    source = exp.final_checkpoint()
+    maker, _ = paths.producer(source)
+    with stage_run(
+        "features",
+        paths.folder("features"),
+        experiment=exp.name,
+        digest=stage_digest(exp, "features"),
+        seed=spec.seed,
+        inputs={"index": paths.store("train") / "info.json", "split": paths.split, maker: paths.model(source)},
+    ) as stage:
+        detector = frozen_detector(exp, paths)
+        view = detector.dataset.view
+        info = PlanInfo(
+            steps=spec.steps,
+            classes_per_step=spec.classes_per_step,
+            images_per_class=spec.images_per_class,
+            tau=spec.tau,
+            seed=spec.seed,
+            split=view.split.digest,
+            annotation_sha256=view.store.info["sha256"],
+        )
+        slots = draw_plan(view.class_images, info)
+        image_id, flip, unit_of_slot = slots.units()
+        by_id = np.argsort(view.store.image_ids)
+        rows = by_id[np.searchsorted(view.store.image_ids[by_id], image_id)]
+        units = list(zip(rows.tolist(), flip.tolist(), strict=True))
+        plan = plan_features(
+            rows,
+            flip,
+            unit_of_slot,
+            slots.class_label,
+            info.slots_per_step,
+            collect_boxes(detector, units, stage.work),
+            RoiSampling(
+                rois=spec.rois,
+                positive_fraction=spec.positive_fraction,
+                neg_iou_min=spec.neg_iou_min,
+                cap_before_filter=spec.cap_before_filter,
+            ),
+            num_classes=view.num_classes,
+            bg_ratio=spec.bg_ratio,
+            seed=spec.seed,
+        )
+        if spec.storage == "cached":
+            write_features(detector, units, plan.unit_boxes, paths.features, spec.dtype, stage.work)
+            stage.outputs.append(paths.features)
+        plan.save(paths.plan)
+        stage.outputs.append(paths.plan)
+        stage.notes.update(images=len(units), boxes=len(plan.boxes), rows=len(plan.rows))
+
+
+def frozen_detector(exp: Experiment, paths: Paths) -> FrozenDetector:
+    """Return the detector that is calibrated, on the training images of its phase."""
+    source = exp.final_checkpoint()
+    split = Split.load(paths.split)
+    fragment = read_detector(exp.detector.config)
+    data = annotated_config(exp, paths, fragment, phase=split.num_phases, num_classes=split.num_classes)
+    return FrozenDetector(load_model(paths.config(source), paths.model(source)), build_dataset(data))

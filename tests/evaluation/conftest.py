@@ -1,0 +1,137 @@
+"""Real ground truth, synthetic detections made from it, and the official evaluators."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+GROUND_TRUTH = Path(__file__).parents[1] / "data" / "lvis_val_100.json"
+Detections = list[dict[str, Any]]
+Tensors = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def gt_document() -> dict[str, Any]:
+    """The 100 real images with the classes they show, and some more (the full list only slows the official code)."""
+    document = json.loads(GROUND_TRUTH.read_text(encoding="utf-8"))
+    present = {ann["category_id"] for ann in document["annotations"]}
+    kept = present | set(range(1, 1230, 60))
+    document["categories"] = [item for item in document["categories"] if item["id"] in kept]
+    return document
+
+
+@pytest.fixture(scope="session")
+def gt_path(gt_document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The document as a file."""
+    path = tmp_path_factory.mktemp("gt") / "gt.json"
+    path.write_text(json.dumps(gt_document), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def gt_masks(gt_document: dict[str, Any]) -> dict[int, np.ndarray]:
+    """Bitmap of every annotation by id."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in gt_document["images"]}
+    return {
+        ann["id"]: coco_mask.decode(
+            coco_mask.merge(coco_mask.frPyObjects(ann["segmentation"], *sizes[ann["image_id"]]))
+        )
+        for ann in gt_document["annotations"]
+    }
+
+
+@pytest.fixture(scope="session")
+def make_detections(
+    gt_document: dict[str, Any], gt_masks: dict[int, np.ndarray]
+) -> Callable[[str, str, int], Detections]:
+    """Return a function of (kind, IoU type, seed): detections with the difficulty that the kind names.
+
+    All kinds hold misplaced, misclassified and surplus detections, detections of absent, not exhaustive and unverified
+    categories, in shuffled order.
+    """
+
+    def make(kind: str, iou_type: str, seed: int) -> Detections:
+        rng = np.random.default_rng(seed)
+        found = _detections_near(gt_document, gt_masks, iou_type, rng)
+        if kind == "ties":
+            for item in found:
+                item["score"] = round(item["score"], 1)
+        if kind == "crowded":
+            found += [item | {"score": round(float(rng.random()), 2)} for item in found * 3]
+            favourite = found[0]["image_id"]
+            same = [item for item in found if item["image_id"] == favourite]
+            found += [same[i] | {"score": 0.5} for i in rng.integers(len(same), size=700)]
+        if kind == "zero_area":
+            for item in found[::7]:
+                _empty(item, gt_document)
+            found += [item | {"score": 0.99} for item in found[::7]] * 3
+        return [found[i] for i in rng.permutation(len(found))]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def official_lvis() -> Iterator[Callable[..., Tensors]]:
+    """The reference: ``LVISEval`` of the lvis package, with the one alias it needs from an old numpy."""
+    level = logging.root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "float", float, raising=False)
+        lvis = pytest.importorskip("lvis")
+        logging.getLogger("lvis").setLevel(logging.ERROR)
+
+        def run(gt: Path, detections: Detections, iou_type: str, max_dets: int = 300) -> Tensors:
+            ground_truth = lvis.LVIS(str(gt))
+            results = lvis.LVISResults(ground_truth, copy.deepcopy(detections), max_dets)
+            evaluation = lvis.LVISEval(ground_truth, results, iou_type)
+            evaluation.run()
+            return evaluation.eval["precision"], evaluation.eval["recall"]
+
+        yield run
+    logging.root.setLevel(level)
+
+
+def _detections_near(
+    document: dict[str, Any], masks: dict[int, np.ndarray], iou_type: str, rng: np.random.Generator
+) -> Detections:
+    lists = {image["id"]: image for image in document["images"]}
+    known = [item["id"] for item in document["categories"]]
+    found = []
+    for ann in document["annotations"]:
+        image = lists[ann["image_id"]]
+        others = [*image["neg_category_ids"], *image["not_exhaustive_category_ids"], *rng.choice(known, 2).tolist()]
+        others = [category for category in others if category in set(known)]
+        for _ in range(int(rng.integers(0, 4))):
+            right = rng.random() < 0.6
+            category = ann["category_id"] if right else int(rng.choice(others))
+            item = {"image_id": ann["image_id"], "category_id": category, "score": round(float(rng.random()), 4)}
+            shift = rng.normal(0, 0.15, 2) * ann["bbox"][2:]
+            if iou_type == "bbox":
+                scale = rng.lognormal(0, 0.2, 2)
+                box = [*(np.array(ann["bbox"][:2]) + shift), *(np.array(ann["bbox"][2:]) * scale)]
+                item["bbox"] = [round(float(value), 2) for value in box]
+            else:
+                item["segmentation"] = encode(np.roll(masks[ann["id"]], shift.round().astype(int)[::-1], (0, 1)))
+            found.append(item)
+    return found
+
+
+def _empty(item: dict[str, Any], document: dict[str, Any]) -> None:
+    """Make a detection cover nothing."""
+    if "bbox" in item:
+        item["bbox"] = [*item["bbox"][:3], 0.0]
+    else:
+        item["segmentation"] = encode(np.zeros(item["segmentation"]["size"], np.uint8))
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """Return the compressed run-length text of a bitmap, as JSON holds it."""
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}

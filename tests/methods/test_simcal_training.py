@@ -1,0 +1,225 @@
+"""Training of calibrators on stored rows: trajectory, resume, skipped steps, cached activations, two processes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from pairs import run_pair
+from torch import Tensor, nn
+
+from ltpipe.engine.head_training import Batch, HeadSchedule, row_accuracies, train_head
+from ltpipe.errors import UserError
+from ltpipe.methods.bags import BAGS
+from ltpipe.methods.base import Calibrator, read_features
+from ltpipe.methods.decoupled import CRT, LWS
+from ltpipe.methods.simcal import SimCal
+from ltpipe.spec.training import CalibrationSchedule
+
+K, STEPS = 5, 6
+COUNTS = [3, 500, 12, 300, 0]
+SCHEDULE = HeadSchedule(iterations=STEPS, lr=0.1, drops=(3, 5))
+
+
+def box_head() -> nn.Module:
+    torch.manual_seed(0)
+    head = MODELS.build(
+        {"type": "ltpipe.LTBBoxHead", "in_channels": 4, "roi_feat_size": 3, "fc_out_channels": 16, "num_classes": K}
+    )
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return head
+
+
+def batch(step: int, rows: int = 12) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(0, K + 1, (rows,), generator=generator)
+    return torch.randn(rows, 4, 3, 3, generator=generator), labels
+
+
+def stream(prepare: Callable[[Tensor], Tensor] = lambda x: x) -> Callable[[int], Iterator[Batch]]:
+    def batches(first: int) -> Iterator[Batch]:
+        for step in range(first, STEPS):
+            x, labels = batch(step)
+            yield prepare(x), labels
+
+    return batches
+
+
+def make(name: str, **kwargs: Any) -> Calibrator:
+    torch.manual_seed(1)
+    built = {"bags": BAGS, "crt": CRT}.get(name)
+    calibrator = built(K, COUNTS, **kwargs) if built else LWS(K) if name == "lws" else SimCal(K, COUNTS, head=name)
+    calibrator.initialise(box_head())
+    return calibrator
+
+
+def reading(calibrator: Calibrator) -> Callable[[Tensor], Tensor]:
+    head = box_head()
+    return lambda x: read_features(head, x, calibrator.reads).detach()
+
+
+EVERY = ["2fc_rand", "3fc_rand", "3fc_ft", "3fc_ft_freeze1", "cls_ft", "cls_rand", "2fc_ncm", "bags", "crt", "lws"]
+
+
+def equal_states(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
+
+
+def test_trajectory_of_plain_sgd() -> None:
+    calibrator = make("3fc_ft")
+    naive = copy.deepcopy(calibrator.head)
+    rates = []
+    train_head(calibrator, stream(), SCHEDULE, report=lambda step, facts: rates.append(facts["lr"]), report_every=1)
+    for step, rate in enumerate([0.1, 0.1, 0.1, 0.01, 0.01, 0.001]):
+        assert rates[step] == pytest.approx(rate)
+        x, labels = batch(step)
+        gradients = torch.autograd.grad(F.cross_entropy(naive(x), labels), list(naive.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(naive.parameters(), gradients, strict=True):
+                parameter -= rate * gradient
+    for key, value in naive.state_dict().items():
+        torch.testing.assert_close(calibrator.head.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_resumed_training_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    whole, first, second = (make(name) for _ in range(3))
+    schedule = HeadSchedule(iterations=STEPS, lr=0.1, drops=(3, 5), momentum=0.9, weight_decay=1e-3, clip_norm=5.0)
+    state = tmp_path / "work" / "head.pth"
+    train_head(whole, stream(reading(whole)), schedule)
+
+    def killed(first_step: int) -> Iterator[Batch]:
+        for step, rows in enumerate(stream(reading(first))(first_step)):
+            if step == 5:
+                raise KeyboardInterrupt
+            yield rows
+
+    with pytest.raises(KeyboardInterrupt):
+        train_head(first, killed, schedule, state=state, save_every=2)
+    assert torch.load(state)["step"] == 4
+    seen = []
+    train_head(
+        second, stream(reading(second)), schedule, state=state, report=lambda step, _: seen.append(step), report_every=1
+    )
+    assert seen == [5, 6] and equal_states(second, whole)
+    assert not list(state.parent.glob(".*")), "no temporary file is left"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_detector_is_not_touched_and_frozen_layers_stay(name: str) -> None:
+    head, calibrator = box_head(), make(name)
+    before = copy.deepcopy(calibrator.state_dict())
+    frozen = {k for k, p in calibrator.named_parameters() if not p.requires_grad}
+    train_head(calibrator, stream(reading(calibrator)), SCHEDULE)
+    for key, value in calibrator.state_dict().items():
+        assert torch.isfinite(value).all()
+        if key in frozen:
+            assert torch.equal(value, before[key])
+        elif key in dict(calibrator.named_parameters()):
+            assert not torch.equal(value, before[key])
+    assert equal_states(head, box_head())
+
+
+@pytest.mark.parametrize("name", ["3fc_ft_freeze1", "cls_ft", "cls_rand", "crt", "lws", "bags"])
+def test_cached_activations_equal_the_whole_path(name: str) -> None:
+    """Rows after the frozen layers give the losses that rows before them give, and half-precision rows nearly so."""
+    losses: dict[str, list[float]] = {}
+    for storage in (torch.float32, torch.float16):
+        calibrator = make(name)
+        found = losses.setdefault(str(storage), [])
+        train_head(
+            calibrator,
+            stream(lambda x, c=calibrator, s=storage: reading(c)(x).to(s)),
+            SCHEDULE,
+            report=lambda _, facts, found=found: found.append(facts["loss"]),
+            report_every=1,
+        )
+    assert losses["torch.float16"] == pytest.approx(losses["torch.float32"], abs=1e-3)
+    if name.endswith(("freeze1", "ft")):
+        full = SimCal(K, COUNTS, head="3fc_ft")
+        full.initialise(box_head())
+        frozen = full.head.hidden[: 1 if name.endswith("freeze1") else 2]
+        for layer in frozen:
+            layer.requires_grad_(False)
+        whole: list[float] = []
+        train_head(full, stream(), SCHEDULE, report=lambda _, facts: whole.append(facts["loss"]), report_every=1)
+        assert losses["torch.float32"] == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_step_without_rows_changes_nothing() -> None:
+    calibrator = make("3fc_ft")
+    before = copy.deepcopy(calibrator)
+    empty = (torch.zeros(0, 4, 3, 3), torch.zeros(0, dtype=torch.int64))
+    assert train_head(calibrator, lambda first: iter([empty] * STEPS), SCHEDULE) == STEPS
+    assert equal_states(calibrator, before)
+
+    def with_gap(first: int) -> Iterator[Batch]:
+        for step in range(first, STEPS):
+            yield empty if step == 2 else batch(step)
+
+    assert train_head(calibrator, with_gap, SCHEDULE) == 1
+    assert all(torch.isfinite(p).all() for p in calibrator.parameters())
+
+
+def test_accuracies() -> None:
+    scores = torch.eye(3)[[0, 1, 2, 2]]
+    found = row_accuracies(scores, torch.tensor([0, 0, 2, 1]))
+    assert found == {"acc": 0.5, "acc_bg": 1.0, "acc_fg": pytest.approx(1 / 3)}
+    assert row_accuracies(scores[:2], torch.tensor([0, 0]))["acc_bg"] == 0.0
+    assert set(row_accuracies(scores[:0], torch.zeros(0, dtype=torch.int64)).values()) == {0.0}
+
+
+def test_schedule_of_an_experiment() -> None:
+    assert HeadSchedule.of(CalibrationSchedule(), 12000) == HeadSchedule(warmup_factor=1 / 3)
+    short = HeadSchedule.of(CalibrationSchedule(iterations=120, warmup_iterations=10), 12000)
+    assert short.drops == (70, 100)
+    assert short.learning_rate(0) == pytest.approx(0.01 * (1 / 3 + 2 / 3 * 0.1))
+    assert short.learning_rate(9) == 0.01 and short.learning_rate(70) == pytest.approx(0.001)
+    epochs = CalibrationSchedule.model_validate({"epochs": 0.5})
+    assert HeadSchedule.of(epochs, 101).iterations == 51
+    with pytest.raises(UserError, match="does not suit"):
+        HeadSchedule.of(SimpleNamespace(optimizer="adamw", bias_lr_mult=1.0, bias_decay_mult=1.0), 10)
+
+
+def gapped_rows(step: int) -> Batch:
+    return batch(step, rows=0 if step == 4 else 12)
+
+
+def part_of_the_rows(rank: int, names: list[str]) -> dict[str, dict[str, Tensor]]:
+    """Train on unequal parts: rank 0 has the first two rows of every step, and none of the second step's."""
+    states = {}
+    for name in names:
+        calibrator = make(name)
+        prepare = reading(calibrator)
+
+        def batches(first: int, prepare: Callable[[Tensor], Tensor] = prepare) -> Iterator[Batch]:
+            for step in range(first, STEPS):
+                x, labels = gapped_rows(step)
+                cut = 0 if step == 1 else min(2, len(labels))
+                part = slice(0, cut) if rank == 0 else slice(cut, None)
+                yield prepare(x[part]), labels[part]
+
+        assert train_head(calibrator, batches, SCHEDULE) == 1
+        states[name] = calibrator.state_dict()
+    return states
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    names = ["3fc_ft", "2fc_ncm", "crt"]
+    pair = run_pair(tmp_path, part_of_the_rows, names)
+    for name in names:
+        calibrator = make(name)
+        prepare = reading(calibrator)
+        rows = [gapped_rows(step) for step in range(STEPS)]
+        train_head(calibrator, lambda first, r=rows, p=prepare: iter([(p(x), y) for x, y in r[first:]]), SCHEDULE)
+        for key, value in calibrator.state_dict().items():
+            assert torch.equal(pair[0][name][key], pair[1][name][key])
+            torch.testing.assert_close(pair[0][name][key], value, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,71 @@
+"""Stands in for the command ``ltpipe`` in tests of the workflow: writes each stage's files at once, without any work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.load import load_experiment
+from ltpipe.spec.paths import Paths
+
+
+def outputs(paths: Paths, stage: str, key: str | int | None) -> list[Path]:
+    """Files that a stage writes before its record."""
+    store = [
+        paths.store(part) / name  # type: ignore[arg-type]
+        for part in ("train", "val")
+        for name in ("images.arrow", "categories.arrow", "annotations.arrow", "segments.arrow", "info.json", "statistics.csv")
+    ]
+    model = [paths.folder(stage, key) / name for name in ("model.pth", "config.py")] if stage != "index" else []
+    return {
+        "validate": [paths.lock],
+        "index": store,
+        "split": [paths.replay(key) if isinstance(key, int) else paths.split],
+        "base": model,
+        "distill": [paths.folder("distill", key) / "teacher.npz"],
+        "lst": model,
+        "features": [paths.plan],
+        "calibrate": model,
+        "evaluate": [
+            paths.folder("evaluate", key) / name
+            for name in ("predictions.arrow", "metrics.json", "per_class.csv", "tensors.npz")
+        ],
+        "report": [paths.report, paths.summary, *paths.plots],
+    }[stage]
+
+
+def main() -> None:
+    """Behave like ``ltpipe STAGE``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage")
+    parser.add_argument("--experiment")
+    parser.add_argument("--phase", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("--checkpoint")
+    given = parser.parse_args()
+    with open("calls.txt", "a", encoding="utf-8") as calls:
+        calls.write(" ".join(sys.argv[1:]) + "\n")
+    exp = load_experiment(given.experiment)
+    if given.stage == "toy-data":
+        files = [exp.dataset.train.annotations, exp.dataset.val.annotations]
+        record = None
+    else:
+        paths = Paths("results", exp)
+        # Phase 0 of `split` is the stage itself.
+        key = given.phase or given.name or given.checkpoint
+        files = outputs(paths, given.stage, key)
+        record = paths.record(given.stage, key)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{given.stage} {given.experiment}\n", encoding="utf-8")
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        content = {"digest": stage_digest(exp, given.stage, key), "inputs": {}, "outputs": {}, "seconds": 0}
+        record.write_text(json.dumps(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+# validate, toy_data, index, split: seconds to minutes, no GPU.
+#
+# validate runs first by its priority and is part of every target, but no rule takes its output: behind a job that has to
+# run Snakemake does not look for changed parameters, not even through ancient(), and an edit would go unnoticed.
+
+
+rule validate:
+    output:
+        lock="results/{experiment}/experiment.lock.yaml",
+        record="results/{experiment}/validate/stage.json",
+    log:
+        "logs/{experiment}/validate.log",
+    benchmark:
+        "logs/{experiment}/validate.benchmark.tsv"
+    localrule: True
+    priority: 100
+    threads: 1
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
+    params:
+        digest=PIPELINE.digest("validate"),
+        file=PIPELINE.file,
+    message:
+        "checking experiment {wildcards.experiment}"
+    shell:
+        "ltpipe validate --experiment {params.file} > {log} 2>&1"
+
+
+rule toy_data:
+    output:
+        train="data/{dataset}/train.json",
+        val="data/{dataset}/val.json",
+    log:
+        "logs/datasets/{dataset}.toy_data.log",
+    benchmark:
+        "logs/datasets/{dataset}.toy_data.benchmark.tsv"
+    wildcard_constraints:
+        dataset="|".join(map(re.escape, PIPELINE.drawn)) or "none",
+    threads: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        digest=PIPELINE.digest("toy_data"),
+        file=PIPELINE.file,
+    message:
+        "drawing data set {wildcards.dataset}"
+    shell:
+        "ltpipe toy-data --experiment {params.file} > {log} 2>&1"
+
+
+rule index:
+    input:
+        PIPELINE.annotations,
+    output:
+        train=multiext(
+            "results/datasets/{dataset}/train/",
+            "info.json",
+            "images.arrow",
+            "categories.arrow",
+            "annotations.arrow",
+            "segments.arrow",
+            "statistics.csv",
+        ),
+        val=multiext(
+            "results/datasets/{dataset}/val/",
+            "info.json",
+            "images.arrow",
+            "categories.arrow",
+            "annotations.arrow",
+            "segments.arrow",
+            "statistics.csv",
+        ),
+        record="results/datasets/{dataset}/stage.json",
+    log:
+        "logs/datasets/{dataset}.log",
+    benchmark:
+        "logs/datasets/{dataset}.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        digest=PIPELINE.digest("index"),
+        file=PIPELINE.file,
+    message:
+        "indexing the annotations of {wildcards.dataset}"
+    shell:
+        "ltpipe index --experiment {params.file} > {log} 2>&1"
+
+
+rule split:
+    input:
+        store=PIPELINE.store("train"),
+    output:
+        split="results/{experiment}/split/split.json",
+        record="results/{experiment}/split/stage.json",
+    log:
+        "logs/{experiment}/split.log",
+    benchmark:
+        "logs/{experiment}/split.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(30),
+    params:
+        digest=PIPELINE.digest("split"),
+        file=PIPELINE.file,
+    message:
+        "class order and phases of {wildcards.experiment}"
+    shell:
+        "ltpipe split --experiment {params.file} --phase 0 > {log} 2>&1"
+
+
+for phase in PHASES:
+
+    rule:
+        name:
+            f"split_phase_{phase}"
+        input:
+            split="results/{experiment}/split/split.json",
+            store=PIPELINE.store("train"),
+        output:
+            replay=f"results/{{experiment}}/split/phase{phase}/replay.npz",
+            record=f"results/{{experiment}}/split/phase{phase}/stage.json",
+        log:
+            f"logs/{{experiment}}/split.phase{phase}.log",
+        benchmark:
+            f"logs/{{experiment}}/split.phase{phase}.benchmark.tsv"
+        wildcard_constraints:
+            experiment="|".join(map(re.escape, PIPELINE.with_phase(phase))),
+        threads: 1
+        resources:
+            mem_mb=growing(4000),
+            runtime=growing(30),
+        params:
+            digest=PIPELINE.digest("split", phase),
+            file=PIPELINE.file,
+            phase=phase,
+        message:
+            "replay list of phase {params.phase} of {wildcards.experiment}"
+        shell:
+            "ltpipe split --experiment {params.file} --phase {params.phase} > {log} 2>&1"

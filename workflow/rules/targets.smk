@@ -1,0 +1,29 @@
+# Targets by name: `all`, `phase_<k>` (up to that phase), `all_<stage>` (up to that stage).
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        PIPELINE.records("validate", "report", "calibrate"),
+
+
+for stage in ("validate", "index", "split", "base", "distill", "lst", "features", "calibrate", "evaluate", "report"):
+
+    rule:
+        name:
+            f"all_{stage}"
+        localrule: True
+        input:
+            PIPELINE.records("validate", stage),
+
+
+for phase in PHASES:
+
+    rule:
+        name:
+            f"phase_{phase}"
+        localrule: True
+        input:
+            PIPELINE.records("validate"),
+            PIPELINE.records("lst", phase=phase),

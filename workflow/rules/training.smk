@@ -1,0 +1,96 @@
+# base, distill and the incremental phases: GPU work. What a GPU job gets (partition, GPUs, memory, time) is said in the
+# profiles only. Resume state lies in the undeclared folder work/ beside the outputs and so survives retries.
+
+
+rule base:
+    input:
+        split="results/{experiment}/split/split.json",
+        store=PIPELINE.store("train"),
+    output:
+        model="results/{experiment}/base/model.pth",
+        config="results/{experiment}/base/config.py",
+        record="results/{experiment}/base/stage.json",
+    log:
+        "logs/{experiment}/base.log",
+    benchmark:
+        "logs/{experiment}/base.benchmark.tsv"
+    threads: 8
+    resources:
+        mem_mb=growing(16000),
+        runtime=growing(1440),
+    params:
+        digest=PIPELINE.digest("base"),
+        file=PIPELINE.file,
+    message:
+        "base training of {wildcards.experiment}, {threads} threads; follow it in {log}"
+    shell:
+        "ltpipe base --experiment {params.file} > {log} 2>&1"
+
+
+for phase in PHASES:
+    previous = "base" if phase == 1 else f"lst/phase{phase - 1}"
+
+    if PIPELINE.with_cached_teacher(phase):
+
+        rule:
+            name:
+                f"distill_phase_{phase}"
+            input:
+                model=f"results/{{experiment}}/{previous}/model.pth",
+                config=f"results/{{experiment}}/{previous}/config.py",
+                split="results/{experiment}/split/split.json",
+                store=PIPELINE.store("train"),
+            output:
+                teacher=f"results/{{experiment}}/distill/phase{phase}/teacher.npz",
+                record=f"results/{{experiment}}/distill/phase{phase}/stage.json",
+            log:
+                f"logs/{{experiment}}/distill.phase{phase}.log",
+            benchmark:
+                f"logs/{{experiment}}/distill.phase{phase}.benchmark.tsv"
+            wildcard_constraints:
+                experiment="|".join(map(re.escape, PIPELINE.with_cached_teacher(phase))),
+            threads: 4
+            resources:
+                mem_mb=growing(8000),
+                runtime=growing(240),
+            params:
+                digest=PIPELINE.digest("distill", phase),
+                file=PIPELINE.file,
+                phase=phase,
+            message:
+                "teacher of phase {params.phase} of {wildcards.experiment}; follow it in {log}"
+            shell:
+                "ltpipe distill --experiment {params.file} --phase {params.phase} > {log} 2>&1"
+
+    rule:
+        name:
+            f"lst_phase_{phase}"
+        input:
+            model=f"results/{{experiment}}/{previous}/model.pth",
+            config=f"results/{{experiment}}/{previous}/config.py",
+            split="results/{experiment}/split/split.json",
+            replay=f"results/{{experiment}}/split/phase{phase}/replay.npz",
+            store=PIPELINE.store("train"),
+            teacher=PIPELINE.teacher(phase),
+        output:
+            model=f"results/{{experiment}}/lst/phase{phase}/model.pth",
+            config=f"results/{{experiment}}/lst/phase{phase}/config.py",
+            record=f"results/{{experiment}}/lst/phase{phase}/stage.json",
+        log:
+            f"logs/{{experiment}}/lst.phase{phase}.log",
+        benchmark:
+            f"logs/{{experiment}}/lst.phase{phase}.benchmark.tsv"
+        wildcard_constraints:
+            experiment="|".join(map(re.escape, PIPELINE.with_phase(phase))),
+        threads: 8
+        resources:
+            mem_mb=growing(16000),
+            runtime=growing(1440),
+        params:
+            digest=PIPELINE.digest("lst", phase),
+            file=PIPELINE.file,
+            phase=phase,
+        message:
+            "LST phase {params.phase} of {wildcards.experiment}, {threads} threads; follow it in {log}"
+        shell:
+            "ltpipe lst --experiment {params.file} --phase {params.phase} > {log} 2>&1"
