@@ -20,6 +20,14 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+
+
+rule all:
+    localrule: True
+    input:
+        PIPELINE.records("validate", "report", "calibrate"),
+
+
 include: "workflow/rules/targets.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/training.smk"

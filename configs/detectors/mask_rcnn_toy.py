@@ -64,7 +64,7 @@ model = dict(
             type="FCNMaskHead",
             num_convs=2,
             in_channels=channels,
-            conv_out_channels=channels,
+            conv_out_channels=32,
             class_agnostic=True,
             loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
         ),
@@ -108,7 +108,7 @@ model = dict(
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True, poly2mask=False),
     dict(type="Resize", scale=(96, 96), keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),

@@ -126,10 +126,8 @@ def _annotation_columns(
         raise UserError("malformed box", where=name(section, position, "bbox"), got=list(got), allowed=allowed)
     for position in np.flatnonzero(columns["area"] < 0)[:1]:
         raise UserError("negative area", where=name(section, position, "area"), got=rows[position].area)
-    columns["order"] = np.argsort(columns["image"], kind="stable")
-    return {key: values[columns["order"]] for key, values in columns.items() if key != "order"} | {
-        "order": columns["order"]
-    }
+    order = np.argsort(columns["image"], kind="stable")
+    return {key: values[order] for key, values in columns.items()} | {"order": order}
 
 
 def _unique_ids(section: str, rows: Sequence[Any], name: RecordNames) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ optimiser's state; a run continued from there takes the same steps as one that w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def train_head(
 def _step(
     calibrator: Calibrator,
     optimizer: torch.optim.Optimizer,
-    trained: list[Tensor],
+    trained: Sequence[Tensor],
     schedule: HeadSchedule,
     step: int,
     x: Tensor,
@@ -165,7 +165,7 @@ def _step(
     lr = schedule.learning_rate(step)
     if trained:
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         _average_gradients(trained)
         if schedule.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, schedule.clip_norm)
@@ -181,10 +181,11 @@ def _step(
 
 
 def _device(calibrator: Calibrator) -> torch.device:
-    return next(iter(calibrator.state_dict().values())).device
+    first: Tensor = next(iter(calibrator.state_dict().values()))
+    return first.device
 
 
-def _average_gradients(parameters: list[Tensor]) -> None:
+def _average_gradients(parameters: Sequence[Tensor]) -> None:
     if world_size() == 1:
         return
     for parameter in parameters:

@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError, unknown_name
-from ltpipe.evaluation import rle
 from ltpipe.evaluation.groundtruth import GroundTruth, row_of
-from ltpipe.evaluation.predictions import Predictions, join_text, refuse_bad_masks
+from ltpipe.evaluation.predictions import Predictions
 
 IouType = Literal["bbox", "segm"]
 Protocol = Literal["lvis", "coco"]
 MAX_DETECTIONS: dict[Protocol, int] = {"lvis": 300, "coco": 100}
-MASKS_PER_BLOCK = 16384
 Rows = NDArray[np.int64]
 
 
@@ -92,13 +90,13 @@ def select(
             (masks) asked for where there are none.
     """
     protocol, cap = _resolve(gt, predictions, iou_type, protocol, max_detections)
-    predictions.check(masks=False)
+    predictions = predictions.checked()
     categories = _category_rows(gt, category_ids)
     image_row, category_row = _known_rows(gt, predictions)
     anns, counts = _annotations(gt, protocol, categories)
     dets, dropped = _detections(gt, predictions, protocol, cap, categories, anns, image_row, category_row)
     counts |= dropped
-    areas = _box_areas(predictions, dets) if iou_type == "bbox" else _mask_areas(predictions, dets)
+    areas = _areas(predictions, iou_type, dets)
     if protocol == "lvis":
         kept = areas > 0
         counts["zero_area"] = int(len(kept) - kept.sum())
@@ -232,21 +230,11 @@ def _pair(gt: GroundTruth, image_row: Rows, category_row: NDArray[np.integer]) -
     return image_row * len(gt.category_ids) + category_row
 
 
-def _box_areas(predictions: Predictions, dets: Rows) -> NDArray[np.float64]:
-    if predictions.boxes is None:
-        return np.zeros(0)
-    boxes = predictions.boxes[dets].astype(np.float64)
-    return boxes[:, 2] * boxes[:, 3]
-
-
-def _mask_areas(predictions: Predictions, dets: Rows) -> NDArray[np.float64]:
-    """Return the areas of the masks used, after checking that each is well formed."""
-    areas = np.zeros(len(dets))
-    for start in range(0, len(dets), MASKS_PER_BLOCK):
-        rows = dets[start : start + MASKS_PER_BLOCK]
-        assert predictions.masks is not None
-        offsets, text = join_text(predictions.masks.counts(rows))
-        pixels = predictions.masks.sizes[rows].astype(np.int64).prod(axis=1)
-        areas[start : start + len(rows)], problem = rle.measure(text, offsets, pixels)
-        refuse_bad_masks(problem, rows, predictions.source)
-    return areas
+def _areas(predictions: Predictions, iou_type: IouType, dets: Rows) -> NDArray[np.float64]:
+    if iou_type == "segm" and predictions.masks is not None:
+        assert predictions.masks.areas is not None, "masks that nobody checked"
+        return predictions.masks.areas[dets].astype(np.float64)
+    if iou_type == "bbox" and predictions.boxes is not None:
+        boxes = predictions.boxes[dets].astype(np.float64)
+        return boxes[:, 2] * boxes[:, 3]
+    return np.zeros(len(dets))

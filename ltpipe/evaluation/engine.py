@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +133,6 @@ def load_tensors(path: str | Path) -> dict[str, Tensors]:
                 )
                 for name in names
             }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         fix = "evaluate the checkpoint again"
         raise UserError("cannot read the tensors", where=path, got=error, fix=fix) from error

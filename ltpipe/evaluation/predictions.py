@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,12 @@ class MaskColumn:
         sizes: ``(N, 2) int32`` ``[height, width]`` in pixels.
         blocks: The text as consecutive ``(first row, offsets, text)``: row ``first + i`` is
             ``text[offsets[i]:offsets[i + 1]]``.
+        areas: ``(N,) int64`` foreground pixels; None until the text has been decoded and found well formed.
     """
 
     sizes: NDArray[np.int32]
     blocks: tuple[TextBlock, ...]
+    areas: NDArray[np.int64] | None = None
 
     @classmethod
     def from_list(cls, counts: Sequence[bytes], sizes: NDArray[np.int32]) -> MaskColumn:
@@ -54,16 +56,31 @@ class MaskColumn:
                 out[place] = bytes(view[start:stop])
         return out
 
-    def check(self, where: object) -> None:
-        """Decode every mask once.
+    def checked(self, where: object) -> MaskColumn:
+        """Return the column with its areas, after decoding every mask that has not been decoded before.
+
+        Args:
+            where: Named in errors.
 
         Raises:
             UserError: A string is malformed or its runs do not sum to ``h * w``.
         """
+        if self.areas is not None:
+            return self
+        areas = np.zeros(len(self), np.int64)
         for first, offsets, text in self.blocks:
-            rows = np.arange(first, first + len(offsets) - 1)
-            pixels = self.sizes[rows].astype(np.int64).prod(axis=1)
-            refuse_bad_masks(rle.measure(text, offsets, pixels)[1], rows, where)
+            rows = slice(first, first + len(offsets) - 1)
+            areas[rows], problem = rle.measure(text, offsets, self.sizes[rows].astype(np.int64).prod(axis=1))
+            bad = np.flatnonzero(problem)
+            if len(bad):
+                raise UserError(
+                    f"a mask {rle.PROBLEMS[problem[bad[0]]]}",
+                    where=f"{where}: detection {first + bad[0]}",
+                    got=f"{len(bad)} faulty masks",
+                    allowed="compressed run-length strings whose runs sum to height * width",
+                    fix="the file is damaged or its masks were encoded for another size; write it again",
+                )
+        return replace(self, areas=areas)
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Predictions:
 
     @classmethod
     def open(cls, path: str | Path) -> Predictions:
-        """Memory-map a file written by :class:`~ltpipe.evaluation.writer.PredictionWriter`.
+        """Memory-map a file written by :class:`~ltpipe.evaluation.writer.PredictionWriter`, which checked the masks.
 
         Raises:
             UserError: There is no such file, or it is cut off or something else.
@@ -102,21 +119,19 @@ class Predictions:
         boxes = _numbers(table["bbox"]).reshape(-1, 4) if "bbox" in columns else None
         masks = None
         if "mask_counts" in columns:
-            masks = MaskColumn(_numbers(table["mask_size"]).reshape(-1, 2), _text_blocks(table["mask_counts"]))
+            sizes, areas = _numbers(table["mask_size"]).reshape(-1, 2), _numbers(table["mask_area"])
+            masks = MaskColumn(sizes, _text_blocks(table["mask_counts"]), areas)
         ids, categories, scores = (_numbers(table[name]) for name in ("image_id", "category_id", "score"))
         return cls(ids, categories, scores, boxes, masks, str(path))
 
-    def check(self, *, masks: bool = True) -> None:
-        """Refuse detections that no evaluator should see.
-
-        Args:
-            masks: Decode every mask too.
+    def checked(self) -> Predictions:
+        """Return the predictions if an evaluator may see them, with the areas of their masks.
 
         Raises:
             UserError: Columns of different lengths, a score or box that is not finite, or a malformed mask.
         """
         if self.boxes is None and self.masks is None:
-            raise UserError("detections without boxes and without masks", where=self.source)
+            raise UserError("detections with neither boxes nor masks", where=self.source)
         for name in ("category_ids", "scores", "boxes", "masks"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self):
@@ -128,8 +143,7 @@ class Predictions:
         self._refuse("a score is not finite", ~np.isfinite(self.scores), self.scores)
         if self.boxes is not None:
             self._refuse("a box is not finite", ~np.isfinite(self.boxes).all(axis=1), self.boxes)
-        if masks and self.masks is not None:
-            self.masks.check(self.source)
+        return self if self.masks is None else replace(self, masks=self.masks.checked(self.source))
 
     def _refuse(self, what: str, bad: NDArray[np.bool_], values: Floats) -> None:
         rows = np.flatnonzero(bad)
@@ -150,7 +164,9 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
             for start, column in zip(starts, columns, strict=False)
             for first, offsets, text in column.blocks
         ]
-        masks = MaskColumn(np.concatenate([column.sizes for column in columns]), tuple(blocks))
+        areas = [column.areas for column in columns if column.areas is not None]
+        known = np.concatenate(areas) if len(areas) == len(columns) else None
+        masks = MaskColumn(np.concatenate([column.sizes for column in columns]), tuple(blocks), known)
     boxes = [part.boxes for part in parts if part.boxes is not None]
     return Predictions(
         np.concatenate([part.image_ids for part in parts]),
@@ -167,28 +183,6 @@ def join_text(counts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.ui
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum([len(text) for text in counts], out=offsets[1:])
     return offsets, np.frombuffer(b"".join(counts), np.uint8)
-
-
-def refuse_bad_masks(problem: NDArray[np.uint8], rows: NDArray[np.int64], where: object) -> None:
-    """Raise an error when any mask has a problem.
-
-    Args:
-        problem: ``(N,) uint8`` from :func:`ltpipe.evaluation.rle.measure`.
-        rows: ``(N,)`` detection numbers to name.
-        where: File.
-
-    Raises:
-        UserError: Names the first faulty detection and how many there are.
-    """
-    bad = np.flatnonzero(problem)
-    if len(bad):
-        raise UserError(
-            f"a mask {rle.PROBLEMS[problem[bad[0]]]}",
-            where=f"{where}: detection {rows[bad[0]]}",
-            got=f"{len(bad)} faulty masks",
-            allowed="compressed run-length strings whose runs sum to height * width",
-            fix="the file is damaged or its masks were encoded for another size; write it again",
-        )
 
 
 def _read_table(path: str | Path) -> pa.Table:

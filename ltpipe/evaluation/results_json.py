@@ -55,16 +55,14 @@ def read_results(path: str | Path) -> Predictions:
         found = [row.segmentation for row in rows if row.segmentation is not None]
         texts = [mask.counts.encode("utf-8") for mask in found]
         masks = MaskColumn.from_list(texts, _sizes([mask.size for mask in found], path))
-    predictions = Predictions(
+    return Predictions(
         np.array([row.image_id for row in rows], np.int64),
         np.array([row.category_id for row in rows], np.int64),
         np.array([row.score for row in rows], np.float64),
         boxes,
         masks,
         str(path),
-    )
-    predictions.check()
-    return predictions
+    ).checked()
 
 
 def write_results(predictions: Predictions, path: str | Path, *, boxes: bool = True, masks: bool = True) -> None:

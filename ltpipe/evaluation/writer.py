@@ -106,9 +106,8 @@ class PredictionWriter:
         """
         for column, name in ((predictions.boxes, "bbox"), (predictions.masks, "mask_counts")):
             assert (column is None) == (name not in self._schema.names), f"{name}: not what the writer was opened for"
-        predictions.check()
+        self._pending.append(predictions.checked())
         self.rows += len(predictions)
-        self._pending.append(predictions)
         self._pending_rows += len(predictions)
         if self._pending_rows >= ROWS_PER_BATCH:
             self._flush()
@@ -153,6 +152,7 @@ def _schema(number: pa.DataType, boxes: bool, masks: bool) -> pa.Schema:
         fields.append(pa.field("bbox", pa.list_(number, 4)))
     if masks:
         fields += [pa.field("mask_counts", pa.binary()), pa.field("mask_size", pa.list_(pa.int32(), 2))]
+        fields.append(pa.field("mask_area", pa.int64()))
     return pa.schema(fields, metadata={FORMAT_KEY: FORMAT_VERSION})
 
 
@@ -167,4 +167,6 @@ def _record_batch(block: Predictions, rows: NDArray[np.int64], schema: pa.Schema
         buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(text)]
         arrays.append(pa.BinaryArray.from_buffers(pa.binary(), len(rows), buffers))
         arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(block.masks.sizes[rows].ravel()), 2))
+        assert block.masks.areas is not None
+        arrays.append(pa.array(block.masks.areas[rows]))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -170,7 +170,7 @@ class BAGS(Calibrator):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.loss_config = {
+        self.loss_config: dict[str, Any] = {
             "num_classes": num_classes,
             "instance_counts": [int(n) for n in instance_counts],
             "edges": list(edges),
@@ -180,7 +180,7 @@ class BAGS(Calibrator):
         }
         self.loss_cls = GroupSoftmaxLoss(**self.loss_config)
 
-    def initialise(self, bbox_head: nn.Module) -> None:
+    def initialise(self, bbox_head: Any) -> None:
         """Make the new classifier, N(0, 0.01) with zero bias as in the repository."""
         width = shared_layers(bbox_head)[-1].out_features
         self.fc_cls = nn.Linear(width, self.loss_cls.get_cls_channels(self.num_classes))
@@ -189,11 +189,13 @@ class BAGS(Calibrator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(n, K + G + 1)`` of the last hidden layer after its ReLU."""
-        return self.fc_cls(x.float())
+        logits: Tensor = self.fc_cls(x.float())
+        return logits
 
     def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
         """Return the group softmax loss."""
-        return self.loss_cls(cls_score, labels)
+        loss: Tensor = self.loss_cls(cls_score, labels)
+        return loss
 
     def scores(self, cls_score: Tensor) -> Tensor:
         """Return probabilities ``(n, K + 1)``, background last."""

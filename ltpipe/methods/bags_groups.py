@@ -129,7 +129,7 @@ def group_losses(
         sync: Average over the rows of all processes instead of those of this one.
     """
     weights = weights.to(torch.float32)
-    parts = cls_score.float().split(list(sizes), dim=1)
+    parts = torch.split(cls_score.float(), list(sizes), dim=1)
     rows = torch.stack([F.cross_entropy(z, y, reduction="none") for z, y in zip(parts, in_groups, strict=True)])
     total = weights.sum(dim=1)
     if sync:
@@ -145,7 +145,7 @@ def group_scores(cls_score: Tensor, channel: Tensor, sizes: Sequence[int]) -> Te
         channel: ``(K + 1,) int64`` of the layout.
         sizes: Channels of every group.
     """
-    parts = [z.softmax(dim=1) for z in cls_score.float().split(list(sizes), dim=1)]
+    parts = [z.softmax(dim=1) for z in torch.split(cls_score.float(), list(sizes), dim=1)]
     foreground = parts[-1][:, :1]
     scores = torch.cat(parts, dim=1)[:, channel]
     return torch.cat([scores[:, :-1] * foreground, scores[:, -1:]], dim=1)

@@ -144,7 +144,7 @@ class Calibrator(nn.Module):
     reads: Reads = "last"
     num_classes: int
 
-    def initialise(self, bbox_head: nn.Module) -> None:
+    def initialise(self, bbox_head: Any) -> None:
         """Build the layers from the trained box head and copy the weights that are reused."""
         raise NotImplementedError
 
@@ -178,7 +178,7 @@ class Calibrator(nn.Module):
         raise NotImplementedError
 
 
-def shared_layers(bbox_head: nn.Module) -> list[nn.Linear]:
+def shared_layers(bbox_head: Any) -> list[nn.Linear]:
     """Return the fully connected layers between the RoI feature and the classifier of mmdet's ``ConvFCBBoxHead``.
 
     Raises:
@@ -205,7 +205,7 @@ def rectifies(classifier: nn.Module) -> bool:
     return bool(getattr(classifier, "rectify_input", True))
 
 
-def read_features(bbox_head: nn.Module, bbox_feats: Tensor, reads: Reads) -> Tensor:
+def read_features(bbox_head: Any, bbox_feats: Tensor, reads: Reads) -> Tensor:
     """Return what a calibrator reads, computed by the frozen layers of the box head.
 
     Args:

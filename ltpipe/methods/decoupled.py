@@ -82,7 +82,8 @@ class _SoftmaxClassifier(Calibrator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(n, K + 1)``, background last."""
-        return self.fc_cls(x.float())
+        logits: Tensor = self.fc_cls(x.float())
+        return logits
 
     def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
         """Return the cross entropy averaged over the rows of all processes."""
@@ -123,14 +124,15 @@ class CRT(_SoftmaxClassifier):
         }[class_weight]
         self.register_buffer("row_weight", F.pad(weights.float(), (0, 1), value=1.0), persistent=False)
 
-    def initialise(self, bbox_head: nn.Module) -> None:
+    def initialise(self, bbox_head: Any) -> None:
         """Make a new classifier of the detector's kind, N(0, 0.01) with zero bias if it is linear."""
         self.classifier = dict(bbox_head.cls_predictor_cfg)
         sizes = {"in_features": shared_layers(bbox_head)[-1].out_features, "out_features": self.num_classes + 1}
-        self.fc_cls = MMDET_MODELS.build({**self.classifier, **sizes})
-        if is_plain_linear(self.fc_cls):
-            nn.init.normal_(self.fc_cls.weight, std=0.01)
-            nn.init.zeros_(self.fc_cls.bias)
+        fresh = MMDET_MODELS.build({**self.classifier, **sizes})
+        if is_plain_linear(fresh):
+            nn.init.normal_(fresh.weight, std=0.01)
+            nn.init.zeros_(fresh.bias)
+        self.fc_cls = fresh
         self.reads = "last" if rectifies(self.fc_cls) else "last_raw"
 
     def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ class LWS(_SoftmaxClassifier):
         super().__init__(num_classes)
         self.classifier = {"type": "ltpipe.ScaledLinear"}
 
-    def initialise(self, bbox_head: nn.Module) -> None:
+    def initialise(self, bbox_head: Any) -> None:
         """Copy the detector's classifier; all scales are 1.
 
         Raises:

@@ -191,6 +191,8 @@ class FASA(HeadPart):
     def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
         """Update the statistics with this batch, draw virtual features and return their loss.
 
+        The classification loss sees the virtual features as it sees RoIs; one with statistics of its own counts them.
+
         Returns:
             ``loss_fasa``, zero before ``start_epoch`` and when no class is drawn; nothing in evaluation mode.
         """
@@ -203,17 +205,18 @@ class FASA(HeadPart):
             return {}
         self._warn_once_without_hook()
         self.update(batch.features, batch.labels)
-        features, labels = self.draw() if self.epoch >= self.start_epoch else (self.mean[:0], None)
-        self.iteration += 1
-        if not len(features) or labels is None:
+        if self.epoch < self.start_epoch:
             return {"loss_fasa": touch(batch.cls_score)}
+        features, labels = self.draw()
+        self.iteration += 1
         self.drawn += len(labels)
+        # Also without a draw: losses that reduce their statistics over processes must be called on all of them.
         logits = head.fc_cls(features.to(batch.features.dtype))
-        # lambda outside: some losses ignore row weights
-        loss = head.loss_cls(logits, labels, torch.ones_like(features[:, 0]), avg_factor=float(len(labels)))
+        weights, count = torch.ones_like(features[:, 0]), float(max(len(labels), 1))
+        loss = head.loss_cls(logits, labels, weights, avg_factor=count)
         if isinstance(loss, dict):
             loss = torch.stack([v.sum() for k, v in loss.items() if "loss" in k]).sum()
-        return {"loss_fasa": self.loss_aug_weight * loss}
+        return {"loss_fasa": self.loss_aug_weight * loss}  # lambda outside: some losses ignore row weights
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:

@@ -65,7 +65,8 @@ class FASAAdaptationHook(Hook):
     mean probability of rare, common and frequent classes, and how many groups moved.
 
     Args:
-        dataloader: Config of the adaptation images: a finite dataset with annotations and the training pipeline.
+        dataloader: Config of the adaptation images: a finite dataset with annotations and the training pipeline, the
+            same number of batches on every process.
         iterations_per_epoch: Length of an epoch in iteration-based loops; None for epoch-based ones.
         seed: Seed of the pass (augmentation and RoI sampling); it also depends on the epoch and the process.
 
@@ -170,5 +171,5 @@ class FASAAdaptationHook(Hook):
         runner.logger.info(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if is_main_process() and result is not None:
             with atomic_path(Path(runner.work_dir) / "fasa" / f"epoch_{epoch}{suffix}.npz") as path:
-                arrays = {"prob": part.prob, "loss": part.prev_loss, "groups": result.groups}
-                np.savez(path, **{name: value.cpu().numpy() for name, value in arrays.items()})
+                prob, loss, groups = (t.cpu().numpy() for t in (part.prob, part.prev_loss, result.groups))
+                np.savez(path, prob=prob, loss=loss, groups=groups)

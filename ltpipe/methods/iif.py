@@ -204,7 +204,7 @@ class IIFLoss(nn.Module):
         if not len(label) and reduction != "none":
             return logits.sum()
         with torch.autocast(cls_score.device.type, enabled=False):
-            loss = cross_entropy(
+            loss: Tensor = cross_entropy(
                 logits,
                 label,
                 weight,

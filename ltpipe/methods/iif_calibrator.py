@@ -55,7 +55,7 @@ class IIFCalibrator(Calibrator):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.options = {
+        self.options: dict[str, Any] = {
             "image_counts": [int(n) for n in image_counts],
             "instance_counts": [int(n) for n in instance_counts],
             "num_images": num_images,

@@ -124,7 +124,7 @@ def describe(weights: Floats) -> str:
 
 def _check_counts(n: Floats, total: int, zero_count: str) -> None:
     if n.ndim != 1 or (n < 0).any() or (n > total).any() or total < 1:
-        bad = np.flatnonzero((n < 0) | (n > total)) if n.ndim == 1 else []
+        bad = np.flatnonzero((n < 0) | (n > total)) if n.ndim == 1 else np.empty(0, np.int64)
         raise UserError(
             "IIF cannot weight classes by these counts",
             got=f"class {bad[0]} (label) has {n[bad[0]]:g} of {total}" if len(bad) else f"total {total}",

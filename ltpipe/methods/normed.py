@@ -37,7 +37,8 @@ def scaled_rows(x: Tensor, power: float, eps: float) -> Tensor:
     norm = wide.norm(dim=1, keepdim=True)
     if power != 1:
         norm = norm.clamp(min=TINY).pow(power)
-    return (wide / (norm + eps)).to(x.dtype)
+    scaled: Tensor = wide / (norm + eps)
+    return scaled.to(x.dtype)
 
 
 def normed_linear(x: Tensor, weight: Tensor, bias: Tensor, temperature: float, power: float, eps: float) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltpipe.methods.base import Calibrator, State, mean_over_processes
 from ltpipe.methods.simcal_heads import CalibrationHead, NearestClassMean, make_head
@@ -60,7 +60,7 @@ class SimCal(Calibrator):
             "mode": mode,
         }
 
-    def initialise(self, bbox_head: nn.Module) -> None:
+    def initialise(self, bbox_head: Any) -> None:
         """Build the head; layers that it starts from are copied by value from the trained box head."""
         self.head = make_head(self.head_name, bbox_head, self.num_classes)
         self.reads = self.head.reads

@@ -24,7 +24,7 @@ The number and width of the hidden layers are those of the box head (two of 1024
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +107,7 @@ class CalibrationHead(nn.Module):
             "classifier": dict(classifier),
             "first_trained": first_trained,
         }
+        self.num_classes = num_classes
         self.rectify_last = rectifies(self.fc_cls)
         self.first_trained = first_trained
         for layer in [*self.hidden, self.fc_cls][:first_trained]:
@@ -115,7 +116,7 @@ class CalibrationHead(nn.Module):
     @property
     def hidden(self) -> list[nn.Linear]:
         """The hidden layers in order."""
-        return [layer for name, layer in self.named_children() if name != "fc_cls"]
+        return [cast(nn.Linear, layer) for name, layer in self.named_children() if name != "fc_cls"]
 
     @property
     def reads(self) -> Reads:
@@ -142,10 +143,11 @@ class CalibrationHead(nn.Module):
             x = layer(x)
             if i < len(layers) or self.rectify_last:
                 x = F.relu(x)
-        return self.fc_cls(x)
+        logits: Tensor = self.fc_cls(x)
+        return logits
 
 
-def make_head(name: HeadName, bbox_head: nn.Module, num_classes: int) -> CalibrationHead:
+def make_head(name: HeadName, bbox_head: Any, num_classes: int) -> CalibrationHead:
     """Return a calibrated head for a trained box head, which is not changed.
 
     Args:
@@ -160,7 +162,8 @@ def make_head(name: HeadName, bbox_head: nn.Module, num_classes: int) -> Calibra
     layers = shared_layers(bbox_head)
     widths = [layer.out_features for layer in layers]
     copies_classifier = name in ("3fc_ft", "3fc_ft_freeze1", "cls_ft")
-    classifier = _NEAREST_MEAN if name == "2fc_ncm" else bbox_head.cls_predictor_cfg if copies_classifier else _LINEAR
+    fresh = _NEAREST_MEAN if name == "2fc_ncm" else _LINEAR
+    classifier = bbox_head.cls_predictor_cfg if copies_classifier else fresh
     frozen = {"3fc_ft_freeze1": 1, "cls_ft": len(layers), "cls_rand": len(layers), "2fc_ncm": len(layers) + 1}
     hidden = widths[:1] if name == "2fc_rand" else widths
     head = CalibrationHead(layers[0].in_features, hidden, num_classes, classifier, frozen.get(name, 0))
@@ -172,11 +175,11 @@ def make_head(name: HeadName, bbox_head: nn.Module, num_classes: int) -> Calibra
     return head
 
 
-def _copy_classifier(head: CalibrationHead, bbox_head: nn.Module, name: str) -> None:
+def _copy_classifier(head: CalibrationHead, bbox_head: Any, name: str) -> None:
     outputs = bbox_head.num_classes + 1
     if bbox_head.custom_cls_channels:
         outputs = bbox_head.loss_cls.get_cls_channels(bbox_head.num_classes)
-    if outputs != head.config["num_classes"] + 1:
+    if outputs != head.num_classes + 1:
         raise UserError(
             "this classifier cannot be continued with softmax cross entropy",
             where="calibrate: head",

@@ -101,13 +101,16 @@ def box_iou(first: Boxes, second: Boxes, offset: float = 0.0) -> NDArray[np.floa
         second: ``(n, 4) float32``.
         offset: Added to widths and heights; 1 is the convention of mmdetection 1.x.
     """
-    offset = np.float32(offset)
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = np.clip(high - low + offset, 0, None)
-    inter = sides[..., 0] * sides[..., 1]
-    area = [(b[:, 2] - b[:, 0] + offset) * (b[:, 3] - b[:, 1] + offset) for b in (first, second)]
-    return inter / np.maximum(area[0][:, None] + area[1] - inter, np.float32(1e-6))
+    extra = np.float32(offset)
+    m, n = (np.ascontiguousarray(b.T) for b in (first, second))
+    width, height = (
+        np.maximum(np.minimum(m[high][:, None], n[high]) - np.maximum(m[low][:, None], n[low]) + extra, 0)
+        for low, high in ((0, 2), (1, 3))
+    )
+    inter = width * height
+    areas = [(b[2] - b[0] + extra) * (b[3] - b[1] + extra) for b in (m, n)]
+    overlaps: NDArray[np.float32] = inter / np.maximum(areas[0][:, None] + areas[1] - inter, np.float32(1e-6))
+    return overlaps
 
 
 def assign_boxes(

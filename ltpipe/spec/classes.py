@@ -50,6 +50,8 @@ def scan_categories(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: The file has no list of categories.
     """
+    if not path.stat().st_size:
+        raise UserError("the annotation file is empty, it has no categories", where=path)
     with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as text:
         for match in _CATEGORIES.finditer(text):
             start = match.end() - 1

@@ -81,10 +81,20 @@ def _stale(exp: Experiment, stage: str, key: str | int | None, record: dict[str,
         path = Path(name)
         if not path.exists():
             return f"its input {path} is gone"
+        if _remade(path, inputs[name]):
+            return f"its input {path} was made again"
         maker = next((folder for folder in changed if path.is_relative_to(folder)), None)
         if maker is not None:
             return f"{maker} is not up to date"
     return f"took {record['seconds']} s"
+
+
+def _remade(path: Path, checksum: str) -> bool:
+    """Whether the record beside an input has another checksum for it than the one it was read with."""
+    record = path.parent / "stage.json"
+    if not record.is_file():
+        return False
+    return json.loads(record.read_text(encoding="utf-8"))["outputs"].get(path.name, checksum) != checksum
 
 
 def print_status(exp: Experiment, paths: Paths) -> None:

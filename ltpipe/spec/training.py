@@ -82,7 +82,8 @@ class IncrementalSchedule(Schedule):
 class CalibrationSchedule(Schedule):
     """Schedule of a calibrated head: SimCal's 12,000 steps of plain SGD, drops after 7,000 and 10,000.
 
-    A step is one mini-batch of the calibration plan, whose size ``features`` fixes.
+    A step is one mini-batch of the calibration plan, whose size ``features`` fixes; a plan shorter than the training is
+    used again from its start. An epoch is one pass over the plan.
     """
 
     default_length: ClassVar[dict[str, float]] = {"iterations": 12000}

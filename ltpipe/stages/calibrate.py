@@ -62,9 +62,11 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             def batches(step: int) -> Iterator[tuple[Tensor, Tensor]]:
                 while True:
                     features, labels = rows.step(step % len(rows))
+                    # The block ends before the yield: a suspended generator would keep gradients off for its caller.
                     with torch.no_grad():
                         features = features.to(next(detector.parameters()).device)
-                        yield read_features(detector.roi_head.bbox_head, features, calibrator.reads), labels
+                        read = read_features(detector.roi_head.bbox_head, features, calibrator.reads)
+                    yield read, labels
                     step += 1
 
             state = stage.work / "head.pth"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from mmengine.config import Config
+from numpy.typing import NDArray
 
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
@@ -39,11 +40,11 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         inputs=inputs,
     ) as stage:
         split = Split.load(paths.split)
-        predict(exp, paths, checkpoint, split)
+        known = predict(exp, paths, checkpoint, split)
         gt = AnnotationStore.open(paths.store("val"))
         found = Predictions.open(paths.predictions(checkpoint))
         tensors = {
-            iou_type: evaluate(gt, found, iou_type, max_detections=exp.evaluate.max_detections)
+            iou_type: evaluate(gt, found, iou_type, max_detections=exp.evaluate.max_detections, category_ids=known)
             for iou_type in exp.evaluate.iou_types
             if iou_type == "bbox" or found.masks is not None
         }
@@ -53,8 +54,8 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         stage.notes["detections"] = len(found)
 
 
-def predict(exp: Experiment, paths: Paths, checkpoint: str, split: Split) -> None:
-    """Write the detections of the checkpoint."""
+def predict(exp: Experiment, paths: Paths, checkpoint: str, split: Split) -> NDArray[np.int64]:
+    """Write the detections of the checkpoint and return the ids of the categories it knows."""
     config = Config.fromfile(str(paths.config(checkpoint)))
     limits = config.model.test_cfg.rcnn
     limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
@@ -74,6 +75,7 @@ def predict(exp: Experiment, paths: Paths, checkpoint: str, split: Split) -> Non
                 [mask["counts"] for mask in image["masks"]] if masks else None,
                 image["size"],
             )
+    return split.order[:num_classes]
 
 
 def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, tensors: dict[str, Tensors]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detection_cases import Detections, detections_near, make_empty
 from pycocotools import mask as coco_mask
 
 GROUND_TRUTH = Path(__file__).parents[1] / "data" / "lvis_val_100.json"
-Detections = list[dict[str, Any]]
 Tensors = tuple[np.ndarray, np.ndarray]
 
 
@@ -60,7 +60,7 @@ def make_detections(
 
     def make(kind: str, iou_type: str, seed: int) -> Detections:
         rng = np.random.default_rng(seed)
-        found = _detections_near(gt_document, gt_masks, iou_type, rng)
+        found = detections_near(gt_document, gt_masks, iou_type, rng)
         if kind == "ties":
             for item in found:
                 item["score"] = round(item["score"], 1)
@@ -71,7 +71,7 @@ def make_detections(
             found += [same[i] | {"score": 0.5} for i in rng.integers(len(same), size=700)]
         if kind == "zero_area":
             for item in found[::7]:
-                _empty(item, gt_document)
+                make_empty(item, gt_document)
             found += [item | {"score": 0.99} for item in found[::7]] * 3
         return [found[i] for i in rng.permutation(len(found))]
 
@@ -96,42 +96,3 @@ def official_lvis() -> Iterator[Callable[..., Tensors]]:
 
         yield run
     logging.root.setLevel(level)
-
-
-def _detections_near(
-    document: dict[str, Any], masks: dict[int, np.ndarray], iou_type: str, rng: np.random.Generator
-) -> Detections:
-    lists = {image["id"]: image for image in document["images"]}
-    known = [item["id"] for item in document["categories"]]
-    found = []
-    for ann in document["annotations"]:
-        image = lists[ann["image_id"]]
-        others = [*image["neg_category_ids"], *image["not_exhaustive_category_ids"], *rng.choice(known, 2).tolist()]
-        others = [category for category in others if category in set(known)]
-        for _ in range(int(rng.integers(0, 4))):
-            right = rng.random() < 0.6
-            category = ann["category_id"] if right else int(rng.choice(others))
-            item = {"image_id": ann["image_id"], "category_id": category, "score": round(float(rng.random()), 4)}
-            shift = rng.normal(0, 0.15, 2) * ann["bbox"][2:]
-            if iou_type == "bbox":
-                scale = rng.lognormal(0, 0.2, 2)
-                box = [*(np.array(ann["bbox"][:2]) + shift), *(np.array(ann["bbox"][2:]) * scale)]
-                item["bbox"] = [round(float(value), 2) for value in box]
-            else:
-                item["segmentation"] = encode(np.roll(masks[ann["id"]], shift.round().astype(int)[::-1], (0, 1)))
-            found.append(item)
-    return found
-
-
-def _empty(item: dict[str, Any], document: dict[str, Any]) -> None:
-    """Make a detection cover nothing."""
-    if "bbox" in item:
-        item["bbox"] = [*item["bbox"][:3], 0.0]
-    else:
-        item["segmentation"] = encode(np.zeros(item["segmentation"]["size"], np.uint8))
-
-
-def encode(mask: np.ndarray) -> dict[str, Any]:
-    """Return the compressed run-length text of a bitmap, as JSON holds it."""
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}

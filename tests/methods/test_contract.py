@@ -183,7 +183,7 @@ def test_classifier_in_half_precision_and_after_loading(classifier_name: str) ->
     assert torch.equal(layer(x), other(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = layer(x).float()
-    torch.testing.assert_close(half, layer(x), rtol=2e-2, atol=0.02 * float(layer(x).abs().max()))
+    torch.testing.assert_close(half, layer(x), rtol=2e-2, atol=0.02 * layer(x).abs().max().item())
 
 
 @every_classifier
@@ -327,7 +327,7 @@ def test_mask_head_in_half_precision_and_after_loading(mask_name: str) -> None:
     assert torch.equal(mask_logits(other, pooled(3), labels), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = mask_logits(head, pooled(3), labels).float()
-    torch.testing.assert_close(half, expected, rtol=3e-2, atol=0.03 * float(expected.abs().max()))
+    torch.testing.assert_close(half, expected, rtol=3e-2, atol=0.03 * expected.abs().max().item())
 
 
 # ---- calibrators

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ltpipe.methods  # noqa: F401  (registers everything)
 from ltpipe.errors import UserError
 from ltpipe.methods.base import BoxBatch
+from ltpipe.methods.eqlv2 import EQLv2Loss
 from ltpipe.methods.fasa import FASA
 from ltpipe.methods.fasa_counters import PerClassLossMeter
 from ltpipe.methods.iif import IIFLoss
@@ -51,6 +52,21 @@ def batch(heads: SimpleNamespace, n: int = 24, seed: int = 0, labels: Tensor | N
 def certain(fasa: FASA, probability: float = 1.0) -> FASA:
     fasa.prob.fill_(probability)
     return fasa
+
+
+def test_the_loss_is_called_without_a_draw_too() -> None:
+    """Losses that reduce over processes wait for each other: no process may leave a call out."""
+    calls = []
+
+    class Counting(SoftmaxLoss):
+        def forward(self, cls_score: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            calls.append(len(cls_score))
+            return super().forward(cls_score, *args, **kwargs)
+
+    h = head(loss_cls=Counting())
+    b = batch(h)
+    calls.clear()
+    assert certain(part(), 0.0).box_losses(h, b)["loss_fasa"] == 0 and calls == [0]
 
 
 def test_before_the_start_epoch_the_loss_is_the_plain_one() -> None:
@@ -229,8 +245,9 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
         SoftmaxLoss(),
         IIFLoss(C, IMAGES, INSTANCES, num_images=2000),
         MODELS.build({"type": "mmdet.SeesawLoss", "num_classes": C}),
+        EQLv2Loss(C),
     ],
-    ids=["softmax", "iif", "seesaw"],
+    ids=["softmax", "iif", "seesaw", "eqlv2"],
 )
 @pytest.mark.parametrize("layer", [nn.Linear, NormedLinear])
 def test_works_with_other_losses_and_classifiers(loss: nn.Module, layer: type[nn.Module]) -> None:
@@ -242,6 +259,7 @@ def test_works_with_other_losses_and_classifiers(loss: nn.Module, layer: type[nn
     extra = fasa.box_losses(h, b)["loss_fasa"]
     extra.backward()
     assert extra.shape == () and extra > 0 and h.fc_cls.weight.grad.isfinite().all()
+    assert certain(fasa, 0.0).box_losses(h, b)["loss_fasa"] == 0
     with fasa.collecting() as meter:
         assert fasa.box_losses(h, b) == {}
     assert meter.counts.sum() == 12 and meter.totals.isfinite().all() and meter.totals.sum() > 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
+from pairs import run_pair
 from torch import Tensor, nn
 
 from ltpipe.methods.base import BoxBatch
@@ -63,27 +62,13 @@ def train(rows: Callable[[int], slice], sync: str) -> dict[str, Tensor]:
     return {**state, "groups": result.groups, "uniforms": torch.stack(drawn), "virtual": virtual, "own": fasa.drawn}
 
 
-def child(rank: int, folder: Path, sync: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(train(half(rank), sync), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def two_processes(folder: Path, sync: str) -> list[dict[str, Tensor]]:
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=child, args=(rank, folder, sync)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def one_of_two(rank: int, sync: str) -> dict[str, Tensor]:
+    """What a process of a pair does."""
+    return train(half(rank), sync)
 
 
 def test_synchronised_processes_equal_one(tmp_path: Path) -> None:
-    first, second = two_processes(tmp_path, "iter")
-    torch.set_num_threads(1)
+    first, second = run_pair(tmp_path, one_of_two, "iter")
     one = train(both, "iter")
     for key in ("mean", "var", "seen", "prob", "prev_loss", "iteration", "groups", "virtual"):
         assert torch.equal(first[key], second[key]), key
@@ -95,7 +80,7 @@ def test_synchronised_processes_equal_one(tmp_path: Path) -> None:
 
 
 def test_unsynchronised_processes_keep_their_own_statistics(tmp_path: Path) -> None:
-    first, second = two_processes(tmp_path, "none")
+    first, second = run_pair(tmp_path, one_of_two, "none")
     assert not first["seen"][3] and second["seen"][3]
     assert not torch.equal(first["mean"], second["mean"])
     torch.testing.assert_close(first["prev_loss"], second["prev_loss"])  # only the counters are shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import ltpipe.engine  # noqa: F401  (registers the seeding hook)
 from ltpipe.errors import UserError
 from ltpipe.methods.base import BoxBatch
 from ltpipe.methods.fasa import FASA
@@ -108,8 +111,12 @@ ITERATIONS = {"type": "IterBasedTrainLoop", "max_iters": 12}
 
 
 @pytest.fixture(autouse=True)
-def registered() -> None:
-    import ltpipe.engine  # noqa: F401
+def own_scope() -> Iterator[None]:
+    """A Runner sets mmengine's default scope for the whole process: put it back."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
 
 
 def arrays(folder: Path, epoch: int) -> dict[str, np.ndarray]:

@@ -1,85 +1,9 @@
-"""A finished pipeline in a folder of its own: the real Snakefile and experiments, the stages replaced by a stub."""
+"""Workspaces shared by the tests of the workflow."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
-STUB = Path(__file__).with_name("stub_ltpipe.py")
-
-
-class Workspace:
-    """A copy of the workflow in which Snakemake runs with a stub for ``ltpipe``.
-
-    Args:
-        folder: An empty folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("workflow", "configs"):
-            shutil.copytree(ROOT / name, folder / name)
-        shutil.copy(ROOT / "Snakefile", folder)
-        for profile in ("slurm", "local"):
-            (folder / profile).symlink_to(Path("workflow") / "profiles" / profile)
-        command = folder / "bin" / "ltpipe"
-        command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STUB}" "$@"\n')
-        command.chmod(0o755)
-
-    def snakemake(self, *arguments: str, ok: bool = True) -> str:
-        """Run Snakemake; return standard output and error together.
-
-        Args:
-            *arguments: Its arguments.
-            ok: Whether it must succeed; otherwise it must fail.
-        """
-        path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-m", "snakemake", *arguments],
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-        assert (done.returncode == 0) == ok, done.stdout[-4000:]
-        return done.stdout
-
-    def dry_run(self, *arguments: str) -> dict[str, int]:
-        """Return how often each rule would run, targets left out."""
-        text = self.snakemake("-n", "--cores", "2", *arguments)
-        table = re.search(r"^Job stats:\njob +count\n[- ]+\n(.*?)^total ", text, re.MULTILINE | re.DOTALL)
-        if table is None:
-            assert "Nothing to be done" in text, text
-            return {}
-        rows = (line.split() for line in table[1].splitlines())
-        return {name: int(count) for name, count in rows if not re.fullmatch(r"all|all_.*|phase_\d+", name)}
-
-    @contextmanager
-    def edited(self, file: str, old: str, new: str) -> Iterator[None]:
-        """Replace text in a file for a while; its time stamp changes as an editor's save would change it."""
-        path = self.folder / file
-        before, stat = path.read_text(), path.stat()
-        assert before.count(old) == 1, f"{old!r} occurs {before.count(old)} times in {file}"
-        path.write_text(before.replace(old, new))
-        try:
-            yield
-        finally:
-            path.write_text(before)
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+from workspace import Workspace
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,4 @@
-# Targets by name: `all`, `phase_<k>` (up to that phase), `all_<stage>` (up to that stage).
-
-
-rule all:
-    default_target: True
-    localrule: True
-    input:
-        PIPELINE.records("validate", "report", "calibrate"),
+# Further targets by name: `phase_<k>` (up to that phase) and `all_<stage>` (up to that stage).
 
 
 for stage in ("validate", "index", "split", "base", "distill", "lst", "features", "calibrate", "evaluate", "report"):

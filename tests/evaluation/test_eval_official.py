@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detection_cases import encode
 
 from ltpipe.errors import UserError
 from ltpipe.evaluation.engine import Tensors, differing_categories, evaluate, load_tensors, save_tensors
@@ -19,6 +20,7 @@ from ltpipe.evaluation.groundtruth import read_ground_truth
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.results_json import read_results
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[[str, str, int], list[dict[str, Any]]]
 
 
@@ -170,8 +172,6 @@ def test_equals_pycocotools(
     """The COCO protocol with crowd regions, more than 100 detections of a class, and empty detections."""
     pycocotools = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
-
-    from tests.evaluation.conftest import encode
 
     chosen = {image["id"] for image in gt_document["images"][:40]}
     images = [{key: image[key] for key in ("id", "height", "width")} for image in gt_document["images"][:40]]

@@ -1,0 +1,109 @@
+"""``report``: tables and figures of this experiment's checkpoints and of the experiments it is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from ltpipe.data.split import Split
+from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, build_report
+from ltpipe.spec.base import Choice
+from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.load import load_experiment
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.spec.training import Schedule
+from ltpipe.stages._run import RECORD, stage_run
+
+
+def run(exp: Experiment, paths: Paths) -> None:
+    """Write the report page, the summary table and the figures."""
+    shown = [(exp, paths), *((other, Paths(paths.results, other)) for other in map(_sibling(exp), exp.report.compare))]
+    shown = [*shown[1:], shown[0]]
+    inputs = {
+        f"evaluate:{one.name}/{checkpoint}": place.metrics(checkpoint)
+        for one, place in shown
+        for checkpoint in one.evaluated_checkpoints()
+    }
+    with stage_run(
+        "report", paths.folder("report"), experiment=exp.name, digest=stage_digest(exp, "report"), seed=0, inputs=inputs
+    ) as stage:
+        stage.outputs += build_report(
+            paths.folder("report"),
+            [item for one, place in shown for item in _evaluations(one, place)],
+            title=exp.name,
+            subtitle=exp.description,
+            cards=[_card(one, place) for one, place in shown],
+            expectations=[Expectation(exp.name, **item.model_dump()) for item in exp.report.expected],
+        )
+
+
+def _sibling(exp: Experiment) -> Any:
+    """Return a function that loads an experiment named beside this one."""
+
+    def load(name: str) -> Experiment:
+        beside = exp.file.with_name(f"{name}.yaml") if exp.file else None
+        return load_experiment(beside if beside is not None and beside.is_file() else name)
+
+    return load
+
+
+def _evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
+    """Yield the evaluations of an experiment, checkpoints in the order of training."""
+    for checkpoint in exp.evaluated_checkpoints():
+        table = pd.read_csv(paths.per_class(checkpoint))
+        for iou_type, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
+            yield Evaluation(exp.name, checkpoint, metrics, table[table["iou_type"] == iou_type].reset_index(drop=True))
+
+
+def _card(exp: Experiment, paths: Paths) -> ExperimentCard:
+    """Collect what was done in an experiment."""
+    model = exp.model
+    methods = {
+        "detector": str(exp.detector.config),
+        "classifier": _words(model.classifier),
+        "loss": _words(model.loss),
+        "mask head": _words(model.mask),
+        "parts": ", ".join(map(_words, model.parts)) or "none",
+        "sampler": _words(exp.base.sampler),
+    }
+    schedules = [_schedule("base", exp.base.schedule)]
+    if exp.lst is not None:
+        distill = exp.lst.distill
+        methods["replay"] = f"{exp.lst.replay.variant}, seed {exp.lst.replay.seed}"
+        methods["distillation"] = f"{distill.teacher}, weight {distill.weight:g}, {distill.reduction}"
+        methods["frozen in phases"] = exp.lst.freeze
+        boundaries = Split.load(paths.split).boundaries
+        methods["classes known"] = ", ".join(map(str, boundaries))
+        schedules.append(_schedule("each phase", exp.lst.schedule))
+    for name, calibrator in exp.calibrate.items():
+        methods[f"calibrator {name}"] = _words(calibrator)
+        schedules.append(_schedule(name, calibrator.schedule))
+    records = sorted(paths.root.glob(f"**/{RECORD}"))
+    stages = [json.loads(record.read_text(encoding="utf-8")) for record in records if "report" not in record.parts]
+    return ExperimentCard(
+        exp.name, exp.description, methods, schedules, sorted(stages, key=lambda record: str(record["started"]))
+    )
+
+
+def _words(choice: Choice) -> str:
+    """Describe a method and its options."""
+    options = {key: value for key, value in choice.options.items() if key != "schedule"}
+    listed = ", ".join(f"{key} = {value}" for key, value in options.items())
+    return f"{choice.type} ({listed})" if listed else choice.type
+
+
+def _schedule(stage: str, schedule: Schedule) -> dict[str, Any]:
+    """Describe a schedule as one row of a table."""
+    length = f"{schedule.iterations} iterations" if schedule.iterations else f"{schedule.epochs:g} epochs"
+    return {
+        "stage": stage,
+        "length": length,
+        "batch size": schedule.batch_size,
+        "optimiser": schedule.optimizer,
+        "learning rate": schedule.lr,
+        "drops": ", ".join(f"{drop:g}" for drop in schedule.drops) or "none",
+    }
