@@ -26,7 +26,12 @@ STAGES = {
 }
 # Option that a stage takes beside the experiment: flag, name of the argument of `run`, type, help.
 _KEYS = {
-    "split": ("--phase", "phase", int, "0: class order and phases only, k: replay list of phase k; default: everything"),
+    "split": (
+        "--phase",
+        "phase",
+        int,
+        "0: class order and phases only, k: replay list of phase k; default: everything",
+    ),
     "distill": ("--phase", "phase", int, "phase, from 1"),
     "lst": ("--phase", "phase", int, "phase, from 1"),
     "calibrate": ("--name", "name", str, "name of the calibrator in the experiment"),
@@ -48,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
         _experiment(verb)
         if stage in _KEYS:
             flag, name, kind, description = _KEYS[stage]
-            verb.add_argument(flag, dest=name, type=kind, required=stage != "split", metavar=name.upper(), help=description)
+            verb.add_argument(
+                flag, dest=name, type=kind, required=stage != "split", metavar=name.upper(), help=description
+            )
     status = verbs.add_parser("status", help="what is done, stale or missing, and why")
     _experiment(status)
     toy = verbs.add_parser("toy-data", help="draw the toy data set")
@@ -63,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _experiment(verb: argparse.ArgumentParser) -> None:
     where = verb.add_mutually_exclusive_group(required=True)
-    where.add_argument("experiment", nargs="?", metavar="EXP", help="name in configs/experiments, or path of a YAML file")
+    where.add_argument(
+        "experiment", nargs="?", metavar="EXP", help="name in configs/experiments, or path of a YAML file"
+    )
     where.add_argument("--experiment", dest="option", metavar="EXP", help="the same, as an option")
     verb.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.arrays import load_arrays, save_arrays
-from ltpipe.methods.simcal_proposals import RoiSampling, compose_step, select_slot, slot_generator, step_generator
+from ltpipe.data.calibration_rois import RoiSampling, compose_step, select_slot, slot_generator, step_generator
 
 Array = NDArray[np.int64]
 

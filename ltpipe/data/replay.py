@@ -6,11 +6,12 @@ In phase ``n`` with new classes ``N``, an epoch holds each pair of a new class o
     m   = mean over c in N of a_c
     q_c = round_half_even(m / (a_c / i_c)),   k_c = max(1, q_c)
 
-with ``a_c`` annotations and ``i_c`` images of the class. The old part is drawn in one of three ways:
+with ``a_c`` annotations and ``i_c`` images of the class. The old part is drawn in one of these ways:
 
 * ``resample``: with replacement, anew in every epoch;
 * ``cyclic``: the images of a class are shuffled once, a cursor moves on by ``k_c`` per epoch and wraps around;
-* ``fixed``: drawn with replacement once, the same list in the same order in every epoch.
+* ``fixed``: drawn with replacement once, the same list in the same order in every epoch;
+* ``none``: not at all, for comparison with plain fine-tuning on the new classes.
 
 New pairs and then old pairs, by label, are permuted with the generator that drew them. Source: "Learning to Segment the
 Tail" (arXiv 2004.00900) and its notebooks, whose lists are reproduced bit for bit when image lists are ascending. A
@@ -33,7 +34,7 @@ from ltpipe.data.phase import PhaseView
 from ltpipe.data.torch_random import TorchRandom
 from ltpipe.errors import UserError, unknown_name
 
-Variant = Literal["resample", "cyclic", "fixed"]
+Variant = Literal["resample", "cyclic", "fixed", "none"]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int32]]
 
 
@@ -62,7 +63,7 @@ class ReplaySource:
     Args:
         classes: Images and annotation counts of all classes of the phase.
         num_old: How many of them, the first ones, are old.
-        variant: ``resample``, ``cyclic`` or ``fixed``.
+        variant: ``resample``, ``cyclic``, ``fixed`` or ``none``.
         seed: Epoch ``e`` uses ``seed + e`` (``fixed``: ``seed``).
         shuffle_seed: Seed of the shuffle of ``cyclic``, default ``seed``.
 
@@ -85,6 +86,8 @@ class ReplaySource:
             raise unknown_name("replay variant", variant, get_args(Variant), where="lst.replay.variant")
         self.variant, self.seed = variant, seed
         self.target, self.nominal, self.counts = replay_counts(classes, num_old)
+        if variant == "none":
+            self.counts = np.zeros_like(self.counts)
         first = classes.ptr[num_old]
         self._new_image = classes.image_id[first:]
         self.num_new_pairs = len(self._new_image)

@@ -26,7 +26,6 @@ from ltpipe.spec.models import Experiment
 from ltpipe.spec.training import Schedule
 
 REPLACEMENTS = {"Shared2FCBBoxHead": "ltpipe.LTBBoxHead", "StandardRoIHead": "ltpipe.LTRoIHead"}
-INJECTED = ("num_classes", "image_counts", "instance_counts")
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,24 @@ class ClassCounts:
     Attributes:
         images: Images with the class.
         instances: Instances of the class.
+        num_images: All training images.
+        num_annotated_images: Those with an annotation.
     """
 
     images: Sequence[int]
     instances: Sequence[int]
+    num_images: int
+    num_annotated_images: int
+
+    def injected(self) -> dict[str, Any]:
+        """Return the constructor arguments that methods get from the data and not from the user."""
+        return {
+            "num_classes": len(self.images),
+            "image_counts": list(self.images),
+            "instance_counts": list(self.instances),
+            "num_images": self.num_images,
+            "num_annotated_images": self.num_annotated_images,
+        }
 
 
 def read_detector(path: str | Path) -> ConfigDict:
@@ -75,13 +88,8 @@ def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDic
     """
     found = component(slot, choice)
     cls = MODELS.get(found["type"])
-    injected = {
-        "num_classes": len(counts.images),
-        "image_counts": list(counts.images),
-        "instance_counts": list(counts.instances),
-    }
     wanted = inspect.signature(cls.__init__).parameters
-    return ConfigDict(found, **{name: injected[name] for name in INJECTED if name in wanted})
+    return ConfigDict(found, **{name: value for name, value in counts.injected().items() if name in wanted})
 
 
 def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, ConfigDict]:

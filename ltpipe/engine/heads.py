@@ -16,6 +16,7 @@ from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.models.utils import empty_instances
 from mmdet.structures.bbox import bbox2roi, get_box_tensor, scale_boxes
 from mmdet.utils import InstanceList
+from mmengine.model import bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -30,6 +31,13 @@ class LTBBoxHead(Shared2FCBBoxHead):
     A classifier class with ``rectify_input = False`` (LST's cosine classifier) reads the second layer before its ReLU;
     the regressor always reads it after.
     """
+
+    def init_weights(self) -> None:
+        """Initialise as mmdet; sigmoid losses with a ``prior_prob`` get the bias that makes it the first score."""
+        super().init_weights()
+        prior = getattr(self.loss_cls, "prior_prob", None)
+        if prior is not None and getattr(self.fc_cls, "bias", None) is not None:
+            nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(prior))
 
     def shared_features(self, bbox_feats: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inputs of the classifier and of the regressor.
@@ -125,8 +133,9 @@ class LTRoIHead(StandardRoIHead):
         targets = self.bbox_head.get_targets(sampling_results, self.train_cfg)
         losses = self.bbox_head.loss(results["cls_score"], results["bbox_pred"], rois, *targets)
         if not len(rois):
-            # mmdet leaves the key out for an empty batch; every process must report the same keys.
-            losses["loss_cls"] = results["cls_score"].sum() * 0
+            # mmdet skips an empty batch, but every process must report the same keys and join in the same reductions.
+            found = self.bbox_head.loss_cls(results["cls_score"], targets[0], targets[1], avg_factor=1)
+            losses.update(found if isinstance(found, dict) else {"loss_cls": found})
         if self.parts:
             labels, label_weights, bbox_targets, bbox_weights = targets
             batch = BoxBatch(
@@ -155,14 +164,19 @@ class LTRoIHead(StandardRoIHead):
         """As mmdet's with its own RoI extractor, with the parts called after the ordinary loss."""
         rois = bbox2roi([res.pos_priors for res in sampling_results])
         labels = torch.cat([res.pos_gt_labels for res in sampling_results])
+        seen: list[Tensor] = []
+        predictor = self.mask_head.conv_logits if self.parts else None
+        hook = predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if predictor else None
         results = self._mask_forward(x, rois, labels=labels)
+        if hook is not None:
+            hook.remove()
         found = self.mask_head.loss_and_target(
             results["mask_preds"], sampling_results, batch_gt_instances, self.train_cfg
         )
         losses = found["loss_mask"]
         if self.parts:
             batch = MaskBatch(
-                features=results["mask_feats"],
+                features=seen[0] if seen else results["mask_feats"],
                 mask_preds=results["mask_preds"],
                 targets=found["mask_targets"],
                 labels=labels,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from mmengine.config import ConfigDict
 
 from ltpipe.data.split import Split
+from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.config import ClassCounts, with_our_packing
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -14,7 +16,11 @@ from ltpipe.spec.paths import Paths
 def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
     """Return the training counts of the first ``num_classes`` classes, in label order."""
     table = pd.read_csv(paths.statistics("train")).set_index("category_id").loc[list(split.order[:num_classes])]
-    return ClassCounts(table["image_count"].tolist(), table["instance_count"].tolist())
+    store = AnnotationStore.open(paths.store("train"))
+    annotated = len(np.unique(store.ann_image))
+    return ClassCounts(
+        table["image_count"].tolist(), table["instance_count"].tolist(), len(store.image_ids), annotated
+    )
 
 
 def _common(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import nn
 
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
@@ -91,3 +92,29 @@ def write_checkpoint(path: Path, state_dict: dict[str, torch.Tensor], meta: dict
     """Write weights with their facts, atomically."""
     with atomic_path(path) as temporary:
         torch.save({"meta": meta, "state_dict": {k: v.detach().cpu() for k, v in state_dict.items()}}, temporary)
+
+
+def fitting_weights(
+    state_dict: dict[str, torch.Tensor], model: nn.Module, where: object
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the tensors of a foreign checkpoint that a detector can start from, and the names of its others.
+
+    Args:
+        state_dict: Model state of the checkpoint.
+        model: The detector.
+        where: The checkpoint, for the error.
+
+    Raises:
+        UserError: Not a single tensor fits.
+    """
+    own = model.state_dict()
+    fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
+    if not fits:
+        raise UserError(
+            "no weight of the checkpoint fits the detector",
+            where=where,
+            got=", ".join(list(state_dict)[:4]),
+            allowed=f"a state dict with keys such as {', '.join(list(own)[:4])}",
+            fix="convert the checkpoint, or choose the detector it was trained with",
+        )
+    return fits, sorted(own.keys() - fits.keys())

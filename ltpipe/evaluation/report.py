@@ -34,7 +34,7 @@ def build_report(
     cards: Sequence[ExperimentCard] = (),
     expectations: Sequence[Expectation] = (),
 ) -> list[Path]:
-    """Write ``report.html``, ``summary.csv`` and the figures (PNG and SVG).
+    """Write ``report.html``, ``summary.csv`` and the figures (PNG and SVG) in ``figures/``.
 
     Args:
         folder: Where to write.
@@ -48,7 +48,7 @@ def build_report(
         The files written, the page first.
     """
     folder = Path(folder)
-    figures = draw_figures(folder, evaluations)
+    figures = draw_figures(folder / "figures", evaluations)
     with atomic_path(folder / "summary.csv") as temporary:
         summary_table(evaluations).to_csv(temporary, index=False)
     chapters = all_sections(evaluations, cards, expectations, figures)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.errors import unknown_name
 from ltpipe.evaluation import page
 from ltpipe.evaluation.metrics import flatten
 from ltpipe.evaluation.page import Column
@@ -93,13 +94,20 @@ def overview(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> 
 
 
 def published(evaluations: Sequence[Evaluation], expectations: Sequence[Expectation]) -> Parts:
-    """Return published numbers beside ours."""
+    """Return published numbers beside ours.
+
+    Raises:
+        UserError: There is no metric of the name that is expected.
+    """
     if not expectations:
         return []
     numbers = {(item.experiment, item.checkpoint, item.iou_type): flatten(item.metrics) for item in evaluations}
     rows = []
     for wanted in expectations:
-        ours = numbers.get((wanted.experiment, wanted.checkpoint, wanted.iou_type), {}).get(wanted.metric)
+        known = numbers.get((wanted.experiment, wanted.checkpoint, wanted.iou_type), {})
+        if known and wanted.metric not in known:
+            raise unknown_name("metric", wanted.metric, known, where=f"{wanted.experiment}: report.expected")
+        ours = known.get(wanted.metric)
         gap = None if ours is None else 100 * ours - wanted.value
         verdict: str = page.Markup(page.NOTHING)
         if gap is not None:

@@ -49,6 +49,7 @@ class GroupSoftmaxLoss(nn.Module):
     custom_cls_channels = True
     custom_activation = True
     custom_accuracy = True
+    softmax_scores = False
     label_map: Tensor
     channel: Tensor
     draws: Tensor

@@ -136,11 +136,16 @@ class Calibrator(nn.Module):
 
     Attributes:
         needs_features: Whether it is trained on stored RoI features. The catalogue reads it from the class body.
+        needs_softmax: Whether the detector must score by softmax over K + 1 outputs; or the options, with their values, for
+            which it must. The catalogue reads this and the next one too.
+        needs_linear: Whether the detector's classifier must be linear.
         reads: Feature the rows hold, final after :meth:`initialise`; see :func:`read_features`.
         num_classes: Foreground classes K.
     """
 
     needs_features: ClassVar[bool] = True
+    needs_softmax: ClassVar[bool | dict[str, list[str]]] = False
+    needs_linear: ClassVar[bool] = False
     reads: Reads = "last"
     num_classes: int
 

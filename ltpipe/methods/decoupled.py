@@ -150,6 +150,8 @@ class LWS(_SoftmaxClassifier):
     """
 
     needs_features = True
+    needs_softmax = True
+    needs_linear = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)

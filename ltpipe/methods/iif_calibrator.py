@@ -41,6 +41,7 @@ class IIFCalibrator(Calibrator):
     """
 
     needs_features = False
+    needs_softmax = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Paper: Wang et al., "The Devil is in Classification: A Simple Framework for Long-tail Instance Segmentation", ECCV
 2020, arXiv 2007.11978; repository twangnh/SimCal. Training minimises ``L = 1/R sum_rows -log softmax(z)_y`` over the
-mini-batches of :mod:`ltpipe.methods.simcal_proposals` with plain SGD; at test time the scores of both heads are
+mini-batches of :mod:`ltpipe.data.calibration_rois` with plain SGD; at test time the scores of both heads are
 combined as :mod:`ltpipe.methods.simcal_scores` says. Acts on the pooled RoI features; needs training instance counts.
 """
 
@@ -40,6 +40,7 @@ class SimCal(Calibrator):
     """
 
     needs_features = True
+    needs_softmax = {"head": ["3fc_ft", "3fc_ft_freeze1", "cls_ft"]}
 
     def __init__(
         self,

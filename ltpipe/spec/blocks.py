@@ -51,7 +51,7 @@ class Detector(Block):
     """The detector: a plain mmengine config fragment without data sets and schedule."""
 
     config: Path = Field(description="file with model, train_pipeline and test_pipeline")
-    load_from: str | None = Field(None, description="checkpoint (file or URL) to start base training from")
+    load_from: Path | None = Field(None, description="checkpoint to start base training from")
 
 
 class Split(Block):

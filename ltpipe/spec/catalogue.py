@@ -18,7 +18,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from ltpipe.errors import UserError, unknown_name
+from ltpipe.errors import unknown_name
 from ltpipe.spec.base import Choice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.source import Key
@@ -26,7 +26,16 @@ from ltpipe.spec.source import Key
 PACKAGE = Path(__file__).resolve().parents[1]
 SLOTS = ("classifier", "loss", "mask", "part", "calibrator", "sampler")
 INJECTED = frozenset(
-    {"num_classes", "image_counts", "instance_counts", "in_features", "out_features", "class_features"}
+    {
+        "num_classes",
+        "image_counts",
+        "instance_counts",
+        "num_images",
+        "num_annotated_images",
+        "in_features",
+        "out_features",
+        "class_features",
+    }
 )
 _TYPES = {"Any": Any, "Literal": Literal, "Sequence": Sequence}
 
@@ -181,7 +190,13 @@ def _read_class(file: Path, node: ast.ClassDef, slot: str, name: str) -> Method:
 def _literal_attributes(node: ast.ClassDef) -> dict[str, Any]:
     found = {}
     for item in node.body:
-        target = item.targets[0] if isinstance(item, ast.Assign) else item.target if isinstance(item, ast.AnnAssign) else None
+        target = (
+            item.targets[0]
+            if isinstance(item, ast.Assign)
+            else item.target
+            if isinstance(item, ast.AnnAssign)
+            else None
+        )
         if isinstance(target, ast.Name) and isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
             try:
                 found[target.id] = ast.literal_eval(item.value)
@@ -191,7 +206,11 @@ def _literal_attributes(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def read_signature(
-    function: ast.FunctionDef, owner: str, doc: str = "", skip: Sequence[str] = ("self", "cls"), fills: frozenset[str] = INJECTED
+    function: ast.FunctionDef,
+    owner: str,
+    doc: str = "",
+    skip: Sequence[str] = ("self", "cls"),
+    fills: frozenset[str] = INJECTED,
 ) -> tuple[dict[str, tuple[Any, Any]], frozenset[str]]:
     """Return the options of a constructor or function, and the names of its injected parameters.
 

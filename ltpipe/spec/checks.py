@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.spec import catalogue
+from ltpipe.spec.base import Choice
 from ltpipe.spec.blocks import Source
 from ltpipe.spec.classes import annotation_categories, generated_classes, read_class_list
 from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry
@@ -125,11 +125,11 @@ def _few(items: Sequence[str]) -> str:
 
 def _check_start(exp: Experiment, *, data_missing: bool) -> list[str]:
     start = exp.detector.load_from
-    if start is None or "://" in start or Path(start).is_file():
+    if start is None or start.is_file():
         return []
     if data_missing:
         return [f"the checkpoint to start from is not there yet: {start}"]
-    fix = "give the path or URL of a checkpoint, or null to train from scratch"
+    fix = "put the checkpoint there, give another path, or null to train from scratch"
     raise UserError("missing checkpoint", where=where(exp, "detector.load_from"), got=start, fix=fix)
 
 
@@ -194,24 +194,36 @@ def _masks_need_a_mask_head(exp: Experiment) -> None:
 def _calibrators_need_their_inputs(exp: Experiment) -> None:
     loss = catalogue.find("loss", exp.model.loss.type)
     for name, calibrator in exp.calibrate.items():
-        entry = catalogue.find("calibrator", calibrator.type)
+        flags = catalogue.find("calibrator", calibrator.type).flags
         here = where(exp, f"calibrate.{name}")
-        if not entry.flags.get("needs_features", True):
-            continue
-        if exp.features is None:
+        if flags.get("needs_features", True) and exp.features is None:
             raise UserError(
                 "this calibrator is trained on RoI features, which the experiment does not extract",
                 where=here,
                 got="features: null",
                 fix="remove `features: null`",
             )
-        if entry.flags.get("needs_softmax", False) and not loss.flags.get("softmax_scores", True):
+        if _holds(flags.get("needs_softmax", False), calibrator) and not loss.flags.get("softmax_scores", True):
             raise UserError(
-                "this calibrator starts from softmax logits with a background column, which the base loss does not give",
+                "this calibrator goes on from a classifier with softmax scores and one output per class and background",
                 where=here,
-                got=f"type {calibrator.type} after model.loss.type {exp.model.loss.type}",
-                fix="train the base with cross_entropy, or choose another calibrator",
+                got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
+                fix="train with a softmax loss, or choose a calibrator (or head) that does not copy the classifier",
             )
+        if flags.get("needs_linear", False) and exp.model.classifier.type != "linear":
+            raise UserError(
+                "this calibrator rescales a linear classifier",
+                where=here,
+                got=f"{calibrator.type} after model.classifier.type: {exp.model.classifier.type}",
+                allowed="model.classifier.type: linear",
+            )
+
+
+def _holds(flag: bool | dict[str, list[str]], choice: Choice) -> bool:
+    """Whether a flag holds for a choice: true, or true for the values of one of its options."""
+    if isinstance(flag, dict):
+        return any(choice.options[option] in values for option, values in flag.items())
+    return flag
 
 
 _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
@@ -226,7 +238,9 @@ def _check_report(exp: Experiment, experiments: Sequence[str]) -> None:
     evaluated = exp.evaluated_checkpoints()
     for name in exp.report.compare:
         if name == exp.name:
-            raise UserError("an experiment cannot be compared with itself", where=where(exp, "report.compare"), got=name)
+            raise UserError(
+                "an experiment cannot be compared with itself", where=where(exp, "report.compare"), got=name
+            )
         if name not in experiments:
             raise unknown_name("experiment", name, experiments, where=where(exp, "report.compare"))
     for index, expected in enumerate(exp.report.expected):

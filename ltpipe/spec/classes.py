@@ -36,7 +36,9 @@ def read_class_list(path: Path) -> list[dict[str, Any]]:
         lacking = [key for key in needed if not isinstance(record, dict) or key not in record]
         if lacking:
             raise UserError(
-                "a record of the class list lacks a field", where=f"{path}: record {number}", got=f"no {lacking[0]}",
+                "a record of the class list lacks a field",
+                where=f"{path}: record {number}",
+                got=f"no {lacking[0]}",
                 allowed=needed,
             )
     if not isinstance(classes, list) or not classes:

@@ -88,8 +88,11 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
         names = sorted(f.name for f in path.parent.glob("*.yaml") if f != path)
         near = get_close_matches(parent, names, n=1)
         raise UserError(
-            "the parent experiment does not exist", where=document.where(("extends",), path), got=parent,
-            allowed=names, fix=f"did you mean {near[0]!r}?" if near else None,
+            "the parent experiment does not exist",
+            where=document.where(("extends",), path),
+            got=parent,
+            allowed=names,
+            fix=f"did you mean {near[0]!r}?" if near else None,
         )
     inherited = read_merged(above, (*_seen, path.resolve()))
     inherited.values.pop("name", None)
@@ -152,8 +155,6 @@ def _complete(experiment: Experiment, document: Document, path: Path) -> Experim
         drawn = catalogue.toy_options().model_validate(experiment.dataset.generate)
     except ValidationError as error:
         key = ("dataset", "generate")
-        raise user_error(
-            error, catalogue.toy_options(), document, path, prefix=key, owner="toy-data"
-        ) from error
+        raise user_error(error, catalogue.toy_options(), document, path, prefix=key, owner="toy-data") from error
     dataset = experiment.dataset.model_copy(update={"generate": drawn.model_dump()})
     return experiment.model_copy(update={"dataset": dataset})

@@ -43,7 +43,10 @@ def user_error(
     of = f" of {owner}" if owner else ""
     if kind == "extra_forbidden":
         return UserError(
-            f"unknown key{of}", where=where, got=repr(inner[-1]), allowed=known or "no options",
+            f"unknown key{of}",
+            where=where,
+            got=repr(inner[-1]),
+            allowed=known or "no options",
             fix=_suggestion(str(inner[-1]), known) or "remove it",
         )
     if kind == "missing":

@@ -134,7 +134,5 @@ class Experiment(Block):
             return made
         for wanted in self.evaluate.checkpoints:
             if wanted not in made:
-                raise unknown_name(
-                    "checkpoint", wanted, made, where=f"{self.file or self.name}: evaluate.checkpoints"
-                )
+                raise unknown_name("checkpoint", wanted, made, where=f"{self.file or self.name}: evaluate.checkpoints")
         return [name for name in made if name in self.evaluate.checkpoints]

@@ -150,6 +150,6 @@ class Paths:
         return self.folder("report") / "summary.csv"
 
     @property
-    def plots(self) -> list[Path]:
-        """Plots that every report has: AP by frequency group, and AP over the classes by training instances."""
-        return [self.folder("report") / name for name in ("groups.png", "classes.png")]
+    def figures(self) -> Path:
+        """Folder of the report's plots."""
+        return self.folder("report") / "figures"

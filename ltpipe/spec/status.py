@@ -94,7 +94,7 @@ def _remade(path: Path, checksum: str) -> bool:
     record = path.parent / "stage.json"
     if not record.is_file():
         return False
-    return json.loads(record.read_text(encoding="utf-8"))["outputs"].get(path.name, checksum) != checksum
+    return bool(json.loads(record.read_text(encoding="utf-8"))["outputs"].get(path.name, checksum) != checksum)
 
 
 def print_status(exp: Experiment, paths: Paths) -> None:

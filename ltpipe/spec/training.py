@@ -115,7 +115,9 @@ class Base(Block):
 class Replay(Block):
     """Balanced replay of old classes in every phase."""
 
-    variant: Literal["resample", "cyclic", "fixed"] = Field("resample", description="how the old part is drawn")
+    variant: Literal["resample", "cyclic", "fixed", "none"] = Field(
+        "resample", description="how the old part is drawn; none: plain fine-tuning on the new classes"
+    )
     seed: NonNegative = Field(0, description="seed of epoch 0; epoch e uses seed + e")
 
 
@@ -130,7 +132,8 @@ class Distill(Block):
     """Distillation of the previous phase's model on ground-truth boxes of new classes."""
 
     teacher: Literal["cached", "online", "none"] = Field(
-        "cached", description="cached: similarities computed once by the distill stage; online: a frozen copy; none: off"
+        "cached",
+        description="cached: similarities computed once by the distill stage; online: a frozen copy; none: off",
     )
     weight: NonNegativeFloat = Field(1.0, description="loss weight")
     reduction: Literal["sum_classes", "mean_classes"] = Field("sum_classes", description="over the old classes")
@@ -146,7 +149,9 @@ class Lst(Block):
     )
     rois: PairedRois = Field(PairedRois(), description="class-restricted RoI sampling")
     distill: Distill = Field(Distill(), description="distillation")
-    freeze: Literal["none", "stem", "backbone"] = Field("backbone", description="what stays fixed in the phases")
+    freeze: Literal["none", "stem", "layer1", "layer2", "layer3", "layer4", "backbone"] = Field(
+        "backbone", description="what stays fixed in the phases"
+    )
 
     def phase_iterations(self, phase: int, epoch_length: int) -> int:
         """Optimiser steps of one phase.

@@ -1,4 +1,4 @@
-"""What the Snakemake rules ask: which experiments are active, their paths and digests. Rules hold no logic of their own."""
+"""What the Snakemake rules ask: active experiments, their paths and digests. Rules hold no logic of their own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Pipeline:
     def _add(self, exp: Experiment) -> Experiment:
         other = self.experiments.setdefault(exp.name, exp)
         if other.file != exp.file:
-            raise UserError("two experiments have one name", where=f"{exp.file}: name", got=f"{exp.name}, as {other.file}")
+            raise UserError(
+                "two experiments have one name", where=f"{exp.file}: name", got=f"{exp.name}, as {other.file}"
+            )
         return other
 
     def _check_datasets(self) -> None:
@@ -115,7 +117,9 @@ class Pipeline:
 
     def with_cached_teacher(self, phase: int) -> list[str]:
         """Experiments whose distill stage runs in this phase."""
-        return [name for name in self.with_phase(phase) if ("distill", phase) in set(stage_keys(self.experiments[name]))]
+        return [
+            name for name in self.with_phase(phase) if ("distill", phase) in set(stage_keys(self.experiments[name]))
+        ]
 
     def dataset(self, name: str) -> Experiment:
         """The first experiment on a data set, which stands for all of them."""
@@ -125,7 +129,9 @@ class Pipeline:
 
     def of(self, wildcards: Wildcards) -> tuple[Experiment, Paths]:
         """Experiment and paths that the wildcards mean."""
-        exp = self.dataset(wildcards.dataset) if hasattr(wildcards, "dataset") else self.experiments[wildcards.experiment]
+        exp = (
+            self.dataset(wildcards.dataset) if hasattr(wildcards, "dataset") else self.experiments[wildcards.experiment]
+        )
         return exp, Paths(RESULTS, exp)
 
     def file(self, wildcards: Wildcards) -> str:

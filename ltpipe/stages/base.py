@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from mmengine.config import ConfigDict
+
 from ltpipe.data.split import Split
 from ltpipe.engine.config import assemble_model, training_config
 from ltpipe.engine.inputs import class_counts, stream_config
 from ltpipe.engine.predict import build_dataset
-from ltpipe.engine.train import train
+from ltpipe.engine.train import fitting_weights, read_checkpoint, train, write_checkpoint
+from ltpipe.methods.lst_expand import trim_heads
+from ltpipe.registry import MODELS
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -15,13 +21,16 @@ from ltpipe.stages._run import stage_run
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Train from ``detector.load_from`` or from scratch."""
+    inputs = {"index": paths.store("train") / "info.json", "split": paths.split}
+    if exp.detector.load_from and exp.detector.load_from.is_file():
+        inputs["detector.load_from"] = exp.detector.load_from
     with stage_run(
         "base",
         paths.folder("base"),
         experiment=exp.name,
         digest=stage_digest(exp, "base"),
         seed=exp.seed,
-        inputs={"index": paths.store("train") / "info.json", "split": paths.split},
+        inputs=inputs,
     ) as stage:
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
@@ -31,7 +40,8 @@ def run(exp: Experiment, paths: Paths) -> None:
             exp, paths, fragment, phase=0, num_classes=num_classes, seed=exp.seed, order={"sampler": sampler}
         )
         iterations = exp.base.schedule.total_iterations(build_dataset(dataset).stream.epoch_length())
-        start = exp.detector.load_from
+        category_ids = split.order[:num_classes].tolist()
+        start = foreign_start(exp.detector.load_from, model, category_ids, stage.work) if exp.detector.load_from else None
         config = training_config(
             model,
             dataset,
@@ -42,7 +52,20 @@ def run(exp: Experiment, paths: Paths) -> None:
             test_pipeline=fragment.test_pipeline,
             load_from=str(start) if start else None,
         )
-        meta = {"experiment": exp.name, "stage": "base", "category_ids": split.order[:num_classes].tolist()}
+        meta = {"experiment": exp.name, "stage": "base", "category_ids": category_ids}
         train(config, paths.model("base"), paths.config("base"), meta=meta)
         stage.outputs += [paths.model("base"), paths.config("base")]
         stage.notes["iterations"] = iterations
+
+
+def foreign_start(path: Path, model: ConfigDict, category_ids: list[int], work: Path) -> Path:
+    """Write the weights of a pretrained detector that can be reused, without those of another class list."""
+    start = work / "start.pth"
+    content = read_checkpoint(path)
+    state = content["state_dict"]
+    if content["meta"].get("category_ids") != category_ids:
+        state = trim_heads(state)
+    fits, fresh = fitting_weights(state, MODELS.build(model), path)
+    print(f"{path}: {len(fits)} tensors reused; {len(fresh)} of the detector start anew: {', '.join(fresh[:12])}")
+    write_checkpoint(start, fits, {"source": str(path)})
+    return start

@@ -11,7 +11,7 @@ from ltpipe.engine.features import FrozenDetector, collect_boxes, write_features
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.config import read_detector
 from ltpipe.engine.predict import build_dataset, load_model
-from ltpipe.methods.simcal_proposals import RoiSampling
+from ltpipe.data.calibration_rois import RoiSampling
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ltpipe.errors import UserError
 from ltpipe.evaluation.engine import TensorInfo, Tensors
 from ltpipe.evaluation.metrics import per_class_table, summarize
 from ltpipe.evaluation.plots import plot_class_curve, plot_forgetting, plot_group_bars
@@ -90,7 +91,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     files = build_report(folder, evaluations, title="A & B", cards=cards, expectations=expectations)
     assert all(file.is_file() for file in files)
-    assert {file.name for file in folder.iterdir()} == {file.name for file in files}
+    assert {file for file in folder.rglob("*") if file.is_file()} == set(files)
     return folder
 
 
@@ -139,9 +140,9 @@ def test_figures(written: Path) -> None:
     """PNG and SVG of every figure."""
     names = {"groups_segm", "classes_segm", "groups_bbox", "classes_bbox", "phases_steps_segm"}
     for name in names:
-        assert (written / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (written / f"{name}.svg").read_text(encoding="utf-8")
-    assert {file.stem for file in written.glob("*.png")} == names
+        assert (written / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (written / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    assert {file.stem for file in (written / "figures").glob("*.png")} == names
 
 
 def test_smallest_report(tmp_path: Path) -> None:
@@ -151,6 +152,13 @@ def test_smallest_report(tmp_path: Path) -> None:
     assert 'id="overview"' in text
     for absent in ("published", "phases", "changes", "methods", "provenance"):
         assert f'id="{absent}"' not in text
+
+
+def test_unknown_expected_metric(tmp_path: Path) -> None:
+    """A misspelt metric is an error, not a dash."""
+    wanted = Expectation("one", "base", "segm", "APR", 1.0, 0.5, "table 1")
+    with pytest.raises(UserError, match="unknown metric"):
+        build_report(tmp_path, [evaluation("one", "base", 0.1)], title="one", expectations=[wanted])
 
 
 def test_figures_without_values(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from ltpipe.spec.models import Experiment
 
 DETECTOR = """
 model = dict(type="MaskRCNN", roi_head=dict(bbox_head=dict(), mask_head=dict()))
-train_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(64, 64)), dict(type="RandomFlip", prob=0.5)]
+train_pipeline = [dict(type="Resize", scale=(64, 64)), dict(type="RandomFlip", prob=0.5)]
 test_pipeline = []
 """
 EXPERIMENT = """\

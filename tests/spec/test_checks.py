@@ -72,13 +72,15 @@ def test_the_detector_file(load: Load) -> None:
 def test_the_checkpoint_to_start_from(load: Load) -> None:
     edit = ("{config: detector.py}", "{config: detector.py, load_from: coco.pth}")
     refused(load, *edit, words=["detector.load_from", "coco.pth"])
-    check_experiment(load("{config: detector.py}", "{config: detector.py, load_from: 'https://x/y.pth'}"), ["small"])
+    Path("coco.pth").touch()
+    check_experiment(load(*edit), ["small"])
 
 
 def test_distillation_without_a_cosine_classifier(load: Load) -> None:
     refused(load, "type: cosine", "type: linear", words=["lst.distill.teacher", "cosine similarities", "linear"])
     check_experiment(
-        load("type: cosine", "type: linear", "{iterations: 10}", "{iterations: 10}\n  distill: {teacher: none}"), ["small"]
+        load("type: cosine", "type: linear", "{iterations: 10}", "{iterations: 10}\n  distill: {teacher: none}"),
+        ["small"],
     )
 
 
@@ -95,6 +97,13 @@ def test_masks_without_a_mask_head(load: Load) -> None:
 
 def test_calibrators_without_features(load: Load) -> None:
     refused(load, "calibrate:", "features: null\ncalibrate:", words=["calibrate.head", "features: null"])
+
+
+def test_calibrators_and_losses(load: Load) -> None:
+    sigmoid = ("  classifier: {type: cosine}", "  classifier: {type: cosine}\n  loss: {type: eql}")
+    refused(load, *sigmoid, words=["calibrate.head", "simcal after model.loss.type: eql"])
+    check_experiment(load(*sigmoid, "{type: simcal,", "{type: simcal, head: 3fc_rand,"), ["small"])
+    refused(load, "{type: simcal,", "{type: lws,", words=["calibrate.head", "lws after model.classifier.type: cosine"])
 
 
 def test_boundaries_and_iterations_fit_the_classes(load: Load) -> None:

@@ -14,7 +14,19 @@ from ltpipe.spec.models import Experiment
 KEYS: dict[str, tuple[str | int | None, ...]] = {
     "split": (None, 1, 2), "distill": (1, 2), "lst": (1, 2), "calibrate": ("head",), "evaluate": ("base", "head"),
 }  # fmt: skip
-STAGES = ("validate", "toy_data", "index", "split", "base", "distill", "lst", "features", "calibrate", "evaluate", "report")
+STAGES = (
+    "validate",
+    "toy_data",
+    "index",
+    "split",
+    "base",
+    "distill",
+    "lst",
+    "features",
+    "calibrate",
+    "evaluate",
+    "report",
+)
 
 
 def digests(exp: Experiment) -> dict[str, str]:

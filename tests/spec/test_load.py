@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_project import EXPERIMENT, Load
 import yaml
+from small_project import EXPERIMENT, Load
 
 from ltpipe.errors import UserError
 from ltpipe.spec.load import find_experiment, load_experiment, merge
@@ -20,14 +20,22 @@ MISTAKES = [
     ("threshold: 0.01", "treshold: 0.01", ["base.sampler.treshold", "of sampler repeat_factor", "'threshold'?"]),
     ("threshold: 0.01", "threshold: much", ["base.sampler.threshold", "'much'", "a valid number"]),
     ("type: simcal,", "type: simcal, thresh: 3,", ["calibrate.head.thresh", "did you mean 'threshold'?"]),
-    ("type: simcal,", "type: simcal, mode: duel,", ["calibrate.head.mode", "'duel'", "dual, cal", "did you mean 'dual'?"]),
+    (
+        "type: simcal,",
+        "type: simcal, mode: duel,",
+        ["calibrate.head.mode", "'duel'", "dual, cal", "did you mean 'dual'?"],
+    ),
     ("type: simcal, ", "", ["calibrate.head.type", "missing", "add 'type'"]),
     ("{epochs: 2}", "{epochs: 2, iterations: 5}", ["base.schedule", "epochs or iterations, not both"]),
     ("{epochs: 2}", "{epochs: 0}", ["base.schedule.epochs", "greater than 0"]),
     ("{epochs: 2}", "{drops: [0.8, 0.6]}", ["base.schedule.drops", "ascend"]),
     ("{epochs: 2}", "{drops: [0.5, 100]}", ["base.schedule.drops", "all fractions below 1, or all iterations"]),
     ("{epochs: 2}", "{optimizer: sgdd}", ["base.schedule.optimizer", "'sgdd'", "did you mean 'sgd'?"]),
-    ("{base_classes: 2, step: 3}", "{base_classes: 2}", ["small.yaml:8: split", "base_classes and step, or boundaries"]),
+    (
+        "{base_classes: 2, step: 3}",
+        "{base_classes: 2}",
+        ["small.yaml:8: split", "base_classes and step, or boundaries"],
+    ),
     ("step: 3}", "step: 3, boundaries: [2, 6]}", ["split", "not both"]),
     ("{base_classes: 2, step: 3}", "{boundaries: [4, 4, 6]}", ["split", "no phase is empty"]),
     ("lst:\n  schedule: {iterations: 10}\n", "", ["split and lst belong together"]),

@@ -14,7 +14,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace in which the chain of `toy_joint` and `toy` has run."""
+    """A workspace in which the chain of ``joint`` and ``chain`` has run."""
     workspace = Workspace(tmp_path_factory.mktemp("finished"))
     workspace.snakemake("--cores", "2", "all")
     return workspace

@@ -9,19 +9,30 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workspace import Workspace
+from workspace import ROOT, Workspace
 
 from ltpipe.spec.workflow import Pipeline, growing
 
 PHASES = {"distill_phase_1": 1, "lst_phase_1": 1, "distill_phase_2": 1, "lst_phase_2": 1}
 SPLITS = {"split_phase_1": 1, "split_phase_2": 1}
+FIRST_PHASE = {"split": 1, "base": 1, "split_phase_1": 1, "distill_phase_1": 1, "lst_phase_1": 1}
 START = {"toy_data": 1, "index": 1}
 AFTER_PHASES = {"features": 1, "calibrate": 1, "report": 1}
-TOY, JOINT = "configs/experiments/toy.yaml", "configs/experiments/toy_joint.yaml"
+CHAIN, JOINT = "configs/experiments/chain.yaml", "configs/experiments/joint.yaml"
 
 
 def test_the_whole_chain(empty: Workspace) -> None:
-    expected = {**START, "validate": 2, "split": 2, "base": 2, **SPLITS, **PHASES, "evaluate": 5, **AFTER_PHASES, "report": 2}
+    expected = {
+        **START,
+        "validate": 2,
+        "split": 2,
+        "base": 2,
+        **SPLITS,
+        **PHASES,
+        "evaluate": 5,
+        **AFTER_PHASES,
+        "report": 2,
+    }
     assert empty.dry_run("all") == expected
     assert empty.dry_run() == expected, "all is the default target"
 
@@ -29,17 +40,16 @@ def test_the_whole_chain(empty: Workspace) -> None:
 @pytest.mark.parametrize(
     ("target", "jobs"),
     [
-        ("phase_1", {**START, "validate": 2, "split": 1, "base": 1, "split_phase_1": 1, "distill_phase_1": 1, "lst_phase_1": 1}),
+        ("phase_1", {**START, "validate": 2, **FIRST_PHASE}),
         ("phase_2", {**START, "validate": 2, "split": 1, "base": 1, **SPLITS, **PHASES}),
         ("all_validate", {"validate": 2}),
         ("all_index", {**START, "validate": 2}),
         ("all_base", {**START, "validate": 2, "split": 2, "base": 2}),
         ("all_lst", {**START, "validate": 2, "split": 1, "base": 1, **SPLITS, **PHASES}),
         ("all_features", {**START, "validate": 2, "split": 1, "base": 1, **SPLITS, **PHASES, "features": 1}),
-        ("results/toy/evaluate/phase1/metrics.json", {**START, "split": 1, "base": 1, "split_phase_1": 1,
-                                                      "distill_phase_1": 1, "lst_phase_1": 1, "evaluate": 1}),
+        ("results/chain/evaluate/phase1/metrics.json", {**START, **FIRST_PHASE, "evaluate": 1}),
     ],
-)  # fmt: skip
+)
 def test_targets(empty: Workspace, target: str, jobs: dict[str, int]) -> None:
     assert empty.dry_run(target) == jobs
 
@@ -49,6 +59,15 @@ def test_lvis_without_data(empty: Workspace) -> None:
     phases = Counter(name.rpartition("_")[0] for name in jobs if re.search(r"phase_\d$", name))
     assert phases == {"split_phase": 6, "distill_phase": 6, "lst_phase": 6}
     assert jobs["evaluate"] == 2 * 8 and jobs["index"] == 2 and "toy_data" not in jobs
+
+
+def test_shipped_experiments(empty: Workspace) -> None:
+    """Whatever is active in the repository starts from nothing; CamVid-LT finds its number of classes in its split."""
+    active = yaml.safe_load((ROOT / "configs" / "pipeline.yaml").read_text(encoding="utf-8"))["experiments"]
+    names = {file.stem for file in (ROOT / "configs" / "experiments").glob("*.yaml")}
+    assert set(active) <= names
+    jobs = empty.dry_run("all", "--config", f"experiments={','.join(sorted(names))}")
+    assert jobs["validate"] == jobs["base"] == len(names)
 
 
 def test_a_finished_chain_does_nothing(finished: Workspace) -> None:
@@ -62,20 +81,21 @@ FROM_PHASE_1 = {"lst_phase_1": 1, "distill_phase_2": 1, "lst_phase_2": 1, "evalu
 FROM_BASE = {"base": 1, **PHASES, "evaluate": 4, **AFTER_PHASES}
 EDITS = [
     (JOINT, "evaluate: {", "evaluate: {nms: 0.6, ", {"validate": 2, "evaluate": 5, "report": 2}),
-    (TOY, "report: {", "evaluate: {nms: 0.6}\nreport: {", {"validate": 1, "evaluate": 4, "report": 1}),
-    (TOY, "report: {compare: [toy_joint]}", "report: {}", {"validate": 1, "report": 1}),
-    (TOY, "description: ", "description: really ", {"validate": 1, "report": 1}),
-    (TOY, "lst:\n  schedule: {", "lst:\n  schedule: {gamma: 0.2, ", {"validate": 1, **FROM_PHASE_1}),
-    (TOY, "lst:\n", "lst:\n  replay: {variant: cyclic}\n", {"validate": 1, **SPLITS, **FROM_PHASE_1}),
-    (TOY, "lst:\n", "lst:\n  distill: {weight: 0.5}\n", {"validate": 1, **FROM_PHASE_1}),
-    (TOY, "lst:\n", "lst:\n  distill: {teacher: none}\n", {
+    (CHAIN, "report: {", "evaluate: {nms: 0.6}\nreport: {", {"validate": 1, "evaluate": 4, "report": 1}),
+    (CHAIN, "report: {compare: [joint]}", "report: {}", {"validate": 1, "report": 1}),
+    (CHAIN, "description: ", "description: really ", {"validate": 1, "report": 1}),
+    (CHAIN, "lst:\n  schedule: {", "lst:\n  schedule: {gamma: 0.2, ", {"validate": 1, **FROM_PHASE_1}),
+    (CHAIN, "lst:\n", "lst:\n  replay: {variant: cyclic}\n", {"validate": 1, **SPLITS, **FROM_PHASE_1}),
+    (CHAIN, "lst:\n", "lst:\n  distill: {weight: 0.5}\n", {"validate": 1, **FROM_PHASE_1}),
+    (CHAIN, "lst:\n", "lst:\n  distill: {teacher: none}\n", {
         "validate": 1, "lst_phase_1": 1, "lst_phase_2": 1, "evaluate": 3, **AFTER_PHASES}),
-    (TOY, "features: {", "features: {tau: 0.5, ", {"validate": 1, "features": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
-    (TOY, "{type: simcal, ", "{type: simcal, inclusive: true, ", {
+    (CHAIN, "features: {", "features: {tau: 0.5, ", {
+        "validate": 1, "features": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
+    (CHAIN, "{type: simcal, ", "{type: simcal, inclusive: true, ", {
         "validate": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
-    (TOY, "calibrate:\n", "calibrate:\n  second: {type: simcal, schedule: {iterations: 9}}\n", {
+    (CHAIN, "calibrate:\n", "calibrate:\n  second: {type: simcal, schedule: {iterations: 9}}\n", {
         "validate": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
-    (TOY, "split: {", "seed: 1\nsplit: {", {"validate": 1, **FROM_BASE}),
+    (CHAIN, "split: {", "seed: 1\nsplit: {", {"validate": 1, **FROM_BASE}),
     (JOINT, "detector:", "seed: 1\ndetector:", {"validate": 2, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
     (JOINT, "generate: {seed: 0", "generate: {seed: 1", {
         **START, "validate": 2, "split": 2, **SPLITS, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
@@ -84,7 +104,9 @@ EDITS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "old", "new", "jobs"), EDITS, ids=[edit[2].strip().replace("\n", " ") for edit in EDITS])
+@pytest.mark.parametrize(
+    ("file", "old", "new", "jobs"), EDITS, ids=[edit[2].strip().replace("\n", " ") for edit in EDITS]
+)
 def test_edits_rerun_exactly_what_reads_them(
     finished: Workspace, file: str, old: str, new: str, jobs: dict[str, int]
 ) -> None:
@@ -95,14 +117,14 @@ def test_edits_rerun_exactly_what_reads_them(
 def test_two_edits_at_once(finished: Workspace) -> None:
     """A job behind another one that reruns must still notice its own edit."""
     with (
-        finished.edited(TOY, "{type: simcal, ", "{type: simcal, inclusive: true, "),
-        finished.edited(TOY, "split: {", "seed: 1\nsplit: {"),
+        finished.edited(CHAIN, "{type: simcal, ", "{type: simcal, inclusive: true, "),
+        finished.edited(CHAIN, "split: {", "seed: 1\nsplit: {"),
     ):
         assert finished.dry_run("all") == {"validate": 1, **FROM_BASE}
 
 
 def test_touching_files_reruns_nothing(finished: Workspace) -> None:
-    for file in (TOY, "Snakefile", "workflow/rules/training.smk", "results/toy/split/split.json"):
+    for file in (CHAIN, "Snakefile", "workflow/rules/training.smk", "results/chain/split/split.json"):
         (finished.folder / file).touch()
     assert finished.dry_run("all", "--profile", "local") == {}
 
@@ -116,7 +138,18 @@ def test_rulegraph_shows_the_chain(empty: Workspace) -> None:
     graph = empty.snakemake("all", "--rulegraph")
     names = dict(re.findall(r'(\d+)\[label = "(\w+)"', graph))
     edges = {(names[a], names[b]) for a, b in re.findall(r"(\d+) -> (\d+)", graph)}
-    chain = ["toy_data", "index", "split", "base", "lst_phase_1", "lst_phase_2", "features", "calibrate", "evaluate", "report"]
+    chain = [
+        "toy_data",
+        "index",
+        "split",
+        "base",
+        "lst_phase_1",
+        "lst_phase_2",
+        "features",
+        "calibrate",
+        "evaluate",
+        "report",
+    ]
     assert set(zip(chain, chain[1:], strict=False)) <= edges
     assert ("base", "distill_phase_1") in edges and ("lst_phase_1", "distill_phase_2") in edges
 
@@ -124,31 +157,31 @@ def test_rulegraph_shows_the_chain(empty: Workspace) -> None:
 def test_report(finished: Workspace) -> None:
     finished.snakemake("all", "--report", "report.html")
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
-    assert "AP by frequency group" in page and "rare, common and frequent" in page
+    assert "groups_segm" in page and "rare, common and frequent" in page
 
 
 def test_a_failed_job_leaves_its_resume_state(empty: Workspace, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "w")
     command = workspace.folder / "bin" / "ltpipe"
     stub = command.read_text()
-    failing = 'if [ "$1" = base ]; then mkdir -p results/toy/base/work; touch results/toy/base/work/a; exit 1; fi\n'
+    failing = 'if [ "$1" = base ]; then mkdir -p results/chain/base/work; touch results/chain/base/work/a; exit 1; fi\n'
     command.write_text(stub.replace("exec", failing + "exec"))
-    text = workspace.snakemake("all_base", "--cores", "1", "--config", "experiments=toy", ok=False)
-    assert "base training of toy" in text
-    assert (workspace.folder / "results/toy/base/work/a").exists()
-    assert not (workspace.folder / "results/toy/base/model.pth").exists()
+    text = workspace.snakemake("all_base", "--cores", "1", "--config", "experiments=chain", ok=False)
+    assert "base training of chain" in text
+    assert (workspace.folder / "results/chain/base/work/a").exists()
+    assert not (workspace.folder / "results/chain/base/model.pth").exists()
     command.write_text(stub)
-    workspace.snakemake("all_base", "--profile", "workflow/profiles/ci", "--config", "experiments=toy")
+    workspace.snakemake("all_base", "--profile", "workflow/profiles/ci", "--config", "experiments=chain")
 
 
 def test_mistakes_are_told_before_any_job(empty: Workspace) -> None:
-    with empty.edited(TOY, "type: cosine", "type: cosin"):
+    with empty.edited(CHAIN, "type: cosine", "type: cosin"):
         text = empty.snakemake("-n", "all", ok=False)
         assert "did you mean 'cosine'?" in text and "Traceback" not in text
-    with empty.edited(TOY, "type: cosine", "type: linear"):
+    with empty.edited(CHAIN, "type: cosine", "type: linear"):
         assert "cosine similarities" in empty.snakemake("-n", "all", ok=False)
-    with empty.edited(TOY, "compare: [toy_joint]", "compare: [toyjoint]"):
-        assert "did you mean 'toy_joint'?" in empty.snakemake("-n", "all", ok=False)
+    with empty.edited(CHAIN, "compare: [joint]", "compare: [jiont]"):
+        assert "did you mean 'joint'?" in empty.snakemake("-n", "all", ok=False)
 
 
 @pytest.mark.parametrize("profile", ["slurm", "local", "workflow/profiles/ci"])
@@ -157,32 +190,34 @@ def test_profiles_are_found_from_the_root(empty: Workspace, profile: str) -> Non
 
 
 def test_gpu_rules_have_gpus_on_the_cluster() -> None:
-    profile = yaml.safe_load(Path("workflow/profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text(encoding="utf-8"))
     given = {rule for rule, resources in profile["set-resources"].items() if "gres" in resources}
     phases = {f"{kind}_phase_{k}" for kind in ("lst", "distill") for k in range(1, 13)}
     assert given == phases | {"base", "features", "calibrate", "evaluate"}
-    assert max(Pipeline("lvis_v05_lst,lvis_v1_lst,camvid_lt,toy").phases) <= 12
+    assert max(Pipeline(["lvis_v05_lst", "lvis_v1_lst"]).phases) <= 12
     assert set(profile["default-resources"]) == {"slurm_partition", "slurm_account"}
 
 
 def test_every_rule_has_log_benchmark_and_resources() -> None:
-    for file in sorted(Path("workflow/rules").glob("*.smk")):
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
         if file.stem in ("common", "targets"):
             continue
         rules = re.split(r"^ *rule(?: \w+)?:\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
         assert rules
         for text in rules:
             order = ["output", "log", "benchmark", "threads", "resources", "params", "message", "shell"]
-            places = [text.find(f"{keyword}:\n") if keyword != "threads" else text.find("threads:") for keyword in order]
+            places = [
+                text.find(f"{keyword}:\n") if keyword != "threads" else text.find("threads:") for keyword in order
+            ]
             assert -1 not in places and places == sorted(places), f"{file}: {text[:200]}"
             assert text.count("ltpipe ") == 1 and "> {log} 2>&1" in text
 
 
 def test_the_rules_and_the_stages_agree_on_paths(finished: Workspace) -> None:
     """The stub writes where ``Paths`` says, and Snakemake found every declared output there."""
-    assert (finished.folder / "results/toy/report/groups.png").exists()
-    assert (finished.folder / "logs/toy/lst.phase1.log").exists()
-    assert (finished.folder / "logs/toy/lst.phase1.benchmark.tsv").exists()
+    assert (finished.folder / "results/chain/report/figures/groups_segm.png").exists()
+    assert (finished.folder / "logs/chain/lst.phase1.log").exists()
+    assert (finished.folder / "logs/chain/lst.phase1.benchmark.tsv").exists()
 
 
 def test_growing_resources() -> None:

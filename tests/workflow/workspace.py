@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+EXPERIMENTS = Path(__file__).with_name("experiments")
 STUB = Path(__file__).with_name("stub_ltpipe.py")
 
 
 class Workspace:
-    """A copy of the workflow in which Snakemake runs with a stub for ``ltpipe``.
+    """A copy of the workflow with the experiments ``joint`` and ``chain``; Snakemake runs with a stub for ``ltpipe``.
 
     Args:
         folder: A new or empty folder.
@@ -28,6 +29,9 @@ class Workspace:
         for name in ("workflow", "configs"):
             shutil.copytree(ROOT / name, folder / name)
         shutil.copy(ROOT / "Snakefile", folder)
+        for file in EXPERIMENTS.glob("*.yaml"):
+            shutil.copy(file, folder / "configs" / "experiments")
+        (folder / "configs" / "pipeline.yaml").write_text("experiments: [joint, chain]\n")
         for profile in ("slurm", "local"):
             (folder / profile).symlink_to(Path("workflow") / "profiles" / profile)
         command = folder / "bin" / "ltpipe"

@@ -46,17 +46,12 @@ rule report:
             category="Reports",
             labels={"experiment": "{experiment}", "what": "table"},
         ),
-        groups=report(
-            "results/{experiment}/report/groups.png",
-            caption="../report/groups.rst",
-            category="Plots",
-            labels={"experiment": "{experiment}", "what": "AP by frequency group"},
-        ),
-        classes=report(
-            "results/{experiment}/report/classes.png",
-            caption="../report/classes.rst",
-            category="Plots",
-            labels={"experiment": "{experiment}", "what": "AP by class"},
+        figures=report(
+            directory("results/{experiment}/report/figures"),
+            patterns=["{figure}.png"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels={"experiment": "{experiment}", "figure": "{figure}"},
         ),
         record="results/{experiment}/report/stage.json",
     log:

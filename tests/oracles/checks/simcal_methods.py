@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ltpipe.convert.simcal import background_last, convert_calibrated_head, convert_detector
 from ltpipe.engine.head_training import HeadSchedule, train_head
 from ltpipe.methods.simcal import DualHead, SimCal
-from ltpipe.methods.simcal_proposals import (
+from ltpipe.data.calibration_rois import (
     RoiSampling,
     SlotRois,
     assign_boxes,

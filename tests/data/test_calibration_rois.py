@@ -10,7 +10,7 @@ import torch
 from mmdet.models.task_modules.assigners import MaxIoUAssigner
 from mmengine.structures import InstanceData
 
-from ltpipe.methods.simcal_proposals import (
+from ltpipe.data.calibration_rois import (
     RoiSampling,
     SlotRois,
     StepRows,
