@@ -7,6 +7,7 @@ independent code base that must give the same bits.
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def run_hotcoco(selection: Selection) -> PrecisionRecall:
 def run_vernier(selection: Selection) -> PrecisionRecall:
     """Evaluate with vernier in its strict mode."""
     try:
-        from vernier import instance
+        instance: Any = importlib.import_module("vernier.instance")
     except ImportError as error:
         raise UserError("the cross-check engine is not installed", fix="pip install vernier") from error
     evaluated = _evaluated_ids(selection)
@@ -204,7 +205,7 @@ def _detection_columns(selection: Selection, dets: slice) -> NDArray[np.float64]
     return columns
 
 
-def _mask_records(selection: Selection, dets: slice) -> list[dict[str, Any]] | None:
+def _mask_records(selection: Selection, dets: slice) -> list[Any] | None:
     """Return the masks of some detections; None for boxes."""
     if selection.iou_type == "bbox":
         return None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.evaluation.groundtruth import GroundTruth, row_of
-from ltpipe.evaluation.predictions import Predictions
+from ltpipe.evaluation.predictions import Floats, Predictions
 
 IouType = Literal["bbox", "segm"]
 Protocol = Literal["lvis", "coco"]
@@ -205,7 +205,7 @@ def _detections(
     return rows[np.argsort(predictions.image_ids[rows], kind="stable")], counts
 
 
-def _within_cap(image_row: Rows, scores: NDArray, cap: int) -> NDArray[np.bool_]:
+def _within_cap(image_row: Rows, scores: Floats, cap: int) -> NDArray[np.bool_]:
     """Mark the ``cap`` best detections of every image; of equal scores the earlier ones."""
     keep = np.ones(len(scores), bool)
     per_image = np.bincount(image_row)

@@ -101,7 +101,7 @@ def differing_categories(first: Tensors, second: Tensors) -> list[int]:
     assert np.array_equal(first.category_ids, second.category_ids), "tensors of different category sets"
     precision = (first.precision != second.precision).any(axis=(0, 1, 3))
     recall = (first.recall != second.recall).any(axis=(0, 2))
-    return first.category_ids[precision | recall].tolist()
+    return [int(category) for category in first.category_ids[precision | recall]]
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensors]) -> None:

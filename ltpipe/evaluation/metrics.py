@@ -170,7 +170,8 @@ def _class_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     valid = flat > -1
     count = valid.sum(axis=1)
     total = np.where(valid, flat, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(flat), np.nan), where=count > 0)
+    means: NDArray[np.float64] = np.divide(total, count, out=np.full(len(flat), np.nan), where=count > 0)
+    return means
 
 
 def _mean(values: NDArray[np.float64]) -> Number:

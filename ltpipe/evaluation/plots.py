@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from ltpipe.files import atomic_path
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
 MARKERS = "osD^vPX*"
 HATCHES = ("", "///", "...", "xx")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 12,
@@ -67,7 +68,7 @@ def plot_class_curve(
             rank, ap = shown.index.to_numpy() + 1, 100 * shown["AP"].to_numpy(float)
             window = max(1, len(ap) // 10)
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            axes.scatter(rank, ap, s=14 if len(ap) < 60 else 6, color=colour, alpha=0.35, linewidths=0, marker=marker)
+            axes.scatter(rank, ap, s=36 if len(ap) < 60 else 6, color=colour, alpha=0.4, linewidths=0, marker=marker)
             mean = pd.Series(ap).rolling(window, center=True, min_periods=1).mean()
             axes.plot(rank, mean, color=colour, linewidth=2, label=label)
         if ranked is not None:
@@ -111,7 +112,7 @@ def plot_group_bars(metrics: Mapping[str, Mapping[str, float | None]], path: Pat
                 text = "–" if value is None else f"{100 * value:.1f}"
                 axes.annotate(
                     text, (place, 100 * (value or 0.0)), (0, 2), textcoords="offset points", ha="center", va="bottom",
-                    fontsize=9 if len(metrics) < 5 else 7, color="#333b44",
+                    fontsize=9 if len(metrics) < 5 else 7 if len(metrics) < 7 else 5.5, color="#333b44",
                 )  # fmt: skip
         axes.set_xticks(range(len(GROUPS)), [f"{name}\n{meaning}" for name, meaning in GROUPS.items()])
         axes.tick_params(axis="x", length=0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
-from ltpipe.evaluation import rle
+from ltpipe.data import rle
 
 FORMAT_KEY = b"ltpipe.predictions"
 FORMAT_VERSION = b"1"
@@ -145,7 +146,7 @@ class Predictions:
             self._refuse("a box is not finite", ~np.isfinite(self.boxes).all(axis=1), self.boxes)
         return self if self.masks is None else replace(self, masks=self.masks.checked(self.source))
 
-    def _refuse(self, what: str, bad: NDArray[np.bool_], values: Floats) -> None:
+    def _refuse(self, what: str, bad: Any, values: Floats) -> None:
         rows = np.flatnonzero(bad)
         if len(rows):
             place = f"{self.source}: detection {rows[0]} (image {self.image_ids[rows[0]]})"
@@ -167,7 +168,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
         areas = [column.areas for column in columns if column.areas is not None]
         known = np.concatenate(areas) if len(areas) == len(columns) else None
         masks = MaskColumn(np.concatenate([column.sizes for column in columns]), tuple(blocks), known)
-    boxes = [part.boxes for part in parts if part.boxes is not None]
+    boxes: list[NDArray[Any]] = [part.boxes for part in parts if part.boxes is not None]
     return Predictions(
         np.concatenate([part.image_ids for part in parts]),
         np.concatenate([part.category_ids for part in parts]),
@@ -202,10 +203,10 @@ def _read_table(path: str | Path) -> pa.Table:
     return table
 
 
-def _numbers(column: pa.ChunkedArray) -> NDArray:
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
     """Return a numeric column as one array, without a copy when it is one chunk."""
     chunks = [chunk.flatten() if pa.types.is_fixed_size_list(chunk.type) else chunk for chunk in column.chunks]
-    arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks]
+    arrays: list[NDArray[Any]] = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks]
     if len(arrays) == 1:
         return arrays[0]
     kind = column.type.value_type if pa.types.is_fixed_size_list(column.type) else column.type

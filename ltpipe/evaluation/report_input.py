@@ -35,7 +35,7 @@ class Evaluation:
     @property
     def iou_type(self) -> str:
         """``bbox`` or ``segm``."""
-        return self.metrics["iou_type"]
+        return str(self.metrics["iou_type"])
 
     @property
     def phase(self) -> int | None:

@@ -65,8 +65,8 @@ class PredictionWriter:
         self,
         image_id: int,
         category_ids: NDArray[np.int64],
-        scores: NDArray,
-        boxes: NDArray | None = None,
+        scores: NDArray[np.floating],
+        boxes: NDArray[np.floating] | None = None,
         mask_counts: Sequence[bytes] | None = None,
         mask_size: tuple[int, int] | None = None,
     ) -> None:

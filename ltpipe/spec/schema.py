@@ -14,11 +14,12 @@ SCHEMA = Path("configs") / "schema" / "experiment.schema.json"
 
 
 def experiment_schema() -> dict[str, Any]:
-    """Return the schema. A key that a parent may give is not required of a file; every unknown key is an error."""
+    """Return the schema. No key is required of a file, as parents may give it; unknown keys are errors."""
     schema = Experiment.model_json_schema()
     blocks = schema["$defs"]
     for block in (schema, *blocks.values()):
         block.pop("required", None)
+        block["properties"] = {name: _nullable(value) for name, value in block["properties"].items()}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "ltpipe experiment"
     extends = {"type": "string", "description": "parent experiment, relative to this file"}
@@ -28,7 +29,7 @@ def experiment_schema() -> dict[str, Any]:
         "classifier": (blocks["Model"]["properties"], "classifier"),
         "loss": (blocks["Model"]["properties"], "loss"),
         "mask": (blocks["Model"]["properties"], "mask"),
-        "part": (blocks["Model"]["properties"]["parts"], "items"),
+        "part": (blocks["Model"]["properties"]["parts"]["anyOf"][0], "items"),
         "sampler": (blocks["Base"]["properties"], "sampler"),
         "calibrator": (blocks, "Calibrator"),
     }
@@ -40,6 +41,12 @@ def experiment_schema() -> dict[str, Any]:
     generate = catalogue.toy_options().model_json_schema()
     blocks["Dataset"]["properties"]["generate"]["anyOf"] = [_object(generate), {"type": "null"}]
     return schema
+
+
+def _nullable(value: dict[str, Any]) -> dict[str, Any]:
+    """Also accept null, which takes back what a parent gives."""
+    described = {key: value[key] for key in ("description", "default") if key in value}
+    return {**described, "anyOf": [{k: v for k, v in value.items() if k not in described}, {"type": "null"}]}
 
 
 def _method(slot: str, name: str, shared: dict[str, Any]) -> dict[str, Any]:

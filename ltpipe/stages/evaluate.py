@@ -43,8 +43,10 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         known = predict(exp, paths, checkpoint, split)
         gt = AnnotationStore.open(paths.store("val"))
         found = Predictions.open(paths.predictions(checkpoint))
+        # The COCO protocol caps per image and class, at 100, whatever the detector keeps per image.
+        cap = exp.evaluate.max_detections if gt.federated else None
         tensors = {
-            iou_type: evaluate(gt, found, iou_type, max_detections=exp.evaluate.max_detections, category_ids=known)
+            iou_type: evaluate(gt, found, iou_type, max_detections=cap, category_ids=known)
             for iou_type in exp.evaluate.iou_types
             if iou_type == "bbox" or found.masks is not None
         }

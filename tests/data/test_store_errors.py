@@ -77,8 +77,8 @@ BROKEN: dict[str, tuple[Callable[[Content], None], list[str]]] = {
     "rle negative": (mask(PLAIN_RLE | {"counts": [8, -4, 26]}), [LAST, "negative RLE run"]),
     "rle fraction": (mask(PLAIN_RLE | {"counts": [8, 4.5, 17.5]}), [LAST, "whole numbers"]),
     "text rle too short": (mask(COMPRESSED_RLE | {"counts": "84"}), [LAST, "sum to 12"]),
-    "text rle cut off": (mask(COMPRESSED_RLE | {"counts": "84b"}), [LAST, "cut off"]),
-    "text rle illegal": (mask(COMPRESSED_RLE | {"counts": "84 0"}), [LAST, "illegal characters"]),
+    "text rle cut off": (mask(COMPRESSED_RLE | {"counts": "84b"}), [LAST, "middle of a number"]),
+    "text rle illegal": (mask(COMPRESSED_RLE | {"counts": "84 0"}), [LAST, "illegal character"]),
     "unknown negative": (
         put("images", 1, "neg_category_ids", [2, 77]),
         ["not in categories", "images[1] (id 40)", '"neg_category_ids"', "77"],

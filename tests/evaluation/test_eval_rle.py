@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ltpipe.evaluation.predictions import join_text
-from ltpipe.evaluation.rle import PROBLEMS, decode_runs, measure
+from ltpipe.data.rle import PROBLEMS, decode_runs, measure
 
 
 def slow_runs(text: bytes) -> list[int] | None:

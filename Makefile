@@ -1,0 +1,82 @@
+# make run      the whole chain on the toy data, ending with the report (about 20 minutes on two cores)
+# make test     lint and all tests
+# make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
+# make lint     ruff and mypy
+# make clean    remove results, logs and toy data; the environment stays
+#
+# PYTHON, CORES and TORCH_BUILD (cpu, cu126, ...) may be given: make run CORES=8
+
+PYTHON ?= python3
+CORES ?= $(shell env --unset=OMP_NUM_THREADS --unset=OMP_THREAD_LIMIT nproc)
+TORCH_BUILD ?= cpu
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint envs/constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' envs/constraints.txt)
+MMCV := $(shell sed -n 's/^onedl-mmcv==//p' envs/constraints.txt)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Spinning OpenMP threads take most of the time on shared machines.
+export OMP_WAIT_POLICY ?= passive
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := run
+.PHONY: run test install lint clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	snakemake --profile local --cores $(CORES) all
+	@echo
+	@echo "Reports:"
+	@ls -1 results/*/report/report.html | sed "s|^|  $(CURDIR)/|"
+
+test: $(VENV)/.installed
+	ruff check .
+	python -m pytest
+
+lint: $(VENV)/.installed
+	ruff check .
+	ruff format --check .
+	mypy
+
+install: $(VENV)/.installed
+
+clean:
+	rm -rf results logs data/toy .snakemake .ltpipe .pytest_cache .mypy_cache .ruff_cache
+
+# ---- the environment, in the order that pip needs -------------------------------------------------------------------
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ltpipe needs Python 3.11 or newer: make run PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "== environment $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "python3 -m venv does not work here; on Debian: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# The CPU build is 200 MB; where its index cannot be reached, PyPI's build (3 GB, with CUDA) does as well.
+$(VENV)/.torch: $(VENV)/.created
+	@echo "== torch $(TORCH), build $(TORCH_BUILD)"
+	@$(INSTALL) --no-deps --retries 0 --timeout 20 --index-url https://download.pytorch.org/whl/$(TORCH_BUILD) \
+	  torch==$(TORCH)+$(TORCH_BUILD) 2>/dev/null || echo "   not on download.pytorch.org from here: taking the build that pip finds"
+	@$(INSTALL) torch==$(TORCH)
+	@touch $@
+
+# mmcv has no binary packages for current torch versions. It is compiled without build isolation, against the torch above.
+$(VENV)/.mmcv: $(VENV)/.torch
+	@echo "== build tools, OpenCV without graphics"
+	@$(INSTALL) setuptools wheel ninja psutil packaging numpy
+	@$(INSTALL) --no-build-isolation ./envs/opencv-python
+	@echo "== onedl-mmcv $(MMCV): compiling 78 files with $(CORES) jobs, once; usually 10 to 15 minutes on two cores ($$(date +%H:%M))"
+	@MMCV_WITH_OPS=1 MAX_JOBS=$(CORES) $(INSTALL) --no-build-isolation --no-deps onedl-mmcv==$(MMCV)
+	@echo "== onedl-mmcv is ready ($$(date +%H:%M))"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.mmcv pyproject.toml envs/constraints.txt
+	@echo "== ltpipe with the extras workflow and dev"
+	@$(INSTALL) --editable ".[workflow,dev]"
+	@$(BIN)/python -c "import cv2, mmcv.ops, mmdet"
+	@touch $@

@@ -1,0 +1,32 @@
+"""One training in several processes, started by torchrun: who they are, how they meet and part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes of a torchrun launch: NCCL between GPUs, gloo between CPUs. Alone: does nothing.
+
+    All processes enter together and leave together. After an error nobody waits for the others: torchrun stops them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    yield
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def processes_here() -> int:
+    """Number of these processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
