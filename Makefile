@@ -4,11 +4,10 @@
 # make lint     ruff and mypy
 # make clean    remove results, logs and toy data; the environment stays
 #
-# PYTHON, CORES and TORCH_BUILD (cpu, cu126, ...) may be given: make run CORES=8
+# PYTHON and CORES may be given: make run CORES=8
 
 PYTHON ?= python3
 CORES ?= $(shell env --unset=OMP_NUM_THREADS --unset=OMP_THREAD_LIMIT nproc)
-TORCH_BUILD ?= cpu
 
 SHELL := /bin/bash
 VENV := .venv
@@ -57,11 +56,9 @@ $(VENV)/.created:
 	  || { rm -rf $(VENV); echo "python3 -m venv does not work here; on Debian: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-# The CPU build is 200 MB; where its index cannot be reached, PyPI's build (3 GB, with CUDA) does as well.
+# Any build of this version will do, for a CPU or for a GPU; pip's own settings decide where it comes from.
 $(VENV)/.torch: $(VENV)/.created
-	@echo "== torch $(TORCH), build $(TORCH_BUILD)"
-	@$(INSTALL) --no-deps --retries 0 --timeout 20 --index-url https://download.pytorch.org/whl/$(TORCH_BUILD) \
-	  torch==$(TORCH)+$(TORCH_BUILD) 2>/dev/null || echo "   not on download.pytorch.org from here: taking the build that pip finds"
+	@echo "== torch $(TORCH)"
 	@$(INSTALL) torch==$(TORCH)
 	@touch $@
 

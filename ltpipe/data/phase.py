@@ -45,6 +45,7 @@ class PhaseView:
         split: Class order and phases; ids are matched, so the store may list its categories in any order.
         phase: ``n``, 0 for the base.
         min_size: Boxes count if both sides are longer than this, in pixels; a negative value keeps every box.
+        exclude: ``(E,)`` ids of images that are left out, see :mod:`ltpipe.data.holdout`.
 
     Attributes:
         images: ``(N,) int64`` image rows kept, by ascending image id. The position here is the data set index.
@@ -54,7 +55,15 @@ class PhaseView:
         num_old: Classes known before, ``K_{n-1}``; 0 for the base.
     """
 
-    def __init__(self, store: AnnotationColumns, split: Split, phase: int, *, min_size: float = 1.0) -> None:
+    def __init__(
+        self,
+        store: AnnotationColumns,
+        split: Split,
+        phase: int,
+        *,
+        min_size: float = 1.0,
+        exclude: NDArray[np.int64] | None = None,
+    ) -> None:
         self.store, self.split, self.phase = store, split, phase
         self.num_classes = split.classes_known(phase)
         self.num_old = split.new_labels(phase).start
@@ -64,7 +73,10 @@ class PhaseView:
 
         label_of_row = split.labels_of(store.category_ids)
         label = label_of_row[store.ann_category]
-        known = np.flatnonzero((label >= 0) & (label < self.num_classes))
+        wanted = (label >= 0) & (label < self.num_classes)
+        if exclude is not None:
+            wanted &= ~np.isin(store.image_ids, exclude)[store.ann_image]
+        known = np.flatnonzero(wanted)
         label = label[known]
         pair = label * np.int64(len(by_id)) + image_rank[store.ann_image[known]]
         single = ~(store.ann_iscrowd | store.ann_ignore)[known]

@@ -1,5 +1,5 @@
 """What all stages share on the mmdet side. Importing the package registers its components with mmengine."""
 
-from ltpipe.engine import dataset, heads, hooks, sampler
+from ltpipe.engine import between_epochs, dataset, heads, hooks, roi_sampling, sampler
 
-__all__ = ["dataset", "heads", "hooks", "sampler"]
+__all__ = ["between_epochs", "dataset", "heads", "hooks", "roi_sampling", "sampler"]

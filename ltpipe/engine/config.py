@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import get_world_size
 
+from ltpipe.engine.processes import processes_here
+from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.engine.schedule import warmup_multistep
 from ltpipe.errors import UserError
 from ltpipe.registry import MODELS
@@ -171,8 +172,8 @@ def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:
 
 
 def loader_workers() -> int:
-    """Loader processes per training process: the cores of this process's share, one kept for training, at most 8."""
-    return max(0, min(8, len(os.sched_getaffinity(0)) // get_world_size() - 2))
+    """Loader processes per training process: the cores of this process's share but two, at most 8."""
+    return max(0, min(8, len(os.sched_getaffinity(0)) // processes_here() - 2))
 
 
 def training_config(
@@ -187,7 +188,9 @@ def training_config(
     test_pipeline: Sequence[dict[str, Any]],
     hooks: Sequence[dict[str, Any]] = (),
 ) -> Config:
-    """Return the complete config of a training run; mmengine's Runner needs nothing else.
+    """Return the complete config of a training run in one process; mmengine's Runner needs nothing else.
+
+    :func:`ltpipe.engine.train.on_these_processes` spreads it over several.
 
     Args:
         model: Model config.
@@ -201,16 +204,15 @@ def training_config(
         hooks: Further hooks.
     """
     interval = max(1, min(1000, math.ceil(iterations / 10)))
-    workers = loader_workers()
     return Config(
         dict(
             default_scope="mmdet",
             custom_imports=dict(imports=["ltpipe.registry", "ltpipe.engine", "ltpipe.methods"], allow_failed_imports=False),
-            model=model,
+            model=with_seeded_samplers(model),
             train_dataloader=dict(
-                batch_size=schedule.batch_size // get_world_size(),
-                num_workers=workers,
-                persistent_workers=workers > 0,
+                batch_size=schedule.batch_size,
+                num_workers=2,
+                persistent_workers=True,
                 sampler=dict(type="ltpipe.StreamSampler", batch_size=schedule.batch_size, iterations=iterations),
                 dataset=dataset,
             ),
@@ -219,17 +221,18 @@ def training_config(
                 timer=dict(type="IterTimerHook"),
                 logger=dict(type="LoggerHook", interval=max(1, min(50, iterations // 20))),
                 param_scheduler=dict(type="ParamSchedulerHook"),
-                checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=interval, max_keep_ckpts=2),
+                checkpoint=dict(type="ltpipe.ResumeHook", interval=interval),
             ),
             custom_hooks=[dict(type="ltpipe.StepSeedHook", seed=seed), *hooks],
             log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
             visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
             randomness=dict(seed=seed),
-            env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")),
+            env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0)),
             test_pipeline=list(test_pipeline),
             log_level="INFO",
             load_from=load_from,
             resume=False,
             work_dir=str(work_dir),
-        )
+        ),
+        format_python_code=False,  # yapf takes a second per checkpoint, and much longer with many classes
     )

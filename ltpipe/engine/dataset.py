@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
+import mmcv
 import numpy as np
 from mmdet.datasets.transforms import PackDetInputs, RandomFlip
 from mmengine.dataset import BaseDataset
 
+from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.samplers import SAMPLERS
@@ -27,9 +30,10 @@ from ltpipe.registry import DATASETS, TRANSFORMS
 
 @TRANSFORMS.register_module()
 class PackLTInputs(PackDetInputs):
-    """mmdet's ``PackDetInputs`` that keeps annotation ids and hands the paired class on to the RoI sampler.
+    """mmdet's ``PackDetInputs`` that keeps annotation ids and hands on what the RoI samplers need.
 
-    ``gt_instances.ann_ids`` is ``(G,)`` int64; ``gt_instances.replay_label`` (metainfo) exists in replay streams only.
+    ``gt_instances.ann_ids`` is ``(G,)`` int64. In the metainfo of ``gt_instances``, training streams have ``sample_seed``
+    and replay streams also ``replay_label``, the paired class.
     """
 
     mapping_table = {**PackDetInputs.mapping_table, "gt_ann_ids": "ann_ids"}
@@ -46,8 +50,7 @@ class PackLTInputs(PackDetInputs):
                 got=f"{len(gt.bboxes)} boxes, {len(gt.ann_ids)} annotation ids",
                 fix="use resizing, flipping and colour transforms only",
             )
-        if "replay_label" in results:
-            gt.set_metainfo({"replay_label": int(results["replay_label"])})
+        gt.set_metainfo({key: int(results[key]) for key in ("replay_label", "sample_seed") if key in results})
         return packed
 
 
@@ -117,8 +120,8 @@ class StoreDataset(BaseDataset):
         info = self.get_data_info(idx)
         try:
             return self.pipeline(info)
-        except (OSError, AttributeError, ValueError) as error:
-            if readable_image(info["img_path"]):
+        except Exception as error:
+            if isinstance(error, UserError) or readable_image(info["img_path"]):
                 raise
             raise UserError(
                 "unreadable image",
@@ -136,17 +139,19 @@ class AnnotatedDataset(StoreDataset):
 
     Args:
         phase: Phase of the split whose annotations are seen.
+        holdout: File of the images of :mod:`ltpipe.data.holdout`, which are left out; None: none.
         **kwargs: As :class:`StoreDataset`; :class:`FixedFlip` in the pipeline obeys ``flip``.
     """
 
-    def __init__(self, *, phase: int, **kwargs: Any) -> None:
+    def __init__(self, *, phase: int, holdout: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.phase = phase
+        self.phase, self.holdout = phase, holdout
 
     @cached_property
     def view(self) -> PhaseView:
         """Images and annotations of the phase."""
-        return PhaseView(self.store, self.split, self.phase)
+        exclude = None if self.holdout is None else load_holdout(self.holdout)
+        return PhaseView(self.store, self.split, self.phase, exclude=exclude)
 
     @cached_property
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,7 +179,7 @@ class AnnotatedDataset(StoreDataset):
             "bbox": [x, y, x + w, y + h],
             "bbox_label": label,
             "mask": self.store.segmentation(annotation),
-            "ignore_flag": int(self.store.ann_iscrowd[annotation]),
+            "ignore_flag": int(self.store.ann_iscrowd[annotation] | self.store.ann_ignore[annotation]),
         }
 
     def get_data_info(self, idx: Any) -> dict[str, Any]:
@@ -232,12 +237,17 @@ class StreamDataset(AnnotatedDataset):
         """Return the sample at a stream position."""
         entry = self.stream[idx]
         info = self.annotated_info(int(entry if entry.ndim == 0 else entry[0]))
+        info["sample_seed"] = int(self._seeds(idx)[2])
         if entry.ndim:
             info["replay_label"] = int(entry[1])
         return info
 
+    def _seeds(self, idx: int) -> np.ndarray:
+        """Return ``(3,)`` uint32: seeds of numpy and Python in the transforms, and of RoI sampling."""
+        return np.random.SeedSequence([self.seed, idx]).generate_state(3)
+
     def __getitem__(self, idx: int) -> dict[str, Any]:
-        state = np.random.SeedSequence([self.seed, idx]).generate_state(2)
+        state = self._seeds(idx)
         np.random.seed(state[0])
         random.seed(int(state[1]))
         return super().__getitem__(idx)
@@ -245,9 +255,7 @@ class StreamDataset(AnnotatedDataset):
 
 def readable_image(path: str) -> bool:
     """Whether mmcv can decode the file."""
-    import mmcv
-
     try:
         return mmcv.imread(path) is not None
-    except (OSError, ValueError):
+    except (OSError, ValueError, cv2.error):
         return False

@@ -6,8 +6,10 @@ numpy, elsewhere); features of exactly these boxes. Both detector passes continu
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ltpipe.engine.train import BROKEN_FILE
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
 
@@ -99,10 +102,9 @@ def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], w
     state = work / "boxes.npz"
     parts: list[list[NDArray[Any]]] = [[], [], []]
     sizes: list[list[int]] = [[], []]
-    if state.is_file():
-        with np.load(state) as saved:
-            parts = [[saved["gt_boxes"]], [saved["gt_labels"]], [saved["proposals"]]]
-            sizes = [saved["gt_sizes"].tolist(), saved["sizes"].tolist()]
+    with suppress(*BROKEN_FILE), np.load(state) as saved:
+        kept = [[saved["gt_boxes"]], [saved["gt_labels"]], [saved["proposals"]]]
+        parts, sizes = kept, [saved["gt_sizes"].tolist(), saved["sizes"].tolist()]
     for done in tqdm(range(len(sizes[0]), len(units)), desc="proposals", unit="image", mininterval=5):
         gt_boxes, gt_labels, proposals = detector.proposals(*units[done])
         for part, value in zip(parts, (gt_boxes, gt_labels, proposals), strict=True):
@@ -153,8 +155,7 @@ def write_features(
     shape = (int(starts[-1]), extractor.out_channels, *side)
     check_space(path.parent, shape, dtype)
     partial, marker = work / "features.npy", work / "features_done"
-    done = int(marker.read_text()) if marker.is_file() and partial.is_file() else 0
-    array = np.lib.format.open_memmap(partial, "r+" if done else "w+", dtype=np.dtype(dtype), shape=shape)
+    array, done = _open_partial(partial, marker, shape, dtype)
     for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
         if len(boxes[unit]):
             array[starts[unit] : starts[unit + 1]] = detector.pool(*units[unit], boxes[unit]).cpu().numpy()
@@ -164,6 +165,20 @@ def write_features(
                 temporary.write_text(str(unit + 1))
     del array
     partial.replace(path)
+
+
+def _open_partial(
+    path: Path, marker: Path, shape: tuple[int, ...], dtype: str
+) -> tuple[NDArray[Any], int]:
+    """Return the array to fill and the number of units that a killed run has filled."""
+    with suppress(*BROKEN_FILE):
+        return np.load(path, mmap_mode="r+"), int(marker.read_text())
+    marker.unlink(missing_ok=True)
+    array = np.lib.format.open_memmap(path, "w+", dtype=np.dtype(dtype), shape=shape)
+    with open(path, "r+b") as handle:
+        # Reserves the space: a full disk is an error here, but kills a process that writes to mapped memory.
+        os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+    return array, 0
 
 
 def check_space(folder: Path, shape: tuple[int, ...], dtype: str) -> None:
@@ -188,13 +203,27 @@ class StoredRows:
         step_ptr: ``(steps + 1,) int64``.
         rows: ``(R,) int64`` row of the feature array, step after step.
         labels: ``(R,) int64``, background last.
+
+    Raises:
+        UserError: The file is damaged, or belongs to another plan.
     """
 
     def __init__(
         self, path: Path, step_ptr: NDArray[np.int64], rows: NDArray[np.int64], labels: NDArray[np.int64]
     ) -> None:
-        self._features = np.load(path, mmap_mode="r")
         self._ptr, self._rows, self._labels = step_ptr, rows, labels
+        try:
+            self._features = np.load(path, mmap_mode="r")
+        except BROKEN_FILE as error:
+            raise UserError("unreadable features", where=path, got=error, fix="run the features stage again") from error
+        if len(self._features) != rows.max(initial=-1) + 1:
+            raise UserError(
+                "the features belong to another plan",
+                where=path,
+                got=f"{len(self._features)} rows",
+                allowed=f"{rows.max(initial=-1) + 1} rows",
+                fix="run the features stage again",
+            )
 
     def __len__(self) -> int:
         """Number of steps."""

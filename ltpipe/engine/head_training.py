@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ltpipe.engine.train import BROKEN_FILE, save_atomically
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
 from ltpipe.methods.base import Calibrator, all_reduce_sum, world_size
 
 Batch = tuple[Tensor, Tensor]
@@ -118,14 +118,13 @@ def train_head(
         report_every: Steps between two reports.
 
     Returns:
-        Steps skipped in this call.
+        Steps skipped.
     """
     trained = [p for p in calibrator.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         trained or [torch.zeros(1)], schedule.lr, schedule.momentum, weight_decay=schedule.weight_decay
     )
-    first = _load(state, calibrator, optimizer)
-    skipped = 0
+    first, skipped = _load(state, calibrator, optimizer)
     calibrator.train()
     rows = batches(first)
     for step in range(first, schedule.iterations):
@@ -136,7 +135,7 @@ def train_head(
         if facts is not None and report and (done % report_every == 0 or done == schedule.iterations):
             report(done, facts())
         if state is not None and (done % save_every == 0 or done == schedule.iterations):
-            _save(state, done, calibrator, optimizer)
+            _save(state, done, skipped, calibrator, optimizer)
     calibrator.eval()
     return skipped
 
@@ -194,19 +193,24 @@ def _average_gradients(parameters: Sequence[Tensor]) -> None:
         parameter.grad /= world_size()
 
 
-def _load(state: Path | None, calibrator: Calibrator, optimizer: torch.optim.Optimizer) -> int:
+def _load(state: Path | None, calibrator: Calibrator, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Restore a saved run; return the steps it has done and skipped. A damaged file counts as none."""
     if state is None or not state.is_file():
-        return 0
-    stored: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
+        return 0, 0
+    try:
+        stored: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
+    except BROKEN_FILE:
+        print(f"{state} is damaged: training starts anew", flush=True)
+        return 0, 0
     calibrator.load_state_dict(stored["calibrator"])
     optimizer.load_state_dict(stored["optimizer"])
-    return int(stored["step"])
+    return int(stored["step"]), int(stored["skipped"])
 
 
-def _save(state: Path, step: int, calibrator: Calibrator, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    state: Path, step: int, skipped: int, calibrator: Calibrator, optimizer: torch.optim.Optimizer
+) -> None:
     if world_size() > 1 and dist.get_rank() != 0:
         return
-    with atomic_path(state) as temporary:
-        torch.save(
-            {"step": step, "calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict()}, temporary
-        )
+    weights = {"calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict()}
+    save_atomically({"step": step, "skipped": skipped, **weights}, state)

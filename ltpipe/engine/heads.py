@@ -6,6 +6,8 @@ calibrated classifier adds ``calibrator.*``, so a plain mmdet checkpoint loads a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,6 +91,30 @@ class LTBBoxHead(Shared2FCBBoxHead):
         boxes = get_box_tensor(boxes).reshape(len(rois), -1)
         kept, labels = multiclass_nms(boxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img)
         return InstanceData(bboxes=kept[:, :4], scores=kept[:, 4], labels=labels)
+
+
+@dataclass(frozen=True, eq=False)
+class RoIScores:
+    """What the box head says of the proposals of a batch.
+
+    Attributes:
+        rois: ``(N, 5)`` float, batch index then xyxy in pixels of the network input.
+        counts: Proposals per image.
+        metas: Metainfo per image.
+        bbox_feats: ``(N, c, h, w)`` float, pooled RoI features.
+        scores: ``(N, K + 1)`` float probabilities, background last.
+        deltas: ``(N, 4K)`` or ``(N, 4)`` float box deltas.
+    """
+
+    rois: Tensor
+    counts: list[int]
+    metas: list[dict[str, Any]]
+    bbox_feats: Tensor
+    scores: Tensor
+    deltas: Tensor
+
+
+Rescore = Callable[[RoIScores], Iterable[Tensor]]
 
 
 @MODELS.register_module()
@@ -232,14 +258,48 @@ class LTRoIHead(StandardRoIHead):
         rescale: bool = False,
     ) -> InstanceList:
         """Return the detections of each image: ``bboxes`` xyxy, ``scores``, ``labels``."""
+        found = self.score_rois(x, batch_img_metas, rpn_results_list)
+        scores = found.scores
+        if self.calibrator is not None:
+            scores = self.calibrator.fuse(found.bbox_feats, scores)
+        return self._detect(found, scores, rcnn_test_cfg, rescale)
+
+    def score_rois(
+        self, x: tuple[Tensor, ...], batch_img_metas: list[dict[str, Any]], rpn_results_list: InstanceList
+    ) -> RoIScores:
+        """Return what the box head says of every proposal, before any calibrator."""
         proposals = [res.bboxes for res in rpn_results_list]
         rois = bbox2roi(proposals)
         found = self._bbox_forward(x, rois)
-        scores = self.bbox_head.probabilities(found["cls_score"])
-        if self.calibrator is not None:
-            scores = self.calibrator.fuse(found["bbox_feats"], scores)
-        counts = [len(p) for p in proposals]
-        per_image = zip(
-            rois.split(counts), scores.split(counts), found["bbox_pred"].split(counts), batch_img_metas, strict=True
+        return RoIScores(
+            rois=rois,
+            counts=[len(p) for p in proposals],
+            metas=batch_img_metas,
+            bbox_feats=found["bbox_feats"],
+            scores=self.bbox_head.probabilities(found["cls_score"]),
+            deltas=found["bbox_pred"],
         )
-        return [self.bbox_head.detections(*inputs, rcnn_test_cfg, rescale) for inputs in per_image]
+
+    def predict_rescored(
+        self, x: tuple[Tensor, ...], rpn_results_list: InstanceList, batch_data_samples: list[Any], rescore: Rescore
+    ) -> Iterator[InstanceList]:
+        """Yield the detections, masks included, in pixels of the original images for each set of final scores.
+
+        Args:
+            x: FPN maps, each ``(B, c, h, w)``.
+            rpn_results_list: Proposals of ``B`` images.
+            batch_data_samples: Their data samples.
+            rescore: Makes the sets of scores; RoIs are pooled and classified once.
+        """
+        metas = [sample.metainfo for sample in batch_data_samples]
+        found = self.score_rois(x, metas, rpn_results_list)
+        for scores in rescore(found):
+            results = self._detect(found, scores, self.test_cfg, rescale=not self.with_mask)
+            yield self.predict_mask(x, metas, results, rescale=True) if self.with_mask else results
+
+    def _detect(self, found: RoIScores, scores: Tensor, cfg: Any, rescale: bool) -> InstanceList:
+        counts = found.counts
+        per_image = zip(
+            found.rois.split(counts), scores.split(counts), found.deltas.split(counts), found.metas, strict=True
+        )
+        return [self.bbox_head.detections(*inputs, cfg, rescale) for inputs in per_image]

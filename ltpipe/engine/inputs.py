@@ -9,6 +9,7 @@ from mmengine.config import ConfigDict
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.config import ClassCounts, with_our_packing
+from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
@@ -23,7 +24,8 @@ def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
     )
 
 
-def _common(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:
+def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:
+    """Return what the configs of all datasets on the ``train`` or ``val`` part share."""
     source = exp.dataset.train if part == "train" else exp.dataset.val
     return {
         "store": str(paths.store("train" if part == "train" else "val")),
@@ -49,9 +51,10 @@ def stream_config(
     """
     return {
         "type": "ltpipe.StreamDataset",
-        **_common(exp, paths, "train", num_classes),
+        **common_config(exp, paths, "train", num_classes),
         "phase": phase,
         "seed": seed,
+        "holdout": str(paths.holdout) if extra_images(exp) == "holdout" else None,
         "pipeline": with_our_packing(fragment.train_pipeline),
         **order,
     }
@@ -74,7 +77,7 @@ def annotated_config(
     ]
     return {
         "type": "ltpipe.AnnotatedDataset",
-        **_common(exp, paths, "train", num_classes),
+        **common_config(exp, paths, "train", num_classes),
         "phase": phase,
         "pipeline": pipeline,
     }
@@ -84,6 +87,6 @@ def test_config(exp: Experiment, paths: Paths, pipeline: list[dict[str, object]]
     """Return the config of the validation images."""
     return {
         "type": "ltpipe.StoreDataset",
-        **_common(exp, paths, "val", num_classes),
+        **common_config(exp, paths, "val", num_classes),
         "pipeline": with_our_packing(pipeline),
     }

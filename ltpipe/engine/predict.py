@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ltpipe.engine.config import loader_workers
+from ltpipe.engine.heads import Rescore
 from ltpipe.engine.train import read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.registry import DATASETS, MODELS
@@ -68,18 +69,48 @@ def detections(model: nn.Module, dataset: Dataset[Any], batch_size: int = 1) -> 
         pixels of the original image, ``masks`` list of ``D`` compressed RLE dicts, or None without a mask head,
         ``size`` (height, width) of the original image.
     """
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate)
-    for batch in tqdm(loader, desc="detect", unit="batch", mininterval=5):
+    for batch in _batches(dataset, batch_size):
         for sample in model.test_step(batch):
-            found = sample.pred_instances
-            yield {
-                "image_id": int(sample.img_id),
-                "labels": found.labels.cpu().numpy().astype(np.int64),
-                "scores": found.scores.cpu().numpy().astype(np.float32),
-                "bboxes": found.bboxes.cpu().numpy().astype(np.float32),
-                "masks": encode_masks(found.masks) if "masks" in found else None,
-                "size": tuple(sample.ori_shape[:2]),
-            }
+            yield _image(sample, sample.pred_instances)
+
+
+@torch.no_grad()
+def rescored_detections(model: nn.Module, dataset: Dataset[Any], rescore: Rescore) -> Iterator[list[dict[str, Any]]]:
+    """Yield the detections of every image for each set of scores, from one run of the detector.
+
+    Only what follows the scores is repeated: choosing boxes and, for these boxes, masks.
+
+    Args:
+        model: Detector in evaluation mode, with :class:`~ltpipe.engine.heads.LTRoIHead`.
+        dataset: Test dataset.
+        rescore: Makes sets of final scores from those of the box head.
+
+    Yields:
+        One dict as of :func:`detections` per set of scores.
+    """
+    for batch in _batches(dataset, 1):
+        data = model.data_preprocessor(batch, False)
+        samples = data["data_samples"]
+        maps = model.extract_feat(data["inputs"])
+        proposals = model.rpn_head.predict(maps, samples, rescale=False)
+        sets = model.roi_head.predict_rescored(maps, proposals, samples, rescore)
+        yield [_image(samples[0], results[0]) for results in sets]
+
+
+def _batches(dataset: Dataset[Any], batch_size: int) -> Iterable[Any]:
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate)
+    return tqdm(loader, desc="detect", unit="batch", mininterval=5)
+
+
+def _image(sample: Any, found: Any) -> dict[str, Any]:
+    return {
+        "image_id": int(sample.img_id),
+        "labels": found.labels.cpu().numpy().astype(np.int64),
+        "scores": found.scores.cpu().numpy().astype(np.float32),
+        "bboxes": found.bboxes.cpu().numpy().astype(np.float32),
+        "masks": encode_masks(found.masks) if "masks" in found else None,
+        "size": tuple(sample.ori_shape[:2]),
+    }
 
 
 def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def with_seeded_samplers(model: ConfigDict) -> ConfigDict:
     Args:
         model: Model config; not changed.
     """
-    changed = model.copy()
+    changed = copy.deepcopy(model)
     rcnn = changed.train_cfg.rcnn
     stages = [changed.train_cfg.get("rpn"), *(rcnn if isinstance(rcnn, list | tuple) else [rcnn])]
     for salt, stage in enumerate(stages):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import logging
 import pickle
 import zipfile
@@ -10,24 +12,27 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ltpipe.engine.config import loader_workers
+from ltpipe.engine.hooks import saved_states
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
 
-BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str, Any]) -> None:
-    """Train to the end and write the weights and the config.
+    """Train to the end, in this process or in all of a torchrun launch, and write the weights and the config.
 
     A run that was killed continues from its last readable checkpoint in ``config.work_dir``.
 
     Args:
-        config: Complete mmengine config.
+        config: Complete mmengine config of a single process.
         model_path: Where the weights go: ``{"meta": ..., "state_dict": ...}``, readable by mmengine.
         config_path: Where the config goes.
         meta: Stored with the weights, e.g. the class ids.
@@ -35,32 +40,58 @@ def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str
     Raises:
         UserError: The starting checkpoint cannot be read.
     """
-    work_dir = Path(config.work_dir)
-    checkpoint = last_checkpoint(work_dir)
-    published = config.copy()
+    running = on_these_processes(config)
+    checkpoint = _shared(last_checkpoint(Path(config.work_dir)) if is_main_process() else None)
     if checkpoint is not None:
-        config.load_from, config.resume = str(checkpoint), True
+        running.load_from, running.resume = str(checkpoint), True
         print_log(f"continuing from {checkpoint}", logger="current")
-    elif config.load_from:
+    elif config.load_from and is_main_process():
         read_checkpoint(config.load_from)
-    runner = Runner.from_cfg(config)
+    runner = Runner.from_cfg(running)
     runner.train()
     if is_main_process():
-        model = runner.model.module if hasattr(runner.model, "module") else runner.model
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         write_checkpoint(model_path, model.state_dict(), meta)
         with atomic_path(config_path) as temporary:
-            published.dump(str(temporary))
+            config.dump(str(temporary))
+
+
+def on_these_processes(config: Config) -> Config:
+    """Return a config for the processes and cores at hand; what is learnt does not depend on the cores.
+
+    Args:
+        config: Config of a single process, whose batch size is the total one; not changed.
+    """
+    here, world, workers = copy.deepcopy(config), get_world_size(), loader_workers()
+    loader = here.train_dataloader
+    loader.update(batch_size=loader.batch_size // world, num_workers=workers, persistent_workers=workers > 0)
+    for hook in here.custom_hooks:
+        if "dataloader" in hook:
+            hook.dataloader.update(num_workers=workers, persistent_workers=workers > 0)
+    if world > 1:
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+        here.launcher = "pytorch"
+        here.model_wrapper_cfg = dict(
+            type="MMDistributedDataParallel", broadcast_buffers=False, device_ids=devices
+        )
+    return here
+
+
+def _shared(value: Any) -> Any:
+    """Return the value of the first process on every process."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:
-    """Return the newest checkpoint that can be read, or None. Files cut off by a kill are removed."""
-    files = sorted(work_dir.glob("iter_*.pth"), key=lambda f: int(f.stem.removeprefix("iter_")), reverse=True)
-    for file in files:
+    """Return the newest checkpoint that can be read, or None. Damaged ones are removed."""
+    for file in saved_states(work_dir):
         try:
             torch.load(file, map_location="cpu", weights_only=False)
             return file
         except BROKEN_FILE:
-            print_log(f"{file} is not complete and is removed", logger="current", level=logging.WARNING)
+            print_log(f"{file} is damaged and is removed", logger="current", level=logging.WARNING)
             file.unlink()
     return None
 
@@ -90,8 +121,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def write_checkpoint(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
     """Write weights with their facts, atomically."""
+    save_atomically({"meta": meta, "state_dict": {k: v.detach().cpu() for k, v in state_dict.items()}}, path)
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """Write what ``torch.load`` reads, atomically.
+
+    Raises:
+        UserError: The disk is full or not writable.
+    """
+    # By itself torch.save reports a full disk as an internal error.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
     with atomic_path(path) as temporary:
-        torch.save({"meta": meta, "state_dict": {k: v.detach().cpu() for k, v in state_dict.items()}}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def fitting_weights(

@@ -156,6 +156,32 @@ def plot_forgetting(
         return _save(figure, path)
 
 
+def plot_sweep(rows: pd.DataFrame, path: Path, *, title: str) -> Path:
+    """Draw AP of all and of each frequency group against the threshold of dual scores.
+
+    Args:
+        rows: ``threshold`` (ascending, positive) and the names of :data:`GROUPS` as fractions; NaN where nothing is
+            evaluated.
+        path: File without suffix; ``.png`` and ``.svg`` are written.
+        title: Heading.
+
+    Returns:
+        The PNG file.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(title, "threshold (training instances)", "AP (%)")
+        shown = {name: meaning for name, meaning in GROUPS.items() if rows[name].notna().any()}
+        for index, (name, meaning) in enumerate(shown.items()):
+            style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 2}
+            axes.plot(rows["threshold"], 100 * rows[name].astype(float), label=f"{name}: {meaning}", **style)
+        axes.set_xscale("log")
+        axes.set_xticks(rows["threshold"], [f"{value:g}" for value in rows["threshold"]])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        _legend_below(figure, axes, len(shown))
+        return _save(figure, path)
+
+
 def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ltpipe.evaluation import page
 from ltpipe.evaluation.metrics import flatten
-from ltpipe.evaluation.plots import COLOURS, plot_class_curve, plot_forgetting, plot_group_bars
+from ltpipe.evaluation.plots import COLOURS, plot_class_curve, plot_forgetting, plot_group_bars, plot_sweep
 from ltpipe.evaluation.report_input import (
     IOU_NAMES,
     Evaluation,
@@ -20,9 +20,10 @@ from ltpipe.evaluation.report_input import (
     phases_of,
 )
 from ltpipe.evaluation.sections import all_sections
+from ltpipe.evaluation.sweep import Sweep
 from ltpipe.files import atomic_path
 
-__all__ = ["Evaluation", "Expectation", "ExperimentCard", "build_report", "summary_table"]
+__all__ = ["Evaluation", "Expectation", "ExperimentCard", "Sweep", "build_report", "summary_table"]
 
 
 def build_report(
@@ -33,6 +34,7 @@ def build_report(
     subtitle: str = "",
     cards: Sequence[ExperimentCard] = (),
     expectations: Sequence[Expectation] = (),
+    sweeps: Sequence[Sweep] = (),
 ) -> list[Path]:
     """Write ``report.html``, ``summary.csv`` and the figures (PNG and SVG) in ``figures/``.
 
@@ -43,15 +45,16 @@ def build_report(
         subtitle: One sentence below it.
         cards: Methods, schedules and provenance of the experiments.
         expectations: Published numbers to show beside ours.
+        sweeps: Modes and thresholds of checkpoints with two classifiers.
 
     Returns:
         The files written, the page first.
     """
     folder = Path(folder)
-    figures = draw_figures(folder / "figures", evaluations)
+    figures = draw_figures(folder / "figures", evaluations) | draw_sweeps(folder / "figures", sweeps)
     with atomic_path(folder / "summary.csv") as temporary:
         summary_table(evaluations).to_csv(temporary, index=False)
-    chapters = all_sections(evaluations, cards, expectations, figures)
+    chapters = all_sections(evaluations, cards, expectations, figures, sweeps)
     bodies = [page.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {anchor: name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))
@@ -98,6 +101,20 @@ def draw_figures(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, P
                 title = f"{experiment}: AP of each group of classes, {name}"
                 labels = [item.checkpoint for item in steps]
                 figures[f"phases.{experiment}.{kind}"] = plot_forgetting(_curves(steps), labels, path, title=title)
+    return figures
+
+
+def draw_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> dict[str, Path]:
+    """Draw AP against the threshold where there are several: ``sweep.<experiment>.<checkpoint>.<iou>``."""
+    figures = {}
+    for one in sweeps:
+        for kind, name in IOU_NAMES.items():
+            rows = one.of(kind)
+            rows = rows[(rows["mode"] == "dual") & (rows["threshold"] > 0)].drop_duplicates("threshold")
+            if len(rows) > 1:
+                path = folder / f"sweep_{one.experiment}_{one.checkpoint}_{kind}"
+                title = f"{one.experiment}, {one.checkpoint}: AP by threshold, {name}"
+                figures[f"sweep.{one.experiment}.{one.checkpoint}.{kind}"] = plot_sweep(rows, path, title=title)
     return figures
 
 

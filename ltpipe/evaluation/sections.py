@@ -24,6 +24,8 @@ from ltpipe.evaluation.report_input import (
     who,
 )
 from ltpipe.evaluation.sections_context import accounting, methods, provenance, terms
+from ltpipe.evaluation.sections_sweep import sweep
+from ltpipe.evaluation.sweep import Sweep
 
 CHANGES_SHOWN = 8
 Parts = list[str]
@@ -35,6 +37,7 @@ def all_sections(
     cards: Sequence[ExperimentCard],
     expectations: Sequence[Expectation],
     figures: Mapping[str, Path],
+    sweeps: Sequence[Sweep] = (),
 ) -> Chapters:
     """Return the sections that have content: anchor to title and parts.
 
@@ -43,11 +46,13 @@ def all_sections(
         cards: What was done.
         expectations: Published numbers.
         figures: PNG files under the names of :func:`ltpipe.evaluation.report.draw_figures`.
+        sweeps: Modes and thresholds of checkpoints with two classifiers.
     """
     chapters: Chapters = {
         "overview": ("Overview", overview(evaluations, figures)),
         "published": ("Published numbers beside ours", published(evaluations, expectations)),
         "bins": ("Frequent to rare classes", bins(evaluations, figures)),
+        "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "changes": ("Classes that changed most", changes(evaluations)),
         "methods": ("Methods and schedules", methods(cards)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -74,6 +74,24 @@ class HeadPart(nn.Module):
     nothing to add), because the training loop reduces them over processes.
     """
 
+    # Options that decide over which images a hook of the part runs between epochs, in order: {option: {value: images}},
+    # images being "holdout" or "val". The catalogue reads it from the class body.
+    extra_images: ClassVar[dict[str, dict[str, str]]] = {}
+
+    @staticmethod
+    def hooks(
+        options: Mapping[str, Any], dataloader: Callable[[str], Mapping[str, Any]], iterations_per_epoch: int | None
+    ) -> list[dict[str, Any]]:
+        """Return the configs of the training hooks that the part needs.
+
+        Args:
+            options: The constructor's options.
+            dataloader: Called with ``holdout`` or ``val``: config of a finite dataloader over those images with
+                annotations and the training pipeline.
+            iterations_per_epoch: Iterations that see each training image once; None for epoch-based loops.
+        """
+        return []
+
     def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
         """Return losses to add to (or, under an existing name, to put in place of) ``batch.losses``.
 
@@ -139,6 +157,7 @@ class Calibrator(nn.Module):
         needs_softmax: Whether the detector must score by softmax over K + 1 outputs; or the options, with their values, for
             which it must. The catalogue reads this and the next one too.
         needs_linear: Whether the detector's classifier must be linear.
+        fuses_scores: Whether the merged detector has two classifiers, with several ways to combine their scores.
         reads: Feature the rows hold, final after :meth:`initialise`; see :func:`read_features`.
         num_classes: Foreground classes K.
     """
@@ -146,6 +165,7 @@ class Calibrator(nn.Module):
     needs_features: ClassVar[bool] = True
     needs_softmax: ClassVar[bool | dict[str, list[str]]] = False
     needs_linear: ClassVar[bool] = False
+    fuses_scores: ClassVar[bool] = False
     reads: Reads = "last"
     num_classes: int
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -98,6 +98,11 @@ class FASA(HeadPart):
     Raises:
         UserError: An option is out of range, or the counts do not fit the classes.
     """
+
+    extra_images: ClassVar[dict[str, dict[str, str]]] = {
+        "adapt_split": {"holdout": "holdout", "val": "val"},
+        "preset": {"default": "holdout", "repro": "val"},
+    }
 
     mean: Tensor
     var: Tensor

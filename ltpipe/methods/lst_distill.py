@@ -187,7 +187,7 @@ class LSTDistillation(HeadPart):
         self.teacher = TASK_UTILS.build(teacher, default_args={"num_old": num_old})
 
     def image_losses(self, roi_head: Any, feats: Sequence[Tensor], samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Return ``loss_distill``.
+        """Return ``loss_distill``; nothing in evaluation mode, when the images are not those of the phase.
 
         Args:
             roi_head: :class:`ltpipe.engine.heads.LTRoIHead` of the student.
@@ -197,6 +197,8 @@ class LSTDistillation(HeadPart):
         Raises:
             UserError: An image's flip state is unknown or its boxes have no teacher rows.
         """
+        if not self.training:
+            return {}
         picked = [new_class_boxes(sample.gt_instances.labels, self.num_old) for sample in samples]
         targets = self.teacher.targets(samples, picked)
         known = [target for target in targets if target is not None and len(target)]

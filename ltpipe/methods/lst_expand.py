@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import Tensor
 
 from ltpipe.errors import UserError
+from ltpipe.registry import HOOKS
 
 CLASSIFIER = "roi_head.bbox_head.fc_cls"
 REGRESSOR = "roi_head.bbox_head.fc_reg"
@@ -88,6 +92,26 @@ def _per_class(state: Mapping[str, Tensor], layer: str, num_old: int, size: int)
             allowed=f"{size * num_old} rows for {num_old} classes",
         )
     return rows == size * num_old
+
+
+@HOOKS.register_module()
+class ExpansionHook(Hook):
+    """Grows the checkpoint that a training starts from (``load_from``), not one that it resumes.
+
+    Args:
+        num_old: Classes it knows.
+        num_new: Classes to add.
+        seed: Seed of the new rows.
+    """
+
+    def __init__(self, num_old: int, num_new: int, seed: int) -> None:
+        self.num_old, self.num_new, self.seed = num_old, num_new, seed
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Replace the state before the runner copies it into the model."""
+        if not runner._resume:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = expand_checkpoint(state, self.num_old, self.num_new, seed=self.seed)
 
 
 def trim_heads(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

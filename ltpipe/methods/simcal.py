@@ -9,7 +9,7 @@ combined as :mod:`ltpipe.methods.simcal_scores` says. Acts on the pooled RoI fea
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ltpipe.methods.base import Calibrator, State, mean_over_processes
 from ltpipe.methods.simcal_heads import CalibrationHead, NearestClassMean, make_head
-from ltpipe.methods.simcal_scores import Mode, fuse_scores, tail_classes
+from ltpipe.methods.simcal_scores import FusionChoice, Mode, distinct_choices, fuse_scores, tail_classes
 from ltpipe.registry import MODELS, method
 
 
@@ -40,6 +40,7 @@ class SimCal(Calibrator):
     """
 
     needs_features = True
+    fuses_scores = True
     needs_softmax = {"head": ["3fc_ft", "3fc_ft_freeze1", "cls_ft"]}
 
     def __init__(
@@ -114,6 +115,7 @@ class DualHead(CalibrationHead):
         # Derived from the config alone, so that another threshold needs no new checkpoint.
         self.register_buffer("tail", tail, persistent=False)
         self.mode: Mode = mode
+        self.instance_counts, self.threshold, self.inclusive = list(instance_counts), threshold, inclusive
         if mode == "dual" and (bool(tail.all()) or not bool(tail.any())):
             one = "calibrated head" if bool(tail.all()) else "detector"
             print_log(f"threshold {threshold} splits no class: every score is the {one}'s", level=logging.WARNING)
@@ -126,6 +128,25 @@ class DualHead(CalibrationHead):
             base_scores: ``(N, K + 1)`` float probabilities of the detector's own classifier, background last.
         """
         return fuse_scores(base_scores, self.calibrated_scores(bbox_feats), self.tail, self.mode)
+
+    def choices(self, modes: Sequence[Mode] = (), thresholds: Sequence[float] = ()) -> list[FusionChoice]:
+        """Return the different ways to fuse: the configured one, then the modes, then ``dual`` at the thresholds.
+
+        Args:
+            modes: ``dual`` stands for the configured threshold.
+            thresholds: Values of T.
+        """
+        named = [(mode, self.threshold if mode == "dual" else None) for mode in (self.mode, *modes)]
+        wanted: list[tuple[Mode, float | None]] = [*named, *(("dual", threshold) for threshold in thresholds)]
+        return distinct_choices(torch.as_tensor(self.instance_counts), wanted, self.inclusive)
+
+    def fuse_choices(
+        self, bbox_feats: Tensor, base_scores: Tensor, choices: Sequence[FusionChoice]
+    ) -> Iterator[Tensor]:
+        """Yield the final scores of every choice, as :meth:`fuse`; the calibrated head runs once."""
+        calibrated = self.calibrated_scores(bbox_feats)
+        for choice in choices:
+            yield choice.fuse(base_scores, calibrated)
 
     def calibrated_scores(self, bbox_feats: Tensor) -> Tensor:
         """Return the calibrated head's probabilities ``(N, K + 1) float32``, background last."""

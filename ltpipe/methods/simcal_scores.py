@@ -9,6 +9,7 @@ training instance counts ``n_j``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -73,8 +74,62 @@ def sweep_thresholds(
     Yields:
         The thresholds that give this choice, ascending, and the scores ``(N, K + 1)``.
     """
-    groups: dict[int, list[float]] = {}
-    for threshold in sorted(thresholds):
-        groups.setdefault(int(tail_classes(instance_counts, threshold, inclusive).sum()), []).append(threshold)
-    for same in groups.values():
-        yield same, fuse_scores(base, calibrated, tail_classes(instance_counts, same[0], inclusive))
+    wanted: list[tuple[Mode, float | None]] = [("dual", threshold) for threshold in sorted(set(thresholds))]
+    for choice in distinct_choices(instance_counts, wanted, inclusive, whole=False):
+        yield [t for _, t in choice.names if t is not None], choice.fuse(base, calibrated)
+
+
+@dataclass(frozen=True, eq=False)
+class FusionChoice:
+    """One way to fuse scores.
+
+    Attributes:
+        names: The modes with their thresholds (None outside ``dual``) that mean this choice.
+        mode: One of them.
+        tail: ``(K,) bool`` classes that take the calibrated score in the mode ``dual``.
+    """
+
+    names: tuple[tuple[Mode, float | None], ...]
+    mode: Mode
+    tail: Tensor
+
+    def fuse(self, base: Tensor, calibrated: Tensor) -> Tensor:
+        """Return :func:`fuse_scores` of this choice."""
+        return fuse_scores(base, calibrated, self.tail.to(base.device), self.mode)
+
+    def from_calibrated(self) -> int | None:
+        """Return how many classes take the calibrated score; None for the mean of both."""
+        return {"dual": int(self.tail.sum()), "cal": len(self.tail), "base": 0, "avg": None}[self.mode]
+
+
+def distinct_choices(
+    instance_counts: Tensor,
+    wanted: Sequence[tuple[Mode, float | None]],
+    inclusive: bool = False,
+    *,
+    whole: bool = True,
+) -> list[FusionChoice]:
+    """Return the different choices among the wanted ones, in order of first appearance.
+
+    Args:
+        instance_counts: ``(K,) int64`` training instances.
+        wanted: Modes; ``dual`` with its threshold T, the others with None.
+        inclusive: See :func:`tail_classes`.
+        whole: Also take ``dual`` for ``base`` or ``cal`` where T selects no class or every class: then only the score of
+            the background differs, which no detection carries.
+    """
+    groups: dict[object, list[tuple[Mode, float | None]]] = {}
+    for mode, threshold in dict.fromkeys(wanted):
+        key: object = mode
+        if threshold is not None:
+            selected = int(tail_classes(instance_counts, threshold, inclusive).sum())
+            ends = {0: "base", len(instance_counts): "cal"} if whole else {}
+            key = ends.get(selected, selected)
+        groups.setdefault(key, []).append((mode, threshold))
+    choices = []
+    for names in groups.values():
+        mode, threshold = names[0]
+        nothing = torch.zeros(len(instance_counts), dtype=torch.bool, device=instance_counts.device)
+        tail = nothing if threshold is None else tail_classes(instance_counts, threshold, inclusive)
+        choices.append(FusionChoice(tuple(names), mode, tail))
+    return choices

@@ -119,6 +119,21 @@ class Evaluate(Block):
     nms: Fraction = Field(0.5, description="overlap above which the weaker detection of a class is dropped")
     bins: tuple[Positive, ...] = Field((10, 100, 1000), description="limits of the training instance count bins")
     checkpoints: Literal["all"] | tuple[str, ...] = Field("all", description="all, or base, phase1, calibrator names")
+    modes: tuple[Literal["base", "cal", "dual", "avg"], ...] = Field(
+        (), description="checkpoints with two classifiers: also these ways to combine their scores, from the same run"
+    )
+    thresholds: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (), description="and dual at these instance counts, below which the calibrated score is taken"
+    )
+    oracle_labels: bool = Field(
+        False, description="upper bound: proposals get the labels of the objects they overlap, not the predicted ones"
+    )
+
+    @model_validator(mode="after")
+    def _labels_or_scores(self) -> Evaluate:
+        if self.oracle_labels and (self.modes or self.thresholds):
+            raise ValueError("with oracle_labels there are no scores to combine: leave out modes and thresholds")
+        return self
 
 
 class Expected(Block):

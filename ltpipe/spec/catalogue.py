@@ -135,6 +135,22 @@ def choices(exp: Experiment) -> Iterator[tuple[Key, str, Choice]]:
         yield ("calibrate", name), "calibrator", calibrator
 
 
+def extra_images(exp: Experiment) -> str | None:
+    """Images that a head part runs over between epochs: ``holdout`` (held out of training), ``val``, or None.
+
+    A part that does names the options that decide in its class attribute ``extra_images``: the first of them whose
+    value is listed there.
+    """
+    for part in exp.model.parts:
+        entry = find("part", part.type)
+        chosen = entry.options.model_validate(part.options).model_dump()
+        for option, values in entry.flags.get("extra_images", {}).items():
+            if chosen[option] in values:
+                images: str = values[chosen[option]]
+                return images
+    return None
+
+
 def replace_choices(exp: Experiment, updates: Mapping[Key, Choice]) -> Experiment:
     """Return the experiment with the choices at these key paths replaced."""
 

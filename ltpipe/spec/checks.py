@@ -219,6 +219,19 @@ def _calibrators_need_their_inputs(exp: Experiment) -> None:
             )
 
 
+def _modes_need_two_classifiers(exp: Experiment) -> None:
+    asked = {key: getattr(exp.evaluate, key) for key in ("modes", "thresholds") if getattr(exp.evaluate, key)}
+    if not asked or any(catalogue.find("calibrator", c.type).flags.get("fuses_scores") for c in exp.calibrate.values()):
+        return
+    key, values = next(iter(asked.items()))
+    raise UserError(
+        "no checkpoint of this experiment has two classifiers whose scores could be combined",
+        where=where(exp, f"evaluate.{key}"),
+        got=f"{list(values)}; calibrators: {', '.join(c.type for c in exp.calibrate.values()) or 'none'}",
+        fix="add a calibrator of type simcal, or leave the option out",
+    )
+
+
 def _holds(flag: bool | dict[str, list[str]], choice: Choice) -> bool:
     """Whether a flag holds for a choice: true, or true for the values of one of its options."""
     if isinstance(flag, dict):
@@ -231,6 +244,7 @@ _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
     _cached_teacher_needs_fixed_scale,
     _masks_need_a_mask_head,
     _calibrators_need_their_inputs,
+    _modes_need_two_classifiers,
 )
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.detector import file_digests
 from ltpipe.spec.models import Experiment
 
@@ -39,14 +40,15 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
     Args:
         exp: The experiment.
         stage: A stage, or ``toy_data``. ``validate`` reads everything.
-        key: Phase number for ``lst`` and for the replay lists of ``split``, calibrator name for ``calibrate``.
+        key: Phase number for ``lst`` and for the replay lists of ``split``, calibrator name for ``calibrate``, checkpoint
+            for ``evaluate``.
     """
     whole = exp.model_dump(mode="json")
     if stage == "validate":
         return {**whole, "detector.file": file_digests(exp.detector.config)}
     if stage == "split" and key is not None:
         stage = "replay"
-    found = {name: _pick(whole, name) for name in SLICES[stage] if not name.startswith("-")}
+    found: dict[str, Any] = {name: _pick(whole, name) for name in SLICES[stage] if not name.startswith("-")}
     for name in SLICES[stage]:
         if name.startswith("-"):
             block, _, inner = name[1:].partition(".")
@@ -58,6 +60,11 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
         assert exp.lst is not None and isinstance(key, int)
         steps = exp.lst.iterations_per_phase
         found["iterations"] = None if steps is None else steps[key - 1]
+    if stage == "split" and extra_images(exp) == "holdout":
+        found["holdout"] = True
+    if stage == "evaluate" and key not in exp.calibrate:
+        # Only calibrated checkpoints can have a second classifier.
+        found[stage] = {k: v for k, v in found[stage].items() if k not in ("modes", "thresholds")}
     if stage == "calibrate":
         found["calibrator"] = whole["calibrate"][key]
     return found

@@ -88,6 +88,11 @@ class Paths:
         """Class order and phase boundaries, JSON."""
         return self.folder("split") / "split.json"
 
+    @property
+    def holdout(self) -> Path:
+        """Images held out of training; only for experiments with a method that asks for them."""
+        return self.folder("split") / "holdout.npz"
+
     def replay(self, phase: int) -> Path:
         """Replay index of a phase."""
         return self.folder("split", phase) / "replay.npz"
@@ -138,6 +143,10 @@ class Paths:
     def tensors(self, checkpoint: str) -> Path:
         """Precision and recall tensors of a checkpoint."""
         return self.folder("evaluate", checkpoint) / "tensors.npz"
+
+    def sweep(self, checkpoint: str) -> Path:
+        """Metrics of a checkpoint with two classifiers by mode and threshold, CSV; there only if asked for."""
+        return self.folder("evaluate", checkpoint) / "sweep.csv"
 
     @property
     def report(self) -> Path:

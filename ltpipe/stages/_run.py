@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,11 +19,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ltpipe.errors import UserError
+from ltpipe.errors import UserError, from_worker
 from ltpipe.files import sha256_file, write_json
+from ltpipe.spec.catalogue import extra_images
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import STAGES, Paths
 
 RECORD = "stage.json"
 PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "hotcoco")
+DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EACCES EPERM EIO ESTALE ENOLCK".split()}
 
 
 @dataclass
@@ -44,7 +49,14 @@ class StageRun:
 
 @contextmanager
 def stage_run(
-    stage: str, folder: Path, *, experiment: str, digest: str, seed: int, inputs: Mapping[str, Path]
+    stage: str,
+    folder: Path,
+    *,
+    experiment: str,
+    digest: str,
+    seed: int,
+    inputs: Mapping[str, Path],
+    parallel: bool = False,
 ) -> Iterator[StageRun]:
     """Run a stage: check its inputs, keep its resume state, write ``stage.json`` last.
 
@@ -57,55 +69,140 @@ def stage_run(
         experiment: Name of the experiment (or of the data set).
         digest: Digest of the part of the experiment that the stage reads.
         seed: Seed of the run.
-        inputs: Input files by the stage that makes them (a repeated stage may carry a suffix after ``:``).
+        inputs: Input files by the stage that makes them, or by the experiment's key that names them (a repeated one may
+            carry a suffix after ``:``).
+        parallel: Whether several processes of a torchrun launch may run it. Only the first of them keeps the state and
+            the record; the others must wait for it before they use ``work``.
 
     Raises:
-        UserError: An input is missing, or another process runs the same stage.
+        UserError: An input is missing or damaged, another process runs the same stage, or the disk is full.
     """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and not parallel:
+        raise UserError(f"stage {stage} runs in one process", got=f"{processes} processes", fix="start it without torchrun")
+    with _clear_errors(folder):
+        if rank > 0:
+            yield StageRun(folder, folder / "work")
+            return
+        checksums = _check_inputs(stage, experiment, inputs)
+        started, clock = datetime.now(UTC), time.monotonic()
+        with _exclusive(folder, stage):
+            run = StageRun(folder, folder / "work")
+            _prepare(run, {"stage": stage, "digest": digest, "seed": seed, "inputs": checksums})
+            yield run
+            record = {
+                "stage": stage,
+                "experiment": experiment,
+                "digest": digest,
+                "seed": seed,
+                "inputs": checksums,
+                "outputs": {str(path.relative_to(folder)): sha256_file(path) for path in run.outputs},
+                "versions": {"python": platform.python_version(), **installed_versions()},
+                "device": _device(),
+                "processes": processes,
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - clock, 2),
+                "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                **run.notes,
+            }
+            write_json(folder / RECORD, record)
+            shutil.rmtree(run.work, ignore_errors=True)
+
+
+def forget(stage: str, folder: Path) -> None:
+    """Remove the resume state of a killed stage, so that the next run starts afresh.
+
+    Args:
+        stage: Name of the stage.
+        folder: Folder of the stage's results.
+
+    Raises:
+        UserError: The stage is running.
+    """
+    with _clear_errors(folder), _exclusive(folder, stage):
+        if (folder / "work").is_dir():
+            shutil.rmtree(folder / "work")
+
+
+@contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    """Turn faults of the disk, and errors of loader processes, into errors that name what to do."""
+    try:
+        yield
+    except UserError as error:
+        clear = from_worker(error)
+        if clear is error:
+            raise
+        raise clear from None
+    except (OSError, RuntimeError) as error:
+        full = "No space left on device" in str(error)  # torch has no error of its own for this
+        if not full and getattr(error, "errno", None) not in DISK_ERRORS:
+            raise
+        raise UserError(
+            "the disk is full" if full else "a file cannot be read or written",
+            where=getattr(error, "filename", None) or folder,
+            got=getattr(error, "strerror", None) or str(error).splitlines()[-1],
+            fix="free disk space or check the permissions, then run the stage again: earlier results are kept",
+        ) from error
+
+
+def held_out_input(exp: Experiment, paths: Paths) -> dict[str, Path]:
+    """Return the list of held-out images as an input of a stage, if the experiment has one."""
+    return {"split:holdout": paths.holdout} if extra_images(exp) == "holdout" else {}
+
+
+def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Return the inputs' checksums; refuse missing inputs and those that are not as their stage wrote them."""
+    checksums = {}
     for maker, path in inputs.items():
+        name = maker.split(":")[0]
+        made = name in (*STAGES, "toy-data")
         if not path.is_file():
-            name = maker.split(":")[0]
             raise UserError(
                 f"missing input of stage {stage}",
                 where=path,
                 got="no such file",
-                fix=f"run `ltpipe {name} --experiment {experiment}` first, or let snakemake do it",
+                fix=f"run `ltpipe {name} --experiment {experiment}` first, or let snakemake do it"
+                if made
+                else f"check {name} of the experiment",
             )
-    work = folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    checksums = {str(path): sha256_file(path) for path in inputs.values()}
-    started, clock = datetime.now(UTC), time.monotonic()
-    with _exclusive(folder, stage):
-        (folder / RECORD).unlink(missing_ok=True)
-        _fresh_unless_same_key(work, {"stage": stage, "digest": digest, "seed": seed, "inputs": checksums})
-        run = StageRun(folder, work)
-        yield run
-        record = {
-            "stage": stage,
-            "label": stage if folder.name == stage else f"{stage} {folder.name}",
-            "experiment": experiment,
-            "digest": digest,
-            "seed": seed,
-            "inputs": checksums,
-            "outputs": {str(path.relative_to(folder)): sha256_file(path) for path in run.outputs},
-            "versions": {"python": platform.python_version(), **installed_versions()},
-            "device": _device(),
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - clock, 2),
-            "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            **run.notes,
-        }
-        write_json(folder / RECORD, record)
-        shutil.rmtree(work, ignore_errors=True)
+        checksums[str(path)] = found = sha256_file(path)
+        if _recorded(path) not in (None, found):
+            raise UserError(
+                f"damaged input of stage {stage}",
+                where=path,
+                got=f"{path.stat().st_size} bytes that differ from those its stage wrote",
+                fix=f"run `ltpipe {name} --experiment {experiment}` again; if the change is meant, remove {RECORD} there",
+            )
+    return checksums
+
+
+def _recorded(path: Path) -> str | None:
+    """Return the checksum that the stage which made a file recorded, or None."""
+    for folder in (path.parent, path.parent.parent):
+        outputs = (_read_json(folder / RECORD) or {}).get("outputs", {})
+        if str(path.relative_to(folder)) in outputs:
+            return str(outputs[str(path.relative_to(folder))])
+    return None
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a JSON file, None if there is no such file or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 @contextmanager
 def _exclusive(folder: Path, stage: str) -> Iterator[None]:
     """Hold a lock on the stage's folder, so that two jobs cannot write the same results."""
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            # Unlike flock's, this lock is not inherited by loader processes, which may outlive a killed stage.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise UserError(
                 f"stage {stage} is already running",
                 where=folder,
@@ -115,14 +212,22 @@ def _exclusive(folder: Path, stage: str) -> Iterator[None]:
         yield
 
 
-def _fresh_unless_same_key(work: Path, key: dict[str, Any]) -> None:
-    """Empty the work folder unless it belongs to the same run."""
-    key_file = work / "run_key.json"
-    if key_file.is_file() and json.loads(key_file.read_text()) == key:
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    write_json(key_file, key)
+def _prepare(run: StageRun, key: dict[str, Any]) -> None:
+    """Clear away what a killed run left half-written, and the resume state unless it belongs to the same run."""
+    for leftover in run.folder.glob(".*.part*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+    record, key_file = run.folder / RECORD, run.work / "run_key.json"
+    if record.is_file() or _read_json(key_file) != key:
+        # The key goes first: a removal cut short must not leave states that look valid.
+        key_file.unlink(missing_ok=True)
+        if run.work.is_dir():
+            shutil.rmtree(run.work)
+        run.work.mkdir()
+        write_json(key_file, key)
+    record.unlink(missing_ok=True)
 
 
 def installed_versions() -> dict[str, str]:

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mmengine.config import ConfigDict
+from mmengine.dist import is_main_process
 
 from ltpipe.data.split import Split
+from ltpipe.engine.between_epochs import part_hooks
 from ltpipe.engine.config import assemble_model, training_config
 from ltpipe.engine.inputs import class_counts, stream_config
 from ltpipe.engine.predict import build_dataset
+from ltpipe.engine.processes import process_group
 from ltpipe.engine.train import fitting_weights, read_checkpoint, train, write_checkpoint
 from ltpipe.methods.lst_expand import trim_heads
 from ltpipe.registry import MODELS
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.stages._run import held_out_input, stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Train from ``detector.load_from`` or from scratch."""
-    inputs = {"index": paths.store("train") / "info.json", "split": paths.split}
+    inputs = {"index": paths.store("train") / "info.json", "split": paths.split, **held_out_input(exp, paths)}
     if exp.detector.load_from and exp.detector.load_from.is_file():
         inputs["detector.load_from"] = exp.detector.load_from
-    with stage_run(
-        "base",
-        paths.folder("base"),
-        experiment=exp.name,
-        digest=stage_digest(exp, "base"),
-        seed=exp.seed,
-        inputs=inputs,
-    ) as stage:
+    with (
+        stage_run(
+            "base",
+            paths.folder("base"),
+            experiment=exp.name,
+            digest=stage_digest(exp, "base"),
+            seed=exp.seed,
+            inputs=inputs,
+            parallel=True,
+        ) as stage,
+        process_group(),
+    ):
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
@@ -39,7 +47,8 @@ def run(exp: Experiment, paths: Paths) -> None:
         dataset = stream_config(
             exp, paths, fragment, phase=0, num_classes=num_classes, seed=exp.seed, order={"sampler": sampler}
         )
-        iterations = exp.base.schedule.total_iterations(build_dataset(dataset).stream.epoch_length())
+        epoch_length = build_dataset(dataset).stream.epoch_length()
+        iterations = exp.base.schedule.total_iterations(epoch_length)
         category_ids = split.order[:num_classes].tolist()
         start = foreign_start(exp.detector.load_from, model, category_ids, stage.work) if exp.detector.load_from else None
         config = training_config(
@@ -51,6 +60,15 @@ def run(exp: Experiment, paths: Paths) -> None:
             work_dir=stage.work,
             test_pipeline=fragment.test_pipeline,
             load_from=str(start) if start else None,
+            hooks=part_hooks(
+                exp,
+                paths,
+                fragment,
+                phase=0,
+                num_classes=num_classes,
+                seed=exp.seed,
+                iterations_per_epoch=math.ceil(epoch_length / exp.base.schedule.batch_size),
+            ),
         )
         meta = {"experiment": exp.name, "stage": "base", "category_ids": category_ids}
         train(config, paths.model("base"), paths.config("base"), meta=meta)
@@ -61,6 +79,8 @@ def run(exp: Experiment, paths: Paths) -> None:
 def foreign_start(path: Path, model: ConfigDict, category_ids: list[int], work: Path) -> Path:
     """Write the weights of a pretrained detector that can be reused, without those of another class list."""
     start = work / "start.pth"
+    if not is_main_process():
+        return start
     content = read_checkpoint(path)
     state = content["state_dict"]
     if content["meta"].get("category_ids") != category_ids:

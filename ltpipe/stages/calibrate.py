@@ -49,7 +49,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         inputs=inputs,
     ) as stage:
         torch.manual_seed(exp.seed)
-        config = Config.fromfile(str(paths.config(source)))
+        config = Config.fromfile(str(paths.config(source)), format_python_code=False)
         detector = load_model(config.model, paths.model(source))
         calibrator: Calibrator = MODELS.build(component)
         calibrator.initialise(detector.roi_head.bbox_head)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from mmengine.config import Config
@@ -10,10 +16,12 @@ from numpy.typing import NDArray
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.inputs import test_config
-from ltpipe.engine.predict import build_dataset, detections, load_model
+from ltpipe.engine.oracle import OracleLabels
+from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
 from ltpipe.evaluation.engine import Tensors, evaluate, save_tensors
 from ltpipe.evaluation.metrics import per_class_table, summarize
 from ltpipe.evaluation.predictions import Predictions
+from ltpipe.evaluation.sweep import sweep_rows, write_sweep
 from ltpipe.evaluation.writer import PredictionWriter
 from ltpipe.files import atomic_path, write_json
 from ltpipe.spec.digest import stage_digest
@@ -39,25 +47,41 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         seed=exp.seed,
         inputs=inputs,
     ) as stage:
+        paths.sweep(checkpoint).unlink(missing_ok=True)
         split = Split.load(paths.split)
-        known = predict(exp, paths, checkpoint, split)
-        gt = AnnotationStore.open(paths.store("val"))
-        found = Predictions.open(paths.predictions(checkpoint))
-        # The COCO protocol caps per image and class, at 100, whatever the detector keeps per image.
-        cap = exp.evaluate.max_detections if gt.federated else None
-        tensors = {
-            iou_type: evaluate(gt, found, iou_type, max_detections=cap, category_ids=known)
-            for iou_type in exp.evaluate.iou_types
-            if iou_type == "bbox" or found.masks is not None
-        }
+        known, scored = predict(exp, paths, checkpoint, split, stage.work)
+        tensors = measure(exp, paths, paths.predictions(checkpoint), known)
         write_tables(exp, paths, checkpoint, split, tensors)
         save_tensors(paths.tensors(checkpoint), tensors)
         stage.outputs += [f(checkpoint) for f in (paths.predictions, paths.metrics, paths.per_class, paths.tensors)]
-        stage.notes["detections"] = len(found)
+        stage.notes["detections"] = len(Predictions.open(paths.predictions(checkpoint)))
+        if scored[0].names:
+            write_sweep_table(exp, paths, checkpoint, split, known, scored, tensors)
+            stage.outputs.append(paths.sweep(checkpoint))
 
 
-def predict(exp: Experiment, paths: Paths, checkpoint: str, split: Split) -> NDArray[np.int64]:
-    """Write the detections of the checkpoint and return the ids of the categories it knows."""
+@dataclass(frozen=True)
+class Scored:
+    """Detections from one set of final scores.
+
+    Attributes:
+        names: Modes and thresholds of a checkpoint with two classifiers; empty if there is one.
+        calibrated_classes: Classes that take the calibrated score, None outside a choice between two.
+        predictions: Arrow file.
+    """
+
+    names: tuple[tuple[str, float | None], ...]
+    calibrated_classes: int | None
+    predictions: Path
+
+
+def predict(
+    exp: Experiment, paths: Paths, checkpoint: str, split: Split, work: Path
+) -> tuple[NDArray[np.int64], list[Scored]]:
+    """Write the detections of the checkpoint; return the ids of the categories it knows and what was written.
+
+    The first entry is what the checkpoint itself detects; the others, in the work folder, are its other modes.
+    """
     config = Config.fromfile(str(paths.config(checkpoint)))
     limits = config.model.test_cfg.rcnn
     limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
@@ -65,32 +89,93 @@ def predict(exp: Experiment, paths: Paths, checkpoint: str, split: Split) -> NDA
     model = load_model(config.model, paths.model(checkpoint))
     num_classes = config.train_dataloader.dataset.num_classes
     dataset = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
-    masks = "segm" in exp.evaluate.iou_types and model.with_mask
-    with PredictionWriter(paths.predictions(checkpoint), masks=masks) as writer:
-        for image in detections(model, dataset):
-            boxes = image["bboxes"]
-            writer.append(
-                image["image_id"],
-                split.order[image["labels"]],
-                image["scores"],
-                np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
-                [mask["counts"] for mask in image["masks"]] if masks else None,
-                image["size"],
-            )
-    return split.order[:num_classes]
+    images: Iterable[list[dict[str, Any]]] = ([image] for image in detections(model, dataset))
+    scored = [Scored((), None, paths.predictions(checkpoint))]
+    if exp.evaluate.oracle_labels:
+        images = rescored_detections(model, dataset, OracleLabels(dataset))
+    elif (exp.evaluate.modes or exp.evaluate.thresholds) and hasattr(model.roi_head.calibrator, "choices"):
+        fusion = model.roi_head.calibrator
+        choices = fusion.choices(exp.evaluate.modes, exp.evaluate.thresholds)
+        files = [paths.predictions(checkpoint), *(work / f"choice{i}.arrow" for i in range(1, len(choices)))]
+        scored = [Scored(c.names, c.from_calibrated(), f) for c, f in zip(choices, files, strict=True)]
+        images = rescored_detections(
+            model, dataset, lambda found: fusion.fuse_choices(found.bbox_feats, found.scores, choices)
+        )
+    write_predictions(images, scored, split, masks="segm" in exp.evaluate.iou_types and model.with_mask)
+    return split.order[:num_classes], scored
+
+
+def write_predictions(
+    images: Iterable[list[dict[str, Any]]], scored: Sequence[Scored], split: Split, *, masks: bool
+) -> None:
+    """Write the detections of every image, one file per set of scores."""
+    with ExitStack() as stack:
+        writers = [stack.enter_context(PredictionWriter(one.predictions, masks=masks)) for one in scored]
+        for found in images:
+            for writer, image in zip(writers, found, strict=True):
+                boxes = image["bboxes"]
+                writer.append(
+                    image["image_id"],
+                    split.order[image["labels"]],
+                    image["scores"],
+                    np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+                    [mask["counts"] for mask in image["masks"]] if masks else None,
+                    image["size"],
+                )
+
+
+def measure(exp: Experiment, paths: Paths, predictions: Path, known: NDArray[np.int64]) -> dict[str, Tensors]:
+    """Return precision and recall by IoU type."""
+    gt = AnnotationStore.open(paths.store("val"))
+    found = Predictions.open(predictions)
+    # The COCO protocol caps per image and class, at 100, whatever the detector keeps per image.
+    cap = exp.evaluate.max_detections if gt.federated else None
+    return {
+        iou_type: evaluate(gt, found, iou_type, max_detections=cap, category_ids=known)
+        for iou_type in exp.evaluate.iou_types
+        if iou_type == "bbox" or found.masks is not None
+    }
+
+
+def class_table(paths: Paths, split: Split) -> pd.DataFrame:
+    """Return the statistics of the training classes and the phase of each."""
+    statistics = pd.read_csv(paths.statistics("train"))
+    phases = dict(zip(split.order.tolist(), split.phase_of_label.tolist(), strict=True))
+    return statistics.assign(phase=statistics["category_id"].map(phases))
+
+
+def summaries(
+    exp: Experiment, checkpoint: str, split: Split, classes: pd.DataFrame, tensors: dict[str, Tensors]
+) -> dict[str, Any]:
+    """Return every reported number by IoU type."""
+    phase = int(checkpoint.removeprefix("phase")) if checkpoint.startswith("phase") else split.num_phases
+    now = 0 if checkpoint == "base" else phase
+    return {iou: summarize(item, classes, bins=exp.evaluate.bins, phase=now) for iou, item in tensors.items()}
 
 
 def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, tensors: dict[str, Tensors]) -> None:
     """Write the summary and the per-class table from the tensors."""
-    statistics = pd.read_csv(paths.statistics("train"))
-    phases = dict(zip(split.order.tolist(), split.phase_of_label.tolist(), strict=True))
-    classes = statistics.assign(phase=statistics["category_id"].map(phases))
-    phase = int(checkpoint.removeprefix("phase")) if checkpoint.startswith("phase") else split.num_phases
-    metrics = {
-        iou: summarize(item, classes, bins=exp.evaluate.bins, phase=0 if checkpoint == "base" else phase)
-        for iou, item in tensors.items()
-    }
-    write_json(paths.metrics(checkpoint), metrics)
+    classes = class_table(paths, split)
+    write_json(paths.metrics(checkpoint), summaries(exp, checkpoint, split, classes, tensors))
     tables = [per_class_table(item, classes).assign(iou_type=iou) for iou, item in tensors.items()]
     with atomic_path(paths.per_class(checkpoint)) as temporary:
         pd.concat(tables).to_csv(temporary, index=False)
+
+
+def write_sweep_table(
+    exp: Experiment,
+    paths: Paths,
+    checkpoint: str,
+    split: Split,
+    known: NDArray[np.int64],
+    scored: Sequence[Scored],
+    tensors: dict[str, Tensors],
+) -> None:
+    """Write the numbers of all modes and thresholds; those of the first entry are in ``tensors``."""
+    classes = class_table(paths, split)
+    rows: list[dict[str, Any]] = []
+    for index, one in enumerate(scored):
+        measured = measure(exp, paths, one.predictions, known) if index else tensors
+        numbers = summaries(exp, checkpoint, split, classes, measured)
+        rows += sweep_rows(one.names, one.calibrated_classes, numbers, scored[0].names[0])
+    write_sweep(paths.sweep(checkpoint), rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 
 from ltpipe.data.convert import build_store
@@ -16,29 +19,35 @@ from ltpipe.stages._run import stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:
-    """Build the stores of both parts of the experiment's data set."""
+    """Build the stores of both parts of the experiment's data set; both replace older ones, or neither."""
     data = exp.dataset
+    makers = ("toy-data", "toy-data:val") if data.generate is not None else ("dataset.train", "dataset.val")
     with stage_run(
         "index",
         paths.dataset,
         experiment=exp.name,
         digest=stage_digest(exp, "index"),
         seed=0,
-        inputs={"toy-data": data.train.annotations, "toy-data:val": data.val.annotations},
+        inputs=dict(zip(makers, (data.train.annotations, data.val.annotations), strict=True)),
     ) as stage:
         for part, source in (("train", data.train), ("val", data.val)):
-            folder = paths.dataset / part
+            folder = stage.work / part
             build_store(source.annotations, folder, fmt=data.format, image_folder=source.images)
             table = class_statistics(AnnotationStore.open(folder))
             with atomic_path(folder / "statistics.csv") as temporary:
                 table.to_csv(temporary, index=False)
-            stage.outputs += [folder / "info.json", folder / "statistics.csv"]
-        _same_classes(exp, paths)
+        _same_classes(exp, stage.work)
+        for part in ("train", "val"):
+            target = paths.dataset / part
+            if target.exists():
+                shutil.rmtree(target)
+            (stage.work / part).rename(target)
+            stage.outputs += [target / "info.json", target / "statistics.csv"]
 
 
-def _same_classes(exp: Experiment, paths: Paths) -> None:
+def _same_classes(exp: Experiment, folder: Path) -> None:
     """Refuse parts with different classes: labels would not mean the same."""
-    train, val = (AnnotationStore.open(paths.dataset / part) for part in ("train", "val"))
+    train, val = (AnnotationStore.open(folder / part) for part in ("train", "val"))
     unknown = np.setdiff1d(val.category_ids, train.category_ids)
     names = dict(zip(train.category_ids.tolist(), train.category_names, strict=True))
     renamed = [

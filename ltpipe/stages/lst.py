@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mmengine.config import ConfigDict
 
 from ltpipe.data.split import Split
+from ltpipe.engine.between_epochs import part_hooks
 from ltpipe.engine.config import assemble_model, training_config
 from ltpipe.engine.inputs import class_counts, stream_config
 from ltpipe.engine.predict import build_dataset
-from ltpipe.engine.train import read_checkpoint, train, write_checkpoint
-from ltpipe.methods.lst_expand import expand_checkpoint
+from ltpipe.engine.processes import process_group
+from ltpipe.engine.train import train
+from ltpipe.files import sha256_file
 from ltpipe.methods.lst_freeze import freezing_options
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.spec.training import Lst
-from ltpipe.stages._run import stage_run
+from ltpipe.stages._run import held_out_input, stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int) -> None:
@@ -30,33 +33,48 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         "index": paths.store("train") / "info.json",
         "split": paths.split,
         "split:replay": paths.replay(phase),
+        **held_out_input(exp, paths),
         maker: paths.model(previous),
     }
     if lst.distill.teacher == "cached":
         inputs["distill"] = paths.teacher(phase)
+    elif lst.distill.teacher == "online":
+        inputs[f"{maker}:config"] = paths.config(previous)
     seed = exp.seed + phase
-    with stage_run(
-        "lst",
-        paths.folder("lst", phase),
-        experiment=exp.name,
-        digest=stage_digest(exp, "lst", phase),
-        seed=seed,
-        inputs=inputs,
-    ) as stage:
+    with (
+        stage_run(
+            "lst",
+            paths.folder("lst", phase),
+            experiment=exp.name,
+            digest=stage_digest(exp, "lst", phase),
+            seed=seed,
+            inputs=inputs,
+            parallel=True,
+        ) as stage,
+        process_group(),
+    ):
         split = Split.load(paths.split)
         num_old, num_classes = split.classes_known(phase - 1), split.classes_known(phase)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
         restrict(model, lst)
         if lst.distill.teacher != "none":
-            model.roi_head.parts = [*model.roi_head.get("parts", []), distillation(lst, paths, phase, previous, num_old)]
-        start = stage.work / "start.pth"
-        if not start.is_file():
-            content = read_checkpoint(paths.model(previous))
-            grown = expand_checkpoint(content["state_dict"], num_old, num_classes - num_old, seed=seed)
-            write_checkpoint(start, grown, content["meta"])
+            model.roi_head.parts = [*model.roi_head.get("parts", []), distillation(lst, paths, phase, previous, split)]
         order = {"replay": str(paths.replay(phase))}
         dataset = stream_config(exp, paths, fragment, phase=phase, num_classes=num_classes, seed=seed, order=order)
-        iterations = lst.phase_iterations(phase, build_dataset(dataset).stream.epoch_length())
+        epoch_length = build_dataset(dataset).stream.epoch_length()
+        iterations = lst.phase_iterations(phase, epoch_length)
+        hooks = [dict(type="ltpipe.ExpansionHook", num_old=num_old, num_new=num_classes - num_old, seed=seed)]
+        if lst.distill.teacher == "online":
+            hooks.append(dict(type="ltpipe.OnlineTeacherHook"))
+        hooks += part_hooks(
+            exp,
+            paths,
+            fragment,
+            phase=phase,
+            num_classes=num_classes,
+            seed=seed,
+            iterations_per_epoch=math.ceil(epoch_length / lst.schedule.batch_size),
+        )
         config = training_config(
             model,
             dataset,
@@ -65,8 +83,8 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             seed=seed,
             work_dir=stage.work,
             test_pipeline=fragment.test_pipeline,
-            load_from=str(start),
-            hooks=[dict(type="ltpipe.OnlineTeacherHook")] if lst.distill.teacher == "online" else [],
+            load_from=str(paths.model(previous)),
+            hooks=hooks,
         )
         meta = {"experiment": exp.name, "stage": name, "category_ids": split.order[:num_classes].tolist()}
         train(config, paths.model(name), paths.config(name), meta=meta)
@@ -81,17 +99,18 @@ def restrict(model: ConfigDict, lst: Lst) -> None:
     sampler.update(type="ltpipe.ClassRestrictedSampler", num=lst.rois.num, pos_fraction=lst.rois.positive_fraction)
 
 
-def distillation(lst: Lst, paths: Paths, phase: int, previous: str, num_old: int) -> dict[str, Any]:
+def distillation(lst: Lst, paths: Paths, phase: int, previous: str, split: Split) -> dict[str, Any]:
     """Return the config of the distillation part."""
     if lst.distill.teacher == "cached":
-        teacher = dict(type="ltpipe.CachedTeacher", path=str(paths.teacher(phase)))
+        expected = {"split": split.digest, "teacher_sha256": sha256_file(paths.model(previous))}
+        teacher = dict(type="ltpipe.CachedTeacher", path=str(paths.teacher(phase)), expected=expected)
     else:
         teacher = dict(
             type="ltpipe.OnlineTeacher", config=str(paths.config(previous)), checkpoint=str(paths.model(previous))
         )
     return dict(
         type="ltpipe.LSTDistillation",
-        num_old=num_old,
+        num_old=split.classes_known(phase - 1),
         teacher=teacher,
         weight=lst.distill.weight,
         reduction=lst.distill.reduction,

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ltpipe.data.split import Split
-from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, build_report
+from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.spec.base import Choice
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.load import load_experiment
@@ -28,6 +28,13 @@ def run(exp: Experiment, paths: Paths) -> None:
         for one, place in shown
         for checkpoint in one.evaluated_checkpoints()
     }
+    swept = [
+        (one, place.sweep(checkpoint), checkpoint)
+        for one, place in shown
+        for checkpoint in one.evaluated_checkpoints()
+        if place.sweep(checkpoint).is_file()
+    ]
+    inputs |= {f"evaluate:{one.name}/{checkpoint}/sweep": file for one, file, checkpoint in swept}
     with stage_run(
         "report", paths.folder("report"), experiment=exp.name, digest=stage_digest(exp, "report"), seed=0, inputs=inputs
     ) as stage:
@@ -38,6 +45,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             subtitle=exp.description,
             cards=[_card(one, place) for one, place in shown],
             expectations=[Expectation(exp.name, **item.model_dump()) for item in exp.report.expected],
+            sweeps=[Sweep(one.name, checkpoint, pd.read_csv(file)) for one, file, checkpoint in swept],
         )
 
 

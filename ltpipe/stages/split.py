@@ -6,14 +6,16 @@ import math
 
 import pandas as pd
 
+from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import build_replay
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.stages._run import held_out_input, stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:
@@ -32,7 +34,7 @@ def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:
 
 
 def write_split(exp: Experiment, paths: Paths) -> None:
-    """Write ``split.json``."""
+    """Write ``split.json``, and the images held out of training if a method asks for some."""
     with stage_run(
         "split",
         paths.folder("split"),
@@ -52,6 +54,10 @@ def write_split(exp: Experiment, paths: Paths) -> None:
             annotation_sha256=AnnotationStore.open(paths.store("train")).info["sha256"],
             **spec,
         )
+        if extra_images(exp) == "holdout":
+            view = PhaseView(AnnotationStore.open(paths.store("train")), split, split.num_phases)
+            save_holdout(paths.holdout, choose_holdout(view))
+            stage.outputs.append(paths.holdout)
         split.save(paths.split)
         stage.outputs.append(paths.split)
 
@@ -66,9 +72,11 @@ def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
         experiment=exp.name,
         digest=stage_digest(exp, "split", phase),
         seed=lst.replay.seed,
-        inputs={"index": paths.store("train") / "info.json", "split": paths.split},
+        inputs={"index": paths.store("train") / "info.json", "split": paths.split, **held_out_input(exp, paths)},
     ) as stage:
-        view = PhaseView(AnnotationStore.open(paths.store("train")), Split.load(paths.split), phase)
+        store, split = AnnotationStore.open(paths.store("train")), Split.load(paths.split)
+        exclude = load_holdout(paths.holdout) if extra_images(exp) == "holdout" else None
+        view = PhaseView(store, split, phase, exclude=exclude)
         first = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=1)
         length = len(first.epoch(0)[0])
         epochs = math.ceil(lst.phase_iterations(phase, length) * lst.schedule.batch_size / length)

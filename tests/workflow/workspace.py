@@ -21,9 +21,10 @@ class Workspace:
 
     Args:
         folder: A new or empty folder.
+        stub: Whether the stub stands for the stages; otherwise they are real.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, stub: bool = True) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for name in ("workflow", "configs"):
@@ -36,7 +37,8 @@ class Workspace:
             (folder / profile).symlink_to(Path("workflow") / "profiles" / profile)
         command = folder / "bin" / "ltpipe"
         command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STUB}" "$@"\n')
+        program = f'"{STUB}"' if stub else "-m ltpipe.cli"
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {program} "$@"\n')
         command.chmod(0o755)
 
     def snakemake(self, *arguments: str, ok: bool = True) -> str:
@@ -46,19 +48,25 @@ class Workspace:
             *arguments: Its arguments.
             ok: Whether it must succeed; otherwise it must fail.
         """
+        return self._run([sys.executable, "-m", "snakemake", *arguments], 0 if ok else 1)
+
+    def ltpipe(self, *arguments: str, code: int = 0) -> str:
+        """Run ``ltpipe``, which must exit with ``code``; return standard output and error together."""
+        return self._run([str(self.folder / "bin" / "ltpipe"), *arguments], code)
+
+    def _run(self, command: list[str], code: int) -> str:
         path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, "-m", "snakemake", *arguments],
+            command,
             cwd=self.folder,
-            env=environment,
+            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
-        assert (done.returncode == 0) == ok, done.stdout[-4000:]
+        assert done.returncode == code, done.stdout[-6000:]
         return done.stdout
 
     def dry_run(self, *arguments: str) -> dict[str, int]:

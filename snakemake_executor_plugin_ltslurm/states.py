@@ -1,0 +1,118 @@
+"""What Slurm says about jobs, and what that means for Snakemake."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+ALIVE = frozenset(
+    "PENDING CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED REQUEUED REQUEUE_HOLD REQUEUE_FED RESIZING SIGNALING "
+    "SPECIAL_EXIT STAGE_OUT".split()
+)
+# Slurm may requeue these jobs by itself; they are over when nothing has happened for a while.
+UNDECIDED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
+GRACE_SECONDS = 20.0
+# A job that slurmctld has never shown or has forgotten, and accounting does not know.
+FORGOTTEN_SECONDS = 120.0
+QUERY_SECONDS = 60
+FAILED = {
+    "CANCELLED": "cancelled, by scancel or an administrator",
+    "DEADLINE": "its deadline passed",
+    "FAILED": "the command failed; see the log",
+    "OUT_OF_MEMORY": "out of memory; the next attempt gets more if the profile lets mem_mb grow",
+    "TIMEOUT": "its time limit passed; the next attempt continues from the last checkpoint",
+    "PREEMPTED": "preempted and not requeued; the next attempt continues from the last checkpoint",
+    "NODE_FAIL": "its node failed and it was not requeued",
+    "BOOT_FAIL": "its node did not start",
+    "REVOKED": "revoked",
+    "LAUNCH_FAILED": "it could not be launched",
+    "RECONFIG_FAIL": "its node could not be reconfigured",
+}
+
+
+def job_states(ids: Sequence[str | None]) -> dict[str, str] | None:
+    """Ask Slurm about jobs: slurmctld first, the accounting database for those that slurmctld has forgotten.
+
+    Args:
+        ids: Job ids, ``<job>`` or ``<job>_<task>``.
+
+    Returns:
+        State by id, in one word such as ``RUNNING``; ids nobody knows are left out. None if nothing answered.
+    """
+    wanted = {one for one in ids if one}
+    shown = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--user={getpass.getuser()}"])
+    found = {one: shown[one] for one in wanted if shown and one in shown}
+    rest = sorted(wanted - found.keys())
+    if not rest:
+        return found
+    stored = _table(["sacct", "-X", "-n", "-P", "--format=JobID,State", f"--jobs={','.join(rest)}"])
+    if shown is None and stored is None:
+        return None
+    return found | {one: state for one, state in (stored or {}).items() if one in rest}
+
+
+def answers() -> bool:
+    """Whether slurmctld answers."""
+    return "is UP" in (_output(["scontrol", "ping"]) or "")
+
+
+def _table(command: list[str]) -> dict[str, str] | None:
+    """State by id from a command that prints ``id|state``; None if it fails."""
+    text = _output(command)
+    if text is None:
+        return None
+    rows = (line.split("|") for line in text.splitlines())
+    # `CANCELLED by 0` and `CANCELLED+` are CANCELLED.
+    return {row[0].strip(): row[1].split()[0].rstrip("+") for row in rows if len(row) == 2 and row[1].strip()}
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """End of a job.
+
+    Attributes:
+        success: Whether it succeeded.
+        message: What happened.
+    """
+
+    success: bool
+    message: str = ""
+
+
+@dataclass
+class Watch:
+    """Turns states into outcomes, with patience for jobs that Slurm may requeue or has not shown yet."""
+
+    _since: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def judge(self, number: str, state: str | None, now: float) -> Outcome | None:
+        """Return how a job ended, or None while it goes on.
+
+        Args:
+            number: Job id.
+            state: Its state; None if Slurm answered but does not know the job.
+            now: Time in seconds, of any clock.
+        """
+        patience = FORGOTTEN_SECONDS if state is None else GRACE_SECONDS if state in UNDECIDED else None
+        if patience is not None:
+            seen, since = self._since.setdefault(number, (str(state), now))
+            if seen != str(state):
+                self._since[number], since = (str(state), now), now
+            if now - since < patience:
+                return None
+        self._since.pop(number, None)
+        if state is None:
+            return Outcome(True, "Slurm does not know it any more; its output files decide whether it succeeded")
+        if state == "COMPLETED":
+            return Outcome(True)
+        return Outcome(False, f"{state}, {FAILED[state]}") if state in FAILED else None
