@@ -27,7 +27,7 @@ export PIP_NO_INPUT := 1
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
-	snakemake --profile local --cores $(CORES) all
+	snakemake --profile workflow/profiles/ci --cores $(CORES) all
 	@echo
 	@echo "Reports:"
 	@ls -1 results/*/report/report.html | sed "s|^|  $(CURDIR)/|"

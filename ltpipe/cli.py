@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ltpipe import __version__
 from ltpipe.errors import EXIT_CODE, UserError
+from ltpipe.launch import first_to_fail
+from ltpipe.time_limit import Stopped, set_deadline
 
+STOPPED = 75
 STAGES = {
     "validate": "check an experiment in seconds and write what it resolves to",
     "index": "annotations to columnar stores and class statistics, once per data set",
@@ -37,6 +41,8 @@ _KEYS = {
     "calibrate": ("--name", "name", str, "name of the calibrator in the experiment"),
     "evaluate": ("--checkpoint", "checkpoint", str, "base, phase1 .., or a calibrator's name"),
 }
+_RESUMING = ("base", "lst", "features", "calibrate")
+_PARALLEL = ("base", "lst")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,8 +62,23 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 flag, dest=name, type=kind, required=stage != "split", metavar=name.upper(), help=description
             )
-    status = verbs.add_parser("status", help="what is done, stale or missing, and why")
+        if stage in _RESUMING:
+            verb.add_argument(
+                "--fresh", action="store_true", help="start anew instead of continuing where a killed run stopped"
+            )
+        if stage in _PARALLEL:
+            verb.add_argument(
+                "--processes", type=int, metavar="N", help="processes, one per GPU; default: all visible GPUs"
+            )
+            verb.add_argument(
+                "--time-limit",
+                type=float,
+                metavar="MINUTES",
+                help="save the state and stop in time; default: what is left of the Slurm job, if this is one",
+            )
+    status = verbs.add_parser("status", help="what is done, running, failed, stale or waiting, and why")
     _experiment(status)
+    status.add_argument("--watch", action="store_true", help="look again every few seconds")
     toy = verbs.add_parser("toy-data", help="draw the toy data set")
     target = toy.add_mutually_exclusive_group(required=True)
     target.add_argument("--experiment", metavar="EXP", help="draw what the experiment's dataset.generate asks for")
@@ -84,24 +105,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process by default.
 
     Returns:
-        Exit code: 0, or 2 after a mistake that the user can mend, or 130 after an interrupt.
+        Exit code: 0, or 2 after a mistake that the user can mend, 75 when a training stopped before its time limit or
+        at SIGTERM, or 130 after an interrupt.
     """
-    arguments = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(given)
+    arguments.given = given
     try:
-        _dispatch(arguments)
+        return _dispatch(arguments)
     except UserError as error:
-        print(f"ltpipe {arguments.verb}: {error}", file=sys.stderr)
+        if first_to_fail():
+            print(f"ltpipe {arguments.verb}: {error}", file=sys.stderr)
         return EXIT_CODE
+    except Stopped as stop:
+        print(f"ltpipe {arguments.verb}: {stop}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print(f"ltpipe {arguments.verb}: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    return 0
+    except Exception:
+        if first_to_fail():
+            raise
+        return 1
 
 
-def _dispatch(arguments: argparse.Namespace) -> None:
+def _dispatch(arguments: argparse.Namespace) -> int:
     verb = arguments.verb
     if verb == "schema":
         _schema(write=arguments.write)
@@ -110,27 +141,42 @@ def _dispatch(arguments: argparse.Namespace) -> None:
     elif verb == "toy-data":
         _toy_data(arguments)
     else:
-        _stage(verb, arguments)
+        return _stage(verb, arguments)
+    return 0
 
 
-def _stage(verb: str, arguments: argparse.Namespace) -> None:
+def _stage(verb: str, arguments: argparse.Namespace) -> int:
     from ltpipe.spec.load import load_experiment
     from ltpipe.spec.paths import Paths
 
     exp = load_experiment(arguments.experiment or arguments.option)
     paths = Paths(arguments.results, exp)
     if verb == "status":
-        from ltpipe.spec.status import print_status
+        from ltpipe.spec.status import print_status, watch_status
 
-        print_status(exp, paths)
-        return
+        (watch_status if arguments.watch else print_status)(exp, paths)
+        return 0
     keys = {}
     if verb in _KEYS:
         name = _KEYS[verb][1]
         keys[name] = getattr(arguments, name)
         if keys[name] is not None:
             _check_key(exp, verb, keys[name])
+    launched = "WORLD_SIZE" in os.environ
+    if verb in _RESUMING and arguments.fresh and not launched:
+        from ltpipe.stages._run import forget
+
+        forget(verb, paths.folder(verb, *keys.values()))
+    if verb in _PARALLEL:
+        set_deadline(arguments.time_limit)
+    if verb in _PARALLEL and not launched:
+        from ltpipe.launch import launch, visible_gpus
+
+        processes = visible_gpus() if arguments.processes is None else arguments.processes
+        if processes > 1:
+            return launch(arguments.given, processes)
     importlib.import_module(f"ltpipe.stages.{verb}").run(exp, paths, **keys)
+    return 0
 
 
 def _check_key(exp: object, verb: str, key: str | int) -> None:

@@ -15,6 +15,7 @@ _LOCATIONS = ["ltpipe.engine", "ltpipe.methods"]
 
 MODELS = Registry("model", parent=root.MODELS, scope="ltpipe", locations=_LOCATIONS)
 HOOKS = Registry("hook", parent=root.HOOKS, scope="ltpipe", locations=_LOCATIONS)
+FUNCTIONS = Registry("function", parent=root.FUNCTIONS, scope="ltpipe", locations=_LOCATIONS)
 DATASETS = Registry("dataset", parent=root.DATASETS, scope="ltpipe", locations=_LOCATIONS)
 DATA_SAMPLERS = Registry("data sampler", parent=root.DATA_SAMPLERS, scope="ltpipe", locations=_LOCATIONS)
 TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="ltpipe", locations=_LOCATIONS)

@@ -30,7 +30,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 from snakemake_executor_plugin_ltslurm.ledger import Ledger
-from snakemake_executor_plugin_ltslurm.states import ALIVE, Outcome, Watch, answers, job_states
+from snakemake_executor_plugin_ltslurm.states import ALIVE, Outcome, Watch, answers, job_states, reason
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
@@ -105,7 +105,8 @@ class Executor(stock.Executor):  # type: ignore[misc]
             if not self.workflow.executor_settings.keep_successful_logs:
                 log.unlink(missing_ok=True)
         else:
-            text = f"Slurm job {job.external_jobid} ended: {outcome.message}. "
+            why = reason(job.external_jobid)
+            text = f"Slurm job {job.external_jobid} ended: {outcome.message}{f' (reason: {why})' if why else ''}. "
             self.report_job_error(job, msg=text, aux_logs=[str(log)])
 
     # ---- submitting --------------------------------------------------------------------------------------------------

@@ -53,6 +53,12 @@ def job_states(ids: Sequence[str | None]) -> dict[str, str] | None:
     return found | {one: state for one, state in (stored or {}).items() if one in rest}
 
 
+def reason(number: str) -> str:
+    """Slurm's reason for the state of a job, e.g. ``BadConstraints``; empty if it has none or does not answer."""
+    text = (_output(["squeue", "--noheader", "--states=all", "--format=%r", f"--jobs={number}"]) or "").strip()
+    return "" if text == "None" else text.splitlines()[0] if text else ""
+
+
 def answers() -> bool:
     """Whether slurmctld answers."""
     return "is UP" in (_output(["scontrol", "ping"]) or "")

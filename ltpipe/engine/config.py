@@ -118,12 +118,28 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
             head.update(choice)
             if "class_features" in inspect.signature(MODELS.get(head.type).__init__).parameters:
                 head.class_features = as_list(roi_head.bbox_head)[0].fc_out_channels
+    _check_heads(model, exp)
     if exp.model.parts:
         roi_head.parts = [build_component("part", part, counts) for part in exp.model.parts]
     rcnn = model.test_cfg.rcnn
     rcnn.score_thr, rcnn.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
     rcnn.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
     return fragment, model
+
+
+def _check_heads(model: ConfigDict, exp: Experiment) -> None:
+    """Refuse heads without our call points where the experiment needs them."""
+    heads = [head.type for head in as_list(model.roi_head.bbox_head)]
+    ours = set(REPLACEMENTS.values())
+    if model.roi_head.type in ours and set(heads) <= ours:
+        return
+    if exp.model.parts or exp.calibrate or exp.lst is not None or model.roi_head.type in ours:
+        raise UserError(
+            "parts, calibrators and phases need heads that are built for them",
+            where=f"{exp.detector.config}: model.roi_head",
+            got=f"{model.roi_head.type} with {', '.join(heads)}",
+            allowed="StandardRoIHead with Shared2FCBBoxHead",
+        )
 
 
 def as_list(value: Any) -> list[Any]:
@@ -213,6 +229,7 @@ def training_config(
                 batch_size=schedule.batch_size,
                 num_workers=2,
                 persistent_workers=True,
+                worker_init_fn=dict(type="ltpipe.outlive_sigterm"),
                 sampler=dict(type="ltpipe.StreamSampler", batch_size=schedule.batch_size, iterations=iterations),
                 dataset=dataset,
             ),
@@ -223,7 +240,11 @@ def training_config(
                 param_scheduler=dict(type="ParamSchedulerHook"),
                 checkpoint=dict(type="ltpipe.ResumeHook", interval=interval),
             ),
-            custom_hooks=[dict(type="ltpipe.StepSeedHook", seed=seed), *hooks],
+            custom_hooks=[
+                dict(type="ltpipe.StepSeedHook", seed=seed),
+                dict(type="ltpipe.StopBeforeLimitHook"),
+                *hooks,
+            ],
             log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
             visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
             randomness=dict(seed=seed),

@@ -191,7 +191,7 @@ class LTRoIHead(StandardRoIHead):
         rois = bbox2roi([res.pos_priors for res in sampling_results])
         labels = torch.cat([res.pos_gt_labels for res in sampling_results])
         seen: list[Tensor] = []
-        predictor = self.mask_head.conv_logits if self.parts else None
+        predictor = self.mask_head.conv_logits if self.parts else None  # None in heads that make their filters
         hook = predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if predictor else None
         results = self._mask_forward(x, rois, labels=labels)
         if hook is not None:

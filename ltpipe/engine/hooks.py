@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ltpipe.files import atomic_path
-from ltpipe.registry import HOOKS
+from ltpipe.registry import FUNCTIONS, HOOKS
+from ltpipe.time_limit import Stopped, seconds_left
 
 STATE = "iter_{}.pth"
 
@@ -64,8 +68,83 @@ class ResumeHook(Hook):
         if not is_main_process():
             return
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
-            folder = Path(runner.work_dir)
-            with atomic_path(folder / STATE.format(runner.iter + 1)) as temporary:
-                runner.save_checkpoint(str(folder), temporary.name, by_epoch=False)
-            for old in saved_states(folder)[self.keep :]:
+            save_state(runner)
+            for old in saved_states(Path(runner.work_dir))[self.keep :]:
                 old.unlink()
+
+
+def save_state(runner: Runner) -> None:
+    """Save what a run continues from after this iteration, atomically."""
+    folder = Path(runner.work_dir)
+    with atomic_path(folder / STATE.format(runner.iter + 1)) as temporary:
+        runner.save_checkpoint(str(folder), temporary.name, by_epoch=False)
+
+
+@HOOKS.register_module()
+class StopBeforeLimitHook(Hook):
+    """Saves the state and stops when the time is nearly up or SIGTERM comes; the next attempt continues.
+
+    The limit is that of :mod:`ltpipe.time_limit`. With several processes the first one decides; the launcher
+    stops the others.
+
+    Args:
+        margin: Seconds that shall be left after the last state is saved; at most a tenth of the time at the start.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, margin: float = 120.0) -> None:
+        self.margin = margin
+        self._terminated = False
+        self._slowest = self._started = 0.0
+        self._previous: object = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen to SIGTERM."""
+        left = seconds_left()
+        if left is not None:
+            self.margin = min(self.margin, left / 10)
+        if threading.current_thread() is threading.main_thread():
+            action = self._note if is_main_process() else signal.SIG_IGN
+            self._previous = signal.signal(signal.SIGTERM, action)
+
+    def _note(self, *_: object) -> None:
+        self._terminated = True
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Start the clock of an iteration."""
+        self._started = time.monotonic()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Stop when another iteration might not fit.
+
+        Raises:
+            Stopped: The state is saved.
+        """
+        self._slowest = max(self._slowest, time.monotonic() - self._started)
+        if not is_main_process() or self.is_last_train_iter(runner):
+            return
+        left = seconds_left()
+        up = left is not None and left < self.margin + 3 * self._slowest
+        if up or self._terminated:
+            save_state(runner)
+            self.after_train(runner)
+            why = "time is up" if up else "asked to stop"
+            raise Stopped(f"{why} after iteration {runner.iter + 1} of {runner.max_iters}; the next attempt continues")
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave SIGTERM as it was."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
+
+
+@FUNCTIONS.register_module()
+def outlive_sigterm(worker: int) -> None:
+    """Let a loader process ignore SIGTERM: Slurm sends it to all, and the training wants to end its iteration.
+
+    Args:
+        worker: Number of the loader process.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

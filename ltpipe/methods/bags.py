@@ -50,6 +50,7 @@ class GroupSoftmaxLoss(nn.Module):
     custom_activation = True
     custom_accuracy = True
     softmax_scores = False
+    class_rows = False  # row c of the classifier does not belong to class c
     label_map: Tensor
     channel: Tensor
     draws: Tensor
@@ -159,6 +160,7 @@ class BAGS(Calibrator):
     """
 
     needs_features = True
+    class_rows = False
 
     def __init__(
         self,

@@ -74,8 +74,10 @@ class HeadPart(nn.Module):
     nothing to add), because the training loop reduces them over processes.
     """
 
+    # Whether both heads must have an output per class. The catalogue reads this and the next one from the class body.
+    needs_class_wise: ClassVar[bool] = False
     # Options that decide over which images a hook of the part runs between epochs, in order: {option: {value: images}},
-    # images being "holdout" or "val". The catalogue reads it from the class body.
+    # images being "holdout" or "val".
     extra_images: ClassVar[dict[str, dict[str, str]]] = {}
 
     @staticmethod
@@ -156,7 +158,9 @@ class Calibrator(nn.Module):
         needs_features: Whether it is trained on stored RoI features. The catalogue reads it from the class body.
         needs_softmax: Whether the detector must score by softmax over K + 1 outputs; or the options, with their values, for
             which it must. The catalogue reads this and the next one too.
+        needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
+        class_rows: Whether row c of the calibrated classifier belongs to class c.
         fuses_scores: Whether the merged detector has two classifiers, with several ways to combine their scores.
         reads: Feature the rows hold, final after :meth:`initialise`; see :func:`read_features`.
         num_classes: Foreground classes K.
@@ -164,7 +168,9 @@ class Calibrator(nn.Module):
 
     needs_features: ClassVar[bool] = True
     needs_softmax: ClassVar[bool | dict[str, list[str]]] = False
+    needs_cross_entropy: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = False
+    class_rows: ClassVar[bool] = True
     fuses_scores: ClassVar[bool] = False
     reads: Reads = "last"
     num_classes: int

@@ -84,6 +84,8 @@ class CRAT(HeadPart):
     source: Tensor
     target: Tensor
 
+    needs_class_wise = True
+
     def __init__(
         self,
         num_classes: int,

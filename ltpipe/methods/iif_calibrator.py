@@ -1,7 +1,8 @@
-"""Post-hoc IIF: the scores of a trained softmax detector with weighted logits, ``softmax(w * z)``.
+"""IIF for a trained detector: without training, ``softmax(w * z)`` for its scores, or with its classifier trained again.
 
-The third mode of :mod:`ltpipe.methods.iif` (arXiv 2209.04861; classification code of ``kostas1515/iif``).
-Acts at test time only. Needs image counts and the number of training images, or instance counts.
+Modes of :mod:`ltpipe.methods.iif` (arXiv 2209.04861; ``kostas1515/iif``, classification code and ``decoup`` configs).
+Act on the classifier of the box head; the first at test time only. Need image counts and the number of training images,
+or instance counts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from mmdet.models.losses import CrossEntropyLoss
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.base import Calibrator, State
+from ltpipe.methods.base import (
+    Calibrator,
+    State,
+    mean_over_processes,
+    rectifies,
+    replace_classifier,
+    shared_layers,
+)
 from ltpipe.methods.iif import IIFLoss
 from ltpipe.registry import method
 
@@ -41,7 +49,7 @@ class IIFCalibrator(Calibrator):
     """
 
     needs_features = False
-    needs_softmax = True
+    needs_cross_entropy = True
 
     def __init__(
         self,
@@ -97,3 +105,78 @@ class IIFCalibrator(Calibrator):
         for head in heads if isinstance(heads, list) else [heads]:
             head["loss_cls"] = {"type": "ltpipe.IIFLoss", "num_classes": self.num_classes, **deepcopy(self.options)}
         return merged, dict(state)
+
+
+@method("calibrator", "iif_retrain")
+class IIFRetraining(Calibrator):
+    """IIF in the classifier only: it goes on from the detector's own and is trained with the IIF loss, all else fixed.
+
+    The published ``decoup`` configs do this on whole images in natural frequency; here the rows are those of the
+    calibration plan.
+
+    Args:
+        num_classes: Foreground classes ``K``.
+        image_counts: Training images per class, label order.
+        instance_counts: Training instances per class, label order.
+        num_images: Images in the training annotations, annotated or not; needed for ``count: image``.
+        variant: Formula of the weights (published: raw).
+        count: Count images or instances; null: images, unless the variant is written ``<name>_obj``.
+        bg_weight: Weight of the background.
+        min_weight: Raise smaller weights to this value; null: as published.
+
+    Raises:
+        UserError: Counts are missing or do not fit.
+    """
+
+    needs_features = True
+    needs_softmax = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_counts: Sequence[int],
+        instance_counts: Sequence[int],
+        num_images: int | None = None,
+        variant: Literal["raw", "smooth", "rel", "normit", "gombit", "base2", "base10"] = "raw",
+        count: Literal["image", "instance"] | None = None,
+        bg_weight: float = 1.0,
+        min_weight: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.options: dict[str, Any] = {
+            "image_counts": [int(n) for n in image_counts],
+            "instance_counts": [int(n) for n in instance_counts],
+            "num_images": num_images,
+            "variant": variant,
+            "count": count,
+            "bg_weight": bg_weight,
+            "min_weight": min_weight,
+        }
+        self.iif = IIFLoss(num_classes, **self.options)
+
+    def initialise(self, bbox_head: Any) -> None:
+        """Copy the detector's classifier."""
+        shared_layers(bbox_head)
+        self.fc_cls = deepcopy(bbox_head.fc_cls).requires_grad_(True)
+        self.classifier = dict(bbox_head.cls_predictor_cfg)
+        self.reads = "last" if rectifies(self.fc_cls) else "last_raw"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(n, K + 1)``, background last."""
+        logits: Tensor = self.fc_cls(x.float())
+        return logits
+
+    def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
+        """Return the IIF loss averaged over the rows of all processes."""
+        return mean_over_processes(self.iif(cls_score, labels, reduction_override="none"))
+
+    def scores(self, cls_score: Tensor) -> Tensor:
+        """Return scores ``(n, K + 1)`` float32 of logits ``(n, K + 1)``."""
+        return self.iif.get_activation(cls_score)
+
+    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+        """Put the classifier and the loss, whose activation gives the scores, in place of the detector's."""
+        loss = {"type": "ltpipe.IIFLoss", "num_classes": self.num_classes, **deepcopy(self.options)}
+        weights = {f"fc_cls.{key}": value for key, value in self.fc_cls.state_dict().items()}
+        return replace_classifier(model, state, classifier=self.classifier, loss=loss, weights=weights)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -94,6 +95,32 @@ def _per_class(state: Mapping[str, Tensor], layer: str, num_old: int, size: int)
     return rows == size * num_old
 
 
+def check_grown(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+    """Refuse a grown state that the model would take in part only: mmengine loads without complaint what fits.
+
+    Args:
+        state: From :func:`expand_checkpoint`.
+        model: Fresh model state of the next phase.
+
+    Raises:
+        UserError: Tensors other than per-phase statistics are missing, left over, or of another shape.
+    """
+    wanted = {key: value.shape for key, value in model.items() if not key.startswith(PER_PHASE_STATE)}
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    other = [
+        f"{key} {tuple(state[key].shape)} for {tuple(shape)}"
+        for key, shape in wanted.items()
+        if key in state and state[key].shape != shape
+    ]
+    if missing or extra or other:
+        raise UserError(
+            "the previous phase's weights do not fit this phase's detector",
+            where="lst",
+            got=f"missing {missing[:4]}, left over {extra[:4]}, other shapes {other[:4]}",
+            fix="train all phases of an experiment with the same detector, classifier, loss and mask head",
+        )
+
+
 @HOOKS.register_module()
 class ExpansionHook(Hook):
     """Grows the checkpoint that a training starts from (``load_from``), not one that it resumes.
@@ -108,10 +135,16 @@ class ExpansionHook(Hook):
         self.num_old, self.num_new, self.seed = num_old, num_new, seed
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Replace the state before the runner copies it into the model."""
+        """Replace the state before the runner copies it into the model.
+
+        Raises:
+            UserError: The grown state is not that of the model, apart from statistics that start anew.
+        """
         if not runner._resume:
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = expand_checkpoint(state, self.num_old, self.num_new, seed=self.seed)
+            state = expand_checkpoint(checkpoint["state_dict"], self.num_old, self.num_new, seed=self.seed)
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            check_grown(state, model.state_dict())
+            checkpoint["state_dict"] = state
 
 
 def trim_heads(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

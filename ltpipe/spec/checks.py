@@ -10,7 +10,7 @@ from ltpipe.spec import catalogue
 from ltpipe.spec.base import Choice
 from ltpipe.spec.blocks import Source
 from ltpipe.spec.classes import annotation_categories, generated_classes, read_class_list
-from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry
+from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry, switched_on
 from ltpipe.spec.load import read_merged
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.source import variables
@@ -191,6 +191,63 @@ def _masks_need_a_mask_head(exp: Experiment) -> None:
         )
 
 
+def _parts_only_once(exp: Experiment) -> None:
+    types = [part.type for part in exp.model.parts]
+    for index, kind in enumerate(types):
+        if kind in types[:index]:
+            raise UserError("a part is named twice", where=where(exp, f"model.parts[{index}]"), got=kind)
+
+
+def _parts_need_class_wise_heads(exp: Experiment) -> None:
+    """Parts that work between classes need an output per class in both heads."""
+    for index, part in enumerate(exp.model.parts):
+        if not catalogue.find("part", part.type).flags.get("needs_class_wise", False):
+            continue
+        here, config = where(exp, f"model.parts[{index}]"), exp.detector.config
+        for option in ("reg_class_agnostic", "class_agnostic"):
+            if switched_on(config, option):
+                raise UserError(
+                    f"{part.type} works on the outputs of every class, but the detector has one output for all",
+                    where=here,
+                    got=f"{option}=True in {config}",
+                    fix=f"set {option}=False in the detector file, or take {part.type} out of `parts`",
+                )
+        if catalogue.find("mask", exp.model.mask.type).flags.get("needs_class_weight", False):
+            raise UserError(
+                f"{part.type} needs the mask filters of all classes, which this mask head does not have",
+                where=here,
+                got=f"model.mask.type: {exp.model.mask.type}",
+                allowed="model.mask.type: fcn or normed",
+            )
+
+
+def _class_rows(exp: Experiment) -> None:
+    """Phases and transferred masks need one classifier row per class, in label order."""
+    if not catalogue.find("loss", exp.model.loss.type).flags.get("class_rows", True):
+        here, got = where(exp, "model.loss"), exp.model.loss.type
+        if exp.incremental:
+            raise UserError(
+                "this loss orders the classifier by groups, which new classes would shift",
+                where=here,
+                got=f"{got}, with incremental phases",
+                fix="use another loss in the phases, and the calibrator `bags` after the last one",
+            )
+        _no_transferred_masks(exp, here, got)
+    for name, calibrator in exp.calibrate.items():
+        if not catalogue.find("calibrator", calibrator.type).flags.get("class_rows", True):
+            _no_transferred_masks(exp, where(exp, f"calibrate.{name}"), calibrator.type)
+
+
+def _no_transferred_masks(exp: Experiment, here: str, got: str) -> None:
+    if catalogue.find("mask", exp.model.mask.type).flags.get("needs_class_weight", False):
+        raise UserError(
+            "this mask head makes its filters from the classifier's row of each class, which there would not be",
+            where=here,
+            got=f"{got}, with model.mask.type: {exp.model.mask.type}",
+            allowed="model.mask.type: fcn or normed",
+        )
+
+
 def _calibrators_need_their_inputs(exp: Experiment) -> None:
     loss = catalogue.find("loss", exp.model.loss.type)
     for name, calibrator in exp.calibrate.items():
@@ -209,6 +266,13 @@ def _calibrators_need_their_inputs(exp: Experiment) -> None:
                 where=here,
                 got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
                 fix="train with a softmax loss, or choose a calibrator (or head) that does not copy the classifier",
+            )
+        if flags.get("needs_cross_entropy", False) and exp.model.loss.type != "cross_entropy":
+            raise UserError(
+                "this calibrator reweights the logits of a detector trained with softmax cross entropy",
+                where=here,
+                got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
+                allowed="model.loss.type: cross_entropy",
             )
         if flags.get("needs_linear", False) and exp.model.classifier.type != "linear":
             raise UserError(
@@ -243,6 +307,9 @@ _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
     _distillation_needs_cosine,
     _cached_teacher_needs_fixed_scale,
     _masks_need_a_mask_head,
+    _parts_only_once,
+    _parts_need_class_wise_heads,
+    _class_rows,
     _calibrators_need_their_inputs,
     _modes_need_two_classifiers,
 )

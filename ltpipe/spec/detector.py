@@ -86,6 +86,24 @@ def has_mask_head(path: Path) -> bool:
     return "mask_head" in keywords | keys
 
 
+def switched_on(path: Path, option: str) -> bool:
+    """Whether an option is set to True in the detector file, or in its parents where the file does not set it."""
+    for _, tree in detector_files(path):
+        found = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == option:
+                found.append(node.value)
+            elif isinstance(node, ast.Dict):
+                found += [v for k, v in zip(node.keys, node.values, strict=True) if _text(k) == option]
+        if found:
+            return any(isinstance(value, ast.Constant) and value.value is True for value in found)
+    return False
+
+
+def _text(node: ast.expr | None) -> object:
+    return node.value if isinstance(node, ast.Constant) else None
+
+
 def random_geometry(path: Path) -> list[str]:
     """Names of the transforms in ``train_pipeline`` whose geometry differs from epoch to epoch."""
     for _, tree in detector_files(path):

@@ -40,8 +40,8 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
     Args:
         exp: The experiment.
         stage: A stage, or ``toy_data``. ``validate`` reads everything.
-        key: Phase number for ``lst`` and for the replay lists of ``split``, calibrator name for ``calibrate``, checkpoint
-            for ``evaluate``.
+        key: Phase number for ``lst`` and for the replay lists of ``split``, calibrator name for ``calibrate``,
+            checkpoint for ``evaluate``.
     """
     whole = exp.model_dump(mode="json")
     if stage == "validate":

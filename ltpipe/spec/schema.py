@@ -45,7 +45,7 @@ def experiment_schema() -> dict[str, Any]:
 
 def _nullable(value: dict[str, Any]) -> dict[str, Any]:
     """Also accept null, which takes back what a parent gives."""
-    described = {key: value[key] for key in ("description", "default") if key in value}
+    described: dict[str, Any] = {key: value[key] for key in ("description", "default") if key in value}
     return {**described, "anyOf": [{k: v for k, v in value.items() if k not in described}, {"type": "null"}]}
 
 

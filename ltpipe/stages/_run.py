@@ -24,6 +24,7 @@ from ltpipe.files import sha256_file, write_json
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import STAGES, Paths
+from ltpipe.spec.progress import LOCK, describe, holder
 
 RECORD = "stage.json"
 PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "hotcoco")
@@ -198,7 +199,7 @@ def _read_json(path: Path) -> Any:
 def _exclusive(folder: Path, stage: str) -> Iterator[None]:
     """Hold a lock on the stage's folder, so that two jobs cannot write the same results."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
+    with open(folder / LOCK, "a+") as handle:
         try:
             # Unlike flock's, this lock is not inherited by loader processes, which may outlive a killed stage.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,9 +207,13 @@ def _exclusive(folder: Path, stage: str) -> Iterator[None]:
             raise UserError(
                 f"stage {stage} is already running",
                 where=folder,
-                got="its lock is held by another process",
+                got=f"its lock is held by {describe(holder(folder) or {})}",
                 fix="wait for that process or stop it",
             ) from error
+        handle.truncate(0)
+        who = {"host": platform.node(), "pid": os.getpid(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+        json.dump({**who, "since": datetime.now().isoformat(" ", "seconds")}, handle)
+        handle.flush()
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from tests.engine.tiny_project import tiny_experiment, write_project
+from method_project import tiny_experiment, write_project
 
 from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView

@@ -15,7 +15,8 @@ from ltpipe.errors import UserError
 from ltpipe.evaluation.engine import TensorInfo, Tensors
 from ltpipe.evaluation.metrics import per_class_table, summarize
 from ltpipe.evaluation.plots import plot_class_curve, plot_forgetting, plot_group_bars
-from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, build_report
+from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
+from ltpipe.evaluation.sweep import sweep_rows, write_sweep
 
 K = 12
 CLASSES = pd.DataFrame(
@@ -176,3 +177,27 @@ def test_figures_are_reproducible(tmp_path: Path) -> None:
         plot_forgetting({"b0": [0.3, 0.2]}, ["base", "phase1"], tmp_path / name, title="t")
     for suffix in ("png", "svg"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_sweep(tmp_path: Path) -> None:
+    """Rows of one choice share their numbers; the page and the figure show modes and thresholds."""
+    levels = {("dual", 100.0): 0.3, ("base", None): 0.2, ("dual", 10.0): 0.25}
+    rows: list[dict[str, object]] = []
+    for (mode, threshold), level in levels.items():
+        names = [(mode, threshold), ("cal", None)] if threshold == 10 else [(mode, threshold)]
+        metrics = {"segm": evaluation("one", "simcal", level).metrics}
+        rows += sweep_rows(names, {0.3: 7, 0.2: 0, 0.25: 12}[level], metrics, ("dual", 100.0))
+    write_sweep(tmp_path / "sweep.csv", rows)
+    table = pd.read_csv(tmp_path / "sweep.csv")
+    assert len(table) == 4 and table["configured"].tolist() == [True, False, False, False]
+    assert table.loc[table["mode"] == "cal", "AP"].item() == pytest.approx(0.25)
+    assert {"APr", "APc", "APf", "bAP", "AP50", "bin/10-100"} <= set(table)
+
+    one = Sweep("one", "simcal", table)
+    assert one.of("segm")["mode"].tolist() == ["base", "cal", "dual", "dual"]
+    assert one.of("bbox").empty
+    files = build_report(tmp_path / "report", [evaluation("one", "simcal", 0.3)], title="A", sweeps=[one])
+    assert tmp_path / "report" / "figures" / "sweep_one_simcal_segm.png" in files
+    text = files[0].read_text(encoding="utf-8")
+    assert "dual: both, by instance count (in use)" in text and "base: detector alone" in text
+    assert "AP of the mode dual against its threshold" in text

@@ -118,3 +118,15 @@ def test_reports(load: Load) -> None:
     refused(load, "checkpoint: phase1", "checkpoint: phase8", words=["report.expected[0].checkpoint", "phase8"])
     edit = ("report:", "evaluate: {iou_types: [bbox]}\nreport:")
     refused(load, *edit, words=["report.expected[0].iou_type", "segm"])
+
+
+def test_modes_need_two_classifiers(load: Load) -> None:
+    modes = ("report:", "evaluate: {modes: [base, cal], thresholds: [10]}\nreport:")
+    assert check_experiment(load(*modes), ["small"]) == []
+    other = ("head: {type: simcal, schedule: {iterations: 20}}", "head: {type: crt}")
+    refused(load, *modes, *other, words=["evaluate.modes", "two classifiers", "['base', 'cal']", "crt"])
+
+
+def test_oracle_labels_leave_nothing_to_combine(load: Load) -> None:
+    with pytest.raises(UserError, match="no scores to combine"):
+        load("report:", "evaluate: {oracle_labels: true, thresholds: [10]}\nreport:")

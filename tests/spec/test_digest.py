@@ -43,6 +43,8 @@ def digests(exp: Experiment) -> dict[str, str]:
 # An edit and the stages that read what it changes; everything else follows through files.
 EDITS = [
     ("report:", "evaluate: {nms: 0.6}\nreport:", {"evaluate base", "evaluate head"}),
+    ("report:", "evaluate: {thresholds: [5]}\nreport:", {"evaluate head"}),
+    ("report:", "evaluate: {oracle_labels: true}\nreport:", {"evaluate base", "evaluate head"}),
     ("report:", "evaluate: {checkpoints: [base, phase1]}\nreport:", {"report"}),
     ("value: 20", "value: 21", {"report"}),
     ("dataset:", "description: another\ndataset:", {"report"}),

@@ -1,0 +1,179 @@
+"""Every pair of methods that ``validate`` allows trains, resumes and predicts; the others are refused with a reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from method_project import tiny_experiment, write_project
+from torch import nn
+
+from ltpipe.engine import inputs
+from ltpipe.engine.config import ClassCounts, assemble_model
+from ltpipe.engine.predict import build_dataset
+from ltpipe.engine.roi_sampling import with_seeded_samplers
+from ltpipe.errors import UserError
+from ltpipe.registry import MODELS
+from ltpipe.spec import catalogue
+from ltpipe.spec.checks import check_settings
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.stages import index, split
+
+SLOTS = ("classifier", "loss", "mask", "part", "sampler")
+DEFAULT = {"classifier": "linear", "loss": "cross_entropy", "mask": "fcn", "part": "", "sampler": "random"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "combined": {"parts": [{"type": "repeat_factor", "weight": 1}, {"type": "class_aware", "weight": 2}]},
+    "fasa": {"instance_prob_scale": 20.0, "adapt_split": "val"},
+}
+REFUSED = {
+    ("weight_transfer", "crat"): "mask filters of all classes",
+    ("group_softmax", "weight_transfer"): "row of each class",
+}
+TOGETHER = [
+    {"classifier": "normed_linear", "loss": "iif", "mask": "normed", "part": "fasa", "sampler": "repeat_factor"},
+    {"classifier": "linear", "loss": "cross_entropy", "mask": "fcn", "part": "fasa+crat", "sampler": "random"},
+    {"classifier": "normed_linear", "loss": "seesaw", "mask": "normed", "part": "fasa+crat", "sampler": "combined"},
+    {"classifier": "cosine", "loss": "eqlv2", "mask": "weight_transfer", "part": "fasa", "sampler": "class_aware"},
+]
+
+
+def pairs() -> Iterator[dict[str, str]]:
+    """All pairs of methods of two slots, the other slots at their defaults, and a few full houses."""
+    names = {slot: [*catalogue.names(slot), *([""] if slot == "part" else [])] for slot in SLOTS}
+    seen = set()
+    for first, second in combinations(SLOTS, 2):
+        for a, b in product(names[first], names[second]):
+            case = {**DEFAULT, first: a, second: b}
+            if tuple(case.values()) not in seen:
+                seen.add(tuple(case.values()))
+                yield case
+    yield from TOGETHER
+
+
+def choice(name: str) -> dict[str, Any]:
+    return {"type": name, **OPTIONS.get(name, {})}
+
+
+def experiment(folder: Path, case: dict[str, str], **blocks: Any) -> Experiment:
+    model = {slot: choice(case[slot]) for slot in ("classifier", "loss", "mask")}
+    model["parts"] = [choice(name) for name in case["part"].split("+") if name]
+    return tiny_experiment(folder, "pair", model=model, base={"sampler": choice(case["sampler"])}, **blocks)
+
+
+class World(NamedTuple):
+    """What all cases share."""
+
+    folder: Path
+    paths: Paths
+    counts: ClassCounts
+    image: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Indexed data, as working directory."""
+    folder = tmp_path_factory.mktemp("pairs")
+    write_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exp = experiment(folder, DEFAULT)
+        paths = Paths("results", exp)
+        index.run(exp, paths)
+        split.run(exp, paths)
+        counts = inputs.class_counts(paths, split.Split.load(paths.split), 9)
+        fragment, _ = assemble_model(exp, counts)
+        test = build_dataset(inputs.test_config(exp, paths, fragment.test_pipeline, 9))
+        yield World(folder, paths, counts, test[0])
+
+
+def build(exp: Experiment, counts: ClassCounts) -> tuple[nn.Module, torch.optim.Optimizer]:
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    model = MODELS.build(with_seeded_samplers(assemble_model(exp, counts)[1]))
+    model.init_weights()
+    for part in model.roi_head.parts:
+        part.epoch = 1  # FASA draws from the second epoch on
+    return model.train(), torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, step: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(step)
+    losses = model(**model.data_preprocessor(copy.deepcopy(batch), True), mode="loss")
+    total, logged = model.parse_losses(losses)
+    assert torch.isfinite(total), logged
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
+    return logged
+
+
+@pytest.mark.parametrize("case", list(pairs()), ids=lambda case: "-".join(case[s] for s in SLOTS if case[s] != DEFAULT[s]))
+def test_pair(world: World, case: dict[str, str]) -> None:
+    exp = experiment(world.folder, case)
+    for (a, b), reason in REFUSED.items():
+        if {a, b} <= set(case.values()):
+            with pytest.raises(UserError, match=reason):
+                check_settings(exp)
+            return
+    check_settings(exp)
+    order = {"sampler": {"type": exp.base.sampler.type, **exp.base.sampler.options}}
+    fragment, _ = assemble_model(exp, world.counts)
+    stream = build_dataset(
+        inputs.stream_config(exp, world.paths, fragment, phase=0, num_classes=9, seed=0, order=order) | {"holdout": None}
+    )
+    batches = [pseudo_collate([stream[i]]) for i in range(2)]
+    model, optimizer = build(exp, world.counts)
+    train_step(model, optimizer, batches[0], 0)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    logged = train_step(model, optimizer, batches[1], 1)
+    expected = {"fasa": "loss_fasa", "crat": "loss_bbox_trans"}
+    assert all(expected[part] in logged for part in case["part"].split("+") if part)
+
+    resumed, other = build(exp, world.counts)
+    resumed.load_state_dict(saved[0], strict=True)
+    other.load_state_dict(saved[1])
+    train_step(resumed, other, batches[1], 1)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+    with torch.no_grad():
+        (found,) = model.eval().test_step(pseudo_collate([world.image]))
+    found = found.pred_instances
+    assert len(found) and int(found.labels.max()) < 9 and found.masks.shape[0] == len(found)
+    assert float(found.scores.min()) >= 0 and float(found.scores.max()) <= 1
+
+
+def refusal(world: World, blocks: dict[str, Any], **case: str) -> str:
+    with pytest.raises(UserError) as caught:
+        check_settings(experiment(world.folder, {**DEFAULT, **case}, **blocks))
+    return str(caught.value)
+
+
+def test_refusals_name_their_reason(world: World) -> None:
+    agnostic = {"detector": {"config": "class_agnostic.py"}}
+    assert "reg_class_agnostic=True" in refusal(world, agnostic, part="crat")
+    assert "named twice" in refusal(world, {}, part="fasa+fasa")
+    phases = {"split": {"boundaries": [6, 9]}, "lst": {"distill": {"teacher": "none"}}}
+    assert "groups" in refusal(world, phases, loss="group_softmax")
+    posthoc = {"calibrate": {"posthoc": {"type": "iif"}}}
+    assert "softmax cross entropy" in refusal(world, posthoc, loss="iif")
+    assert "softmax cross entropy" in refusal(world, posthoc, loss="seesaw")
+    bags = {"calibrate": {"bags": {"type": "bags"}}}
+    assert "row of each class" in refusal(world, bags, mask="weight_transfer")
+
+
+def test_heads_without_call_points_are_refused(world: World) -> None:
+    exp = experiment(world.folder, {**DEFAULT, "part": "crat"})
+    text = Path("class_wise.py").read_text().replace("bbox_head=dict(", 'bbox_head=dict(type="Shared4Conv1FCBBoxHead", ')
+    Path("other_head.py").write_text(text)
+    changed = exp.model_copy(update={"detector": exp.detector.model_copy(update={"config": Path("other_head.py")})})
+    with pytest.raises(UserError, match="Shared4Conv1FCBBoxHead"):
+        assemble_model(changed, world.counts)

@@ -1,0 +1,98 @@
+"""A training that stops before its time limit or at SIGTERM, and the attempt that continues it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_project import tiny_experiment, write_project
+
+from ltpipe.cli import STOPPED, main
+from ltpipe.engine.hooks import StopBeforeLimitHook, saved_states
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.stages import base, index, split
+from ltpipe.time_limit import VARIABLE, Stopped
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Experiment, dict[str, torch.Tensor]]]:
+    """The experiment in its folder, which is the working directory, and the weights of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        schedule = {"iterations": 8, "batch_size": 4, "lr": 0.01, "warmup_iterations": 0}
+        exp = tiny_experiment(folder, "limit", base={"schedule": schedule})
+        paths = Paths("whole", exp)
+        index.run(exp, paths)
+        split.run(exp, paths)
+        base.run(exp, paths)
+        yield exp, weights(paths)
+
+
+def weights(paths: Paths) -> dict[str, torch.Tensor]:
+    content: dict[str, Any] = torch.load(paths.model("base"), weights_only=True)
+    return content["state_dict"]  # type: ignore[no-any-return]
+
+
+def prepared(exp: Experiment, results: str) -> Paths:
+    paths = Paths(results, exp)
+    index.run(exp, paths)
+    split.run(exp, paths)
+    return paths
+
+
+def test_time_is_up(
+    undisturbed: tuple[Experiment, dict[str, torch.Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exp, expected = undisturbed
+    paths = prepared(exp, "limited")
+    monkeypatch.setenv(VARIABLE, str(time.time()))
+    for attempt in (1, 2):
+        assert main(["base", str(exp.file), "--results", "limited"]) == STOPPED
+        text = f"ltpipe base: time is up after iteration {attempt} of 8; the next attempt continues"
+        assert text in capsys.readouterr().err
+        assert not paths.model("base").exists() and saved_states(paths.work("base"))
+    monkeypatch.delenv(VARIABLE)
+    assert main(["base", str(exp.file), "--results", "limited"]) == 0
+    found = weights(paths)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_sigterm(undisturbed: tuple[Experiment, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+    exp, expected = undisturbed
+    paths = prepared(exp, "terminated")
+    begin = StopBeforeLimitHook.before_train_iter
+
+    def terminate_in_the_fourth(hook: StopBeforeLimitHook, runner: Any, *args: Any, **kwargs: Any) -> None:
+        begin(hook, runner, *args, **kwargs)
+        if runner.iter == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopBeforeLimitHook, "before_train_iter", terminate_in_the_fourth)
+        with pytest.raises(Stopped, match="asked to stop after iteration 4 of 8"):
+            base.run(exp, paths)
+    base.run(exp, paths)
+    assert signal.getsignal(signal.SIGTERM) == before
+    found = weights(paths)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_enough_time(undisturbed: tuple[Experiment, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+    exp, _ = undisturbed
+    paths = prepared(exp, "ample")
+    monkeypatch.setenv(VARIABLE, str(time.time() + 3600))
+    base.run(exp, paths)
+    assert Path(paths.model("base")).exists()

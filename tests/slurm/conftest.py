@@ -1,0 +1,31 @@
+"""A fresh local Slurm for every test that asks for one; such tests carry the marker ``slurm``."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, missing
+
+
+@pytest.fixture
+def start_cluster() -> Iterator[Callable[..., Cluster]]:
+    """Start a cluster with the options of :class:`Cluster`; it is stopped and removed after the test."""
+    running: list[Cluster] = []
+
+    def start(**options: int) -> Cluster:
+        reason = missing(accounting=bool(options.get("accounting")))
+        if reason is not None:
+            pytest.skip(reason)
+        cluster = Cluster(Path(tempfile.mkdtemp(prefix="slurm")), **options)  # type: ignore[arg-type]
+        running.append(cluster)
+        cluster.start()
+        return cluster
+
+    yield start
+    for cluster in running:
+        cluster.stop()
+        shutil.rmtree(cluster.folder)

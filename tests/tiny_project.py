@@ -1,0 +1,144 @@
+"""A project small enough to run whole stages in a second: nine classes, 24 images of 64 pixels, a detector of 30 k weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ltpipe.data.toy import write_toy_data
+from ltpipe.spec.load import load_experiment
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+
+ROOT = Path(__file__).parents[1]
+DETECTOR = f"""
+_base_ = [{str(ROOT / "configs/detectors/mask_rcnn_toy.py")!r}]
+model = dict(
+    backbone=dict(base_channels=8),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=24),
+        mask_roi_extractor=dict(out_channels=16),
+        mask_head=dict(in_channels=16, conv_out_channels=8),
+    ),
+)
+"""
+# What is learnt depends on the batch alone when normalisation is frozen and every image gives as many RoIs.
+WITHOUT_MASKS = """
+model["type"] = "FasterRCNN"
+model["backbone"]["norm_eval"] = True
+model["roi_head"].update(mask_roi_extractor=None, mask_head=None)
+model["train_cfg"] = dict(rpn=dict(sampler=dict(num=16)), rcnn=dict(sampler=dict(num=8)))
+"""
+EXPERIMENT: dict[str, Any] = {
+    "dataset": {"name": "tiny", "format": "lvis"},
+    "model": {"classifier": {"type": "cosine"}},
+    "split": {"boundaries": [5, 7, 9]},
+    "base": {"schedule": {"iterations": 4, "batch_size": 2, "lr": 0.01, "warmup_iterations": 2}},
+    "lst": {"schedule": {"iterations": 3, "batch_size": 2}, "rois": {"num": 16}},
+    "features": {"steps": 4, "classes_per_step": 3, "rois": 16},
+    "calibrate": {"simcal": {"type": "simcal", "threshold": 6, "schedule": {"iterations": 6, "lr": 0.02}}},
+    "evaluate": {"max_detections": 20, "iou_types": ["bbox", "segm"]},
+}
+Stage = tuple[str, Any] | str
+
+
+def write_project(folder: Path) -> None:
+    """Write images, annotations and detector files."""
+    write_toy_data(folder / "data", num_classes=9, train_images=24, val_images=6, image_size=64, seed=3)
+    (folder / "detector.py").write_text(DETECTOR, encoding="utf-8")
+    (folder / "boxes.py").write_text(DETECTOR + WITHOUT_MASKS, encoding="utf-8")
+
+
+def experiment(folder: Path, **changes: Any) -> Experiment:
+    """Return the experiment on the project in a folder, with changed blocks (merged in)."""
+    parts = {p: {"annotations": f"{folder}/data/{p}.json", "images": f"{folder}/data/{p}"} for p in ("train", "val")}
+    whole = _merged(EXPERIMENT, {"dataset": parts, "detector": {"config": str(folder / "detector.py")}})
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(_merged(whole, changes)), encoding="utf-8")
+    return load_experiment(file)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+    return {**old, **new, **both}
+
+
+def run_stages(exp: Experiment, results: Path, *stages: Stage) -> Paths:
+    """Run stages in this process: names, or pairs of name and key."""
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.visualization import Visualizer
+
+    paths = Paths(results, exp)
+    for stage in stages:
+        name, *key = (stage,) if isinstance(stage, str) else stage
+        # mmengine names its objects by the second; two tiny trainings may share one.
+        for kind in (MessageHub, MMLogger, Visualizer):
+            kind._instance_dict.clear()
+        import_module(f"ltpipe.stages.{name}").run(exp, paths, *key)
+    return paths
+
+
+def in_child(work: Callable[[], None], **environment: str) -> int:
+    """Start a process forked from this one; return its id for :func:`ended`."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update(environment)
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a process of :func:`in_child`: its exit code, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def together(work: Callable[[], None], processes: int) -> None:
+    """Run work in several processes as torchrun would, gloo between them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = [in_child(work, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(processes)]
+    assert [ended(child) for child in children] == [0] * processes
+
+
+def kill_here() -> None:
+    """End this process as the kernel ends one that uses too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def state_of(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint."""
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    """Compare two checkpoints bit by bit."""
+    one, other = state_of(first), state_of(second)
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def copied(results: Path, target: Path) -> Path:
+    """Return a copy of a results folder to change."""
+    return Path(shutil.copytree(results, target))
