@@ -83,10 +83,23 @@ def parser() -> argparse.ArgumentParser:
     target = toy.add_mutually_exclusive_group(required=True)
     target.add_argument("--experiment", metavar="EXP", help="draw what the experiment's dataset.generate asks for")
     target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
+    _long_tail_options(verbs.add_parser("make-lt", help="long-tailed version of a COCO- or LVIS-format data set"))
     schema = verbs.add_parser("schema", help="JSON schema of experiment files")
     schema.add_argument("--write", action="store_true", help="write configs/schema/experiment.schema.json")
     verbs.add_parser("methods", help="what can be chosen in experiments, with all options")
     return top
+
+
+def _long_tail_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="annotations to start from")
+    verb.add_argument("--output", type=Path, required=True, metavar="JSON", help="annotations to write")
+    verb.add_argument(
+        "--counts", type=Path, metavar="JSON", help="counts per class to reach, e.g. configs/classes/coco_lt.json"
+    )
+    verb.add_argument(
+        "--index", type=Path, metavar="PT", help="SimCal's class index: keep exactly its images, and verify --counts"
+    )
+    verb.add_argument("--seed", type=int, default=0, help="seed of the draw; default: %(default)s")
 
 
 def _experiment(verb: argparse.ArgumentParser) -> None:
@@ -140,6 +153,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         _methods()
     elif verb == "toy-data":
         _toy_data(arguments)
+    elif verb == "make-lt":
+        _make_long_tailed(arguments)
     else:
         return _stage(verb, arguments)
     return 0
@@ -206,6 +221,22 @@ def _toy_data(arguments: argparse.Namespace) -> None:
 
     exp = load_experiment(arguments.experiment)
     importlib.import_module("ltpipe.stages.toy_data").run(exp)
+
+
+def _make_long_tailed(arguments: argparse.Namespace) -> None:
+    from ltpipe.convert.class_index import by_category, read_class_index
+    from ltpipe.data.long_tail import make_long_tailed, read_targets
+    from ltpipe.data.records import read_annotation_file
+
+    if arguments.counts is None and arguments.index is None:
+        raise UserError("nothing says how long the tail is", where="make-lt", fix="give --counts, --index or both")
+    listed = None
+    if arguments.index is not None:
+        categories = [c.id for c in read_annotation_file(arguments.annotations, "coco").categories]
+        listed = by_category(read_class_index(arguments.index), categories, arguments.index)
+    targets = read_targets(arguments.counts) if arguments.counts is not None else []
+    record = make_long_tailed(arguments.annotations, arguments.output, targets, seed=arguments.seed, listed=listed)
+    print(f"{arguments.output}: {record['images']} images, {record['annotations']} annotations, {record['sha256']}")
 
 
 def _schema(*, write: bool) -> None:

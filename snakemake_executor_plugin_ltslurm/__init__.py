@@ -17,11 +17,12 @@ cancelled and a preempted job as failed and keeps its jobs when a status query f
 """
 
 import asyncio
+import shlex
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import snakemake_executor_plugin_slurm as stock
 from snakemake_executor_plugin_slurm import common_settings
@@ -61,7 +62,18 @@ class Executor(stock.Executor):  # type: ignore[misc]
         """Read which jobs earlier runs have left."""
         super().__post_init__(test_mode)
         self._watch = Watch()
+        self._changed = time.monotonic()
         self._ledger = Ledger(Path(self.workflow.workdir_init) / ".snakemake" / "ltslurm")
+        self._forget_ended_jobs()
+
+    def _forget_ended_jobs(self) -> None:
+        """Drop the notes on jobs of earlier runs that have ended; without an answer they stay."""
+        left = self._ledger.left()
+        states = job_states(left) if left else None
+        if states is not None:
+            for number in left:
+                if states.get(number) not in ALIVE:
+                    self._ledger.remove(number)
 
     # ---- watching ----------------------------------------------------------------------------------------------------
 
@@ -85,14 +97,22 @@ class Executor(stock.Executor):  # type: ignore[misc]
                 running.append(job)
             else:
                 self._finish(job, outcome)
-        first = self.workflow.executor_settings.init_seconds_before_status_checks
-        last = self.next_seconds_between_status_checks
-        ended = len(running) < len(active_jobs)
-        self.next_seconds_between_status_checks = (
-            first if ended or last < first else min(last + 5, max(first, LONGEST_SECONDS))
-        )
+        if len(running) < len(active_jobs):
+            self._changed = time.monotonic()
+        self.next_seconds_between_status_checks = self._pause() if running else IDLE_SECONDS
         for job in running:
             yield job
+
+    def _pause(self) -> float:
+        """Seconds to the next poll: a quarter of the time since a job was submitted or ended, within limits."""
+        first = self.workflow.executor_settings.init_seconds_before_status_checks
+        return min(max(first, (time.monotonic() - self._changed) / 4), max(first, LONGEST_SECONDS))
+
+    async def sleep(self) -> None:
+        """Wait for the next poll; not longer than Snakemake runs."""
+        end = time.monotonic() + self.next_seconds_between_status_checks
+        while self.wait and time.monotonic() < end:
+            await asyncio.sleep(1)
 
     def _finish(self, job: SubmittedJobInfo, outcome: Outcome) -> None:
         """Tell Snakemake how a job ended."""
@@ -168,17 +188,10 @@ class Executor(stock.Executor):  # type: ignore[misc]
     def _report_job_submission_threadsafe(self, job_info: SubmittedJobInfo) -> None:
         """Note the job on disk before Snakemake counts it as submitted."""
         self._ledger.add(job_info.job, str(job_info.external_jobid), str(job_info.aux["slurm_logfile"]))
+        self._changed = time.monotonic()
         super()._report_job_submission_threadsafe(job_info)
 
     def get_account_arg(self, job: JobExecutorInterface) -> Iterator[str]:
-        """The account as given: without slurmdbd nothing can check it, and sbatch says clearly when it is wrong."""
-        account: Any = job.resources.get("slurm_account")
-        if not account:
-            yield ""
-            return
-        try:
-            yield from super().get_account_arg(job)
-        except WorkflowError as error:
-            if "appears to be invalid" in str(error):
-                raise
-            yield f" -A {account}"
+        """The account as given: the parent refuses it where no slurmdbd runs, and sbatch tells when it is wrong."""
+        account = job.resources.get("slurm_account")
+        yield f" -A {shlex.quote(str(account))}" if account else ""

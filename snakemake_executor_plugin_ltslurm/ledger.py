@@ -59,6 +59,10 @@ class Ledger:
         self._left.pop(number, None)
         (self.folder / f"{number}.json").unlink(missing_ok=True)
 
+    def left(self) -> list[str]:
+        """Ids of the jobs that earlier runs left."""
+        return list(self._left)
+
     def overlapping(self, job: Any) -> list[Entry]:
         """Jobs of earlier runs that make a file of this job."""
         outputs = set(_outputs(job))

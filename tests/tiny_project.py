@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
@@ -120,6 +121,21 @@ def together(work: Callable[[], None], processes: int) -> None:
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = [in_child(work, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(processes)]
     assert [ended(child) for child in children] == [0] * processes
+
+
+def command_line(log: Path, *arguments: object) -> tuple[int, str]:
+    """Run the command line in a process of its own; return its exit code and what it wrote to the error stream."""
+
+    def work() -> None:
+        from ltpipe.cli import main
+
+        sys.stderr = open(log, "w", encoding="utf-8")
+        os.dup2(sys.stderr.fileno(), 2)
+        code = main([str(argument) for argument in arguments])
+        sys.stderr.flush()
+        os._exit(code)
+
+    return ended(in_child(work)), log.read_text(encoding="utf-8")
 
 
 def kill_here() -> None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ltpipe.engine.train import BROKEN_FILE
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
+from ltpipe.methods.base import Level, shared_layers, stored_features
 
 SAVE_EVERY = 200
 
@@ -61,7 +62,8 @@ class FrozenDetector:
     """
 
     def __init__(self, model: nn.Module, dataset: Any) -> None:
-        self.model, self.dataset = model.eval(), dataset
+        self.model: Any = model.eval()
+        self.dataset = dataset
 
     def sample(self, row: int, flip: bool) -> dict[str, Any]:
         """Return the preprocessed batch of one image."""
@@ -82,13 +84,22 @@ class FrozenDetector:
         return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, found.bboxes))  # type: ignore[return-value]
 
     @torch.no_grad()
-    def pool(self, row: int, flip: bool, boxes: NDArray[np.float32]) -> Tensor:
-        """Return RoI features ``(n, c, h, w)`` of boxes ``(n, 4)`` xyxy in pixels of the network input."""
+    def pool(self, row: int, flip: bool, boxes: NDArray[np.float32], level: Level = "roi") -> Tensor:
+        """Return features ``(n, *shape_at(level))`` of boxes ``(n, 4)`` xyxy in pixels of the network input."""
         batch = self.sample(row, flip)
         feats = self.model.extract_feat(batch["inputs"])
         rois = bbox2roi([torch.from_numpy(boxes).to(feats[0].device)])
         extractor = self.model.roi_head.bbox_roi_extractor
-        return extractor(feats[: extractor.num_inputs], rois)
+        pooled = extractor(feats[: extractor.num_inputs], rois)
+        return stored_features(self.model.roi_head.bbox_head, pooled, level)
+
+    def shape_at(self, level: Level) -> tuple[int, ...]:
+        """Return the shape of one row: ``(c, h, w)`` of pooled features, ``(d,)`` of a hidden layer."""
+        if level == "roi":
+            extractor = self.model.roi_head.bbox_roi_extractor
+            return (extractor.out_channels, *extractor.roi_layers[0].output_size)
+        layers = shared_layers(self.model.roi_head.bbox_head)
+        return (layers[0 if level == "fc1" else -1].out_features,)
 
 
 def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], work: Path) -> UnitBoxes:
@@ -135,8 +146,9 @@ def write_features(
     path: Path,
     dtype: str,
     work: Path,
+    level: Level = "roi",
 ) -> None:
-    """Pool the boxes of every unit into one array ``(rows, c, h, w)``, unit after unit.
+    """Pool the boxes of every unit into one array ``(rows, c, h, w)``, or ``(rows, d)``, unit after unit.
 
     Args:
         detector: The frozen detector.
@@ -145,20 +157,19 @@ def write_features(
         path: The ``.npy`` file.
         dtype: ``float16`` or ``float32``.
         work: Folder for the state of a killed run.
+        level: What is stored; see :func:`~ltpipe.methods.base.stored_features`.
 
     Raises:
         UserError: The features do not fit on the disk.
     """
-    extractor = detector.model.roi_head.bbox_roi_extractor
-    side = extractor.roi_layers[0].output_size
     starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
-    shape = (int(starts[-1]), extractor.out_channels, *side)
+    shape = (int(starts[-1]), *detector.shape_at(level))
     check_space(path.parent, shape, dtype)
     partial, marker = work / "features.npy", work / "features_done"
     array, done = _open_partial(partial, marker, shape, dtype)
     for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
         if len(boxes[unit]):
-            array[starts[unit] : starts[unit + 1]] = detector.pool(*units[unit], boxes[unit]).cpu().numpy()
+            array[starts[unit] : starts[unit + 1]] = detector.pool(*units[unit], boxes[unit], level).cpu().numpy()
         if (unit + 1) % SAVE_EVERY == 0 or unit + 1 == len(units):
             array.flush()
             with atomic_path(marker) as temporary:
@@ -191,7 +202,8 @@ def check_space(folder: Path, shape: tuple[int, ...], dtype: str) -> None:
             "the features do not fit on the disk",
             where=folder,
             got=f"{need / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free",
-            fix="free space, use features.dtype: float16, fewer features.steps, or features.storage: none",
+            fix="free space, use features.dtype: float16, fewer features.steps, a higher features.level "
+            "(where the calibrators allow it), or features.storage: none",
         )
 
 
@@ -230,7 +242,7 @@ class StoredRows:
         return len(self._ptr) - 1
 
     def step(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return features ``(R, c, h, w)`` float32 and labels ``(R,)`` of a step."""
+        """Return features ``(R, c, h, w)`` or ``(R, d)`` float32, as stored, and labels ``(R,)`` of a step."""
         part = slice(self._ptr[index], self._ptr[index + 1])
         wanted, inverse = np.unique(self._rows[part], return_inverse=True)
         features = np.asarray(self._features[wanted])[inverse].astype(np.float32)

@@ -7,7 +7,7 @@ suppression of duplicates stay the detector's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,10 @@ class OracleLabels:
     def __call__(self, found: RoIScores) -> Iterator[Tensor]:
         """Yield the only set of scores ``(N, K + 1)``."""
         parts = []
-        for boxes, meta in zip(found.rois[:, 1:].split(found.counts), found.metas, strict=True):
+        per_image: Sequence[Tensor] = torch.split(found.rois[:, 1:], found.counts)
+        for boxes, meta in zip(per_image, found.metas, strict=True):
             gt_boxes, gt_labels = self.objects(int(meta["img_id"]), meta["scale_factor"])
-            parts.append(
-                oracle_scores(boxes, gt_boxes.to(boxes), gt_labels.to(boxes.device), self._num_classes)
-            )
+            parts.append(oracle_scores(boxes, gt_boxes.to(boxes), gt_labels.to(boxes.device), self._num_classes))
         yield torch.cat(parts)
 
     def objects(self, image_id: int, scale_factor: tuple[float, float]) -> tuple[Tensor, Tensor]:

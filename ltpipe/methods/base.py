@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ltpipe.errors import UserError
 
 Reads = Literal["roi", "fc1", "last", "last_raw"]
+Level = Literal["roi", "fc1", "last"]
 State = dict[str, Tensor]
 
 
@@ -148,6 +149,9 @@ def mean_over_processes(rows: Tensor) -> Tensor:
     return rows.sum() * (world_size() / total)
 
 
+LEVELS: tuple[Level, ...] = ("roi", "fc1", "last")
+
+
 class Calibrator(nn.Module):
     """A classification that is trained, or derived, for a trained detector whose other weights stay as they are.
 
@@ -161,6 +165,8 @@ class Calibrator(nn.Module):
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
         class_rows: Whether row c of the calibrated classifier belongs to class c.
+        lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and the
+            level for each of its values.
         fuses_scores: Whether the merged detector has two classifiers, with several ways to combine their scores.
         reads: Feature the rows hold, final after :meth:`initialise`; see :func:`read_features`.
         num_classes: Foreground classes K.
@@ -171,6 +177,7 @@ class Calibrator(nn.Module):
     needs_cross_entropy: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = False
     class_rows: ClassVar[bool] = True
+    lowest_level: ClassVar[str | dict[str, dict[str, str]]] = "last"
     fuses_scores: ClassVar[bool] = False
     reads: Reads = "last"
     num_classes: int
@@ -236,25 +243,47 @@ def rectifies(classifier: nn.Module) -> bool:
     return bool(getattr(classifier, "rectify_input", True))
 
 
-def read_features(bbox_head: Any, bbox_feats: Tensor, reads: Reads) -> Tensor:
+def read_features(bbox_head: Any, stored: Tensor, reads: Reads, level: Level = "roi") -> Tensor:
     """Return what a calibrator reads, computed by the frozen layers of the box head.
 
     Args:
         bbox_head: Box head that :func:`shared_layers` accepts.
-        bbox_feats: ``(n, c, h, w)`` float, pooled RoI features.
-        reads: ``roi``: ``bbox_feats`` itself; ``fc1``: first hidden layer after its ReLU; ``last``: last hidden layer
-            after its ReLU; ``last_raw``: before it.
+        stored: Float, what :func:`stored_features` returned at this level; ``(n, c, h, w)`` pooled features for ``roi``.
+        reads: ``roi``: pooled features; ``fc1``: first hidden layer after its ReLU; ``last``: last hidden layer after
+            its ReLU; ``last_raw``: before it.
+        level: What is stored.
+
+    Raises:
+        UserError: What is stored lies above what is to be read.
     """
-    if reads == "roi":
-        return bbox_feats
+    if reads == level == "roi":
+        return stored
     layers = shared_layers(bbox_head)
-    x = bbox_feats.flatten(1)
-    for layer in layers[:1] if reads == "fc1" else layers[:-1]:
-        x = F.relu(layer(x))
+    below_relu = level == "fc1" and reads == "last_raw" and len(layers) == 1
+    if below_relu or LEVELS.index(level) > LEVELS.index("last" if reads == "last_raw" else reads):
+        raise UserError(
+            "this calibrator trains layers below the stored features",
+            where="features.level",
+            got=f"{level} stored, {reads} read",
+            allowed="a level that the calibrator's trained layers lie above; roi suits all",
+        )
+    x = stored.flatten(1)
+    if level == "roi":
+        x = F.relu(layers[0](x)) if len(layers) > 1 or reads == "fc1" else layers[0](x)
     if reads == "fc1":
         return x
-    x = layers[-1](x)
+    if level != "last":
+        for index, layer in enumerate(layers[1:], 2):
+            x = layer(x) if index == len(layers) else F.relu(layer(x))
     return F.relu(x) if reads == "last" else x
+
+
+def stored_features(bbox_head: Any, bbox_feats: Tensor, level: Level) -> Tensor:
+    """Return what is stored of pooled features ``(n, c, h, w)``: themselves, or activations ``(n, d)``.
+
+    Of the last hidden layer it is the value before its ReLU, from which both kinds of classifiers can be fed.
+    """
+    return read_features(bbox_head, bbox_feats, "last_raw" if level == "last" else level)
 
 
 def replace_classifier(

@@ -41,6 +41,17 @@ class SimCal(Calibrator):
 
     needs_features = True
     fuses_scores = True
+    lowest_level = {
+        "head": {
+            "2fc_rand": "roi",
+            "3fc_rand": "roi",
+            "3fc_ft": "roi",
+            "3fc_ft_freeze1": "fc1",
+            "cls_ft": "last",
+            "cls_rand": "last",
+            "2fc_ncm": "last",
+        }
+    }
     needs_softmax = {"head": ["3fc_ft", "3fc_ft_freeze1", "cls_ft"]}
 
     def __init__(

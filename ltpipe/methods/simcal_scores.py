@@ -115,7 +115,7 @@ def distinct_choices(
         instance_counts: ``(K,) int64`` training instances.
         wanted: Modes; ``dual`` with its threshold T, the others with None.
         inclusive: See :func:`tail_classes`.
-        whole: Also take ``dual`` for ``base`` or ``cal`` where T selects no class or every class: then only the score of
+        whole: Also take ``dual`` for ``base`` or ``cal`` where T selects no class or all: then only the score of
             the background differs, which no detection carries.
     """
     groups: dict[object, list[tuple[Mode, float | None]]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ltpipe.spec.base import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.spec.training import CalibrationSchedule
@@ -92,6 +92,11 @@ class Features(Block):
 
     storage: Literal["cached", "none"] = Field("cached", description="none: computed anew in every calibration step")
     dtype: Literal["float16", "float32"] = Field("float16", description="of the stored features")
+    level: Literal["roi", "fc1", "last"] = Field(
+        "roi",
+        description="what is stored: pooled RoI features, or the first or last hidden layer of the box head, which are "
+        "some 12 times smaller and suit calibrators that train only the layers above",
+    )
     classes_per_step: Positive = Field(16, description="classes drawn per mini-batch")
     images_per_class: Positive = Field(1, description="images drawn per drawn class")
     steps: Positive = Field(12000, description="mini-batches in the plan")
@@ -108,6 +113,7 @@ class Calibrator(Choice):
     """A calibrator chosen by name, with its options and, if it is trained, its schedule."""
 
     schedule: CalibrationSchedule = Field(CalibrationSchedule(), description="length and optimiser")
+    seed: NonNegative | None = Field(None, description="seed of random layers; null: the experiment's")
 
 
 class Evaluate(Block):
@@ -128,6 +134,13 @@ class Evaluate(Block):
     oracle_labels: bool = Field(
         False, description="upper bound: proposals get the labels of the objects they overlap, not the predicted ones"
     )
+
+    @field_validator("bins")
+    @classmethod
+    def _ascending(cls, bins: tuple[int, ...]) -> tuple[int, ...]:
+        if not bins or list(bins) != sorted(set(bins)):
+            raise ValueError("bins must ascend: at least one limit, e.g. [10, 100, 1000]; COCO-LT has [20, 400, 8000]")
+        return bins
 
     @model_validator(mode="after")
     def _labels_or_scores(self) -> Evaluate:

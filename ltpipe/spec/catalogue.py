@@ -120,7 +120,8 @@ def component(slot: str, choice: Choice | Mapping[str, Any]) -> dict[str, Any]:
     """
     given = choice.model_dump() if isinstance(choice, Choice) else dict(choice)
     entry = find(slot, given.pop("type"))
-    given.pop("schedule", None)
+    for shared in ("schedule", "seed"):
+        given.pop(shared, None)
     return {**entry.component, **entry.options.model_validate(given).model_dump()}
 
 

@@ -283,6 +283,26 @@ def _calibrators_need_their_inputs(exp: Experiment) -> None:
             )
 
 
+def _stored_level_is_exact(exp: Experiment) -> None:
+    spec = exp.features
+    if spec is None or spec.storage == "none":
+        return
+    levels = ("roi", "fc1", "last")
+    for name, calibrator in exp.calibrate.items():
+        flags = catalogue.find("calibrator", calibrator.type).flags
+        lowest: Any = flags.get("lowest_level", "last")
+        for option, by_value in lowest.items() if isinstance(lowest, dict) else ():
+            lowest = by_value[calibrator.options[option]]
+        if flags.get("needs_features", True) and levels.index(spec.level) > levels.index(lowest):
+            raise UserError(
+                "the stored features would not be those this calibrator trains on, because it trains layers below them",
+                where=where(exp, "features.level"),
+                got=f"{spec.level}; calibrate.{name} ({calibrator.type}) reads {lowest}",
+                allowed=", ".join(levels[: levels.index(lowest) + 1]),
+                fix="lower the level, or choose a calibrator (or head) that trains the classifier only",
+            )
+
+
 def _modes_need_two_classifiers(exp: Experiment) -> None:
     asked = {key: getattr(exp.evaluate, key) for key in ("modes", "thresholds") if getattr(exp.evaluate, key)}
     if not asked or any(catalogue.find("calibrator", c.type).flags.get("fuses_scores") for c in exp.calibrate.values()):
@@ -311,6 +331,7 @@ _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
     _parts_need_class_wise_heads,
     _class_rows,
     _calibrators_need_their_inputs,
+    _stored_level_is_exact,
     _modes_need_two_classifiers,
 )
 

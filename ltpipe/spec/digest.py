@@ -28,7 +28,7 @@ SLICES: Mapping[str, tuple[str, ...]] = {
     "distill": ("lst.distill.teacher",),
     "lst": ("lst", "-lst.replay", "-lst.iterations_per_phase"),
     "features": ("features",),
-    "calibrate": ("features.storage",),
+    "calibrate": ("features.storage", "features.dtype", "features.level"),
     "evaluate": ("evaluate", "-evaluate.checkpoints"),
     "report": ("name", "description", "report", "evaluate.checkpoints"),
 }

@@ -24,7 +24,8 @@ def experiment_schema() -> dict[str, Any]:
     schema["title"] = "ltpipe experiment"
     extends = {"type": "string", "description": "parent experiment, relative to this file"}
     schema["properties"] = {"extends": extends, **schema["properties"]}
-    schedule = {"schedule": {"$ref": "#/$defs/CalibrationSchedule"}}
+    seed = blocks["Calibrator"]["properties"]["seed"]
+    trained = {"schedule": {"$ref": "#/$defs/CalibrationSchedule"}, "seed": seed}
     places = {
         "classifier": (blocks["Model"]["properties"], "classifier"),
         "loss": (blocks["Model"]["properties"], "loss"),
@@ -35,7 +36,7 @@ def experiment_schema() -> dict[str, Any]:
     }
     for slot, (owner, key) in places.items():
         given = {k: v for k, v in owner[key].items() if k in ("description", "default")}
-        shared = schedule if slot == "calibrator" else {}
+        shared = trained if slot == "calibrator" else {}
         owner[key] = {**given, "anyOf": [_method(slot, name, shared) for name in catalogue.names(slot)]}
     blocks.pop("Choice")
     generate = catalogue.toy_options().model_json_schema()

@@ -40,15 +40,16 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
     trained = component is not None and MODELS.get(component["type"]).needs_features
     if trained:
         inputs["features"] = paths.plan
+    seed = exp.seed if spec.seed is None else spec.seed
     with stage_run(
         "calibrate",
         paths.folder("calibrate", name),
         experiment=exp.name,
         digest=stage_digest(exp, "calibrate", name),
-        seed=exp.seed,
+        seed=seed,
         inputs=inputs,
     ) as stage:
-        torch.manual_seed(exp.seed)
+        torch.manual_seed(seed)
         config = Config.fromfile(str(paths.config(source)), format_python_code=False)
         detector = load_model(config.model, paths.model(source))
         calibrator: Calibrator = MODELS.build(component)
@@ -57,6 +58,8 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         if trained:
             plan = FeaturePlan.load(paths.plan)
             rows = open_rows(exp, paths, plan)
+            assert exp.features is not None
+            level = exp.features.level if exp.features.storage == "cached" else "roi"
             schedule = HeadSchedule.of(spec.schedule, len(rows))
 
             def batches(step: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -65,7 +68,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
                     # The block ends before the yield: a suspended generator would keep gradients off for its caller.
                     with torch.no_grad():
                         features = features.to(next(detector.parameters()).device)
-                        read = read_features(detector.roi_head.bbox_head, features, calibrator.reads)
+                        read = read_features(detector.roi_head.bbox_head, features, calibrator.reads, level)
                     yield read, labels
                     step += 1
 

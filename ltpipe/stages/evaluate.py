@@ -86,7 +86,7 @@ def predict(
     limits = config.model.test_cfg.rcnn
     limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
     limits.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
-    model = load_model(config.model, paths.model(checkpoint))
+    model: Any = load_model(config.model, paths.model(checkpoint))
     num_classes = config.train_dataloader.dataset.num_classes
     dataset = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
     images: Iterable[list[dict[str, Any]]] = ([image] for image in detections(model, dataset))

@@ -66,8 +66,10 @@ def run(exp: Experiment, paths: Paths) -> None:
             seed=spec.seed,
         )
         if spec.storage == "cached":
-            write_features(detector, units, plan.unit_boxes, paths.features, spec.dtype, stage.work)
+            write_features(detector, units, plan.unit_boxes, paths.features, spec.dtype, stage.work, spec.level)
             stage.outputs.append(paths.features)
+        else:
+            paths.features.unlink(missing_ok=True)
         plan.save(paths.plan)
         stage.outputs.append(paths.plan)
         stage.notes.update(images=len(units), boxes=len(plan.boxes), rows=len(plan.rows))

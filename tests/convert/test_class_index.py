@@ -43,7 +43,8 @@ def test_coco_layout_has_labels_not_category_ids(tmp_path: Path) -> None:
     write_class_index(tmp_path / "a.json", classes, [90, 1, 13], "abc")
     stored = json.loads((tmp_path / "a.json").read_text())
     assert stored["annotation_sha256"] == "abc"
-    assert stored["classes"][1] == {"category_id": 13, "label": 1, "n_instances": 2, "n_images": 2, "image_ids": [20, 4]}
+    second = {"category_id": 13, "label": 1, "n_instances": 2, "n_images": 2, "image_ids": [20, 4]}
+    assert stored["classes"][1] == second
 
 
 class Harmful:

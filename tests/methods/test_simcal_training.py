@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ltpipe.engine.head_training import Batch, HeadSchedule, row_accuracies, train_head
 from ltpipe.errors import UserError
 from ltpipe.methods.bags import BAGS
-from ltpipe.methods.base import Calibrator, read_features
+from ltpipe.methods.base import LEVELS, Calibrator, read_features, stored_features
 from ltpipe.methods.decoupled import CRT, LWS
 from ltpipe.methods.simcal import SimCal
 from ltpipe.spec.training import CalibrationSchedule
@@ -152,6 +152,23 @@ def test_cached_activations_equal_the_whole_path(name: str) -> None:
         whole: list[float] = []
         train_head(full, stream(), SCHEDULE, report=lambda _, facts: whole.append(facts["loss"]), report_every=1)
         assert losses["torch.float32"] == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_declared_level_is_what_is_read(name: str) -> None:
+    """What ``validate`` knows of a calibrator agrees with what it does; features of that level give the same rows."""
+    calibrator, head, (x, _) = make(name), box_head(), batch(0)
+    lowest = calibrator.lowest_level
+    level = lowest["head"][name] if isinstance(lowest, dict) else lowest
+    assert level == calibrator.reads.removesuffix("_raw")
+    expected = read_features(head, x, calibrator.reads)
+    for stored in LEVELS:
+        if LEVELS.index(stored) <= LEVELS.index(level):
+            rows = stored_features(head, x, stored)
+            torch.testing.assert_close(read_features(head, rows, calibrator.reads, stored), expected)
+        else:
+            with pytest.raises(UserError, match="trains layers below"):
+                read_features(head, stored_features(head, x, stored), calibrator.reads, stored)
 
 
 def test_a_step_without_rows_changes_nothing() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, missing
+
+sys.path.append(str(Path(__file__).parents[1] / "workflow"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,7 +138,7 @@ class Recorder:
         executor._ledger, executor._watch = Ledger(folder), Watch()
         executor.logger = logging.getLogger("test")
         executor.status_rate_limiter = _NoLimit()
-        executor._next_seconds_between_status_checks = 2
+        executor._changed, executor._next_seconds_between_status_checks = time.monotonic(), 2
         settings = ExecutorSettings(status_command=None, init_seconds_before_status_checks=10)
         executor.workflow = SimpleNamespace(executor_settings=settings)
         self.said: list[tuple[str, str]] = []
@@ -170,11 +171,15 @@ def test_polls(slurm: FakeSlurm, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     slurm.says("squeue", "1|RUNNING\n2|COMPLETED\n3|CANCELLED")
     assert recorder.poll("1", "2", "3") == ["1"]
     assert recorder.said[0] == ("ok", "2") and recorder.said[1][1] == "3" and "CANCELLED" in recorder.said[1][0]
+    assert recorder.executor.next_seconds_between_status_checks == 10
     waits = []
-    for _ in range(20):
+    for minutes in (0.5, 2, 60):
+        recorder.executor._changed -= 60 * minutes
         assert recorder.poll("1") == ["1"]
-        waits.append(recorder.executor.next_seconds_between_status_checks)
-    assert waits[0] == 15 and waits[-1] == 60 and waits == sorted(waits)
+        waits.append(round(recorder.executor.next_seconds_between_status_checks))
+    assert waits == [10, 38, 60]
+    slurm.says("squeue", "1|COMPLETED")
+    assert recorder.poll("1") == [] and recorder.executor.next_seconds_between_status_checks == 2
 
 
 def test_a_second_job_for_a_file(slurm: FakeSlurm, tmp_path: Path) -> None:
@@ -190,3 +195,14 @@ def test_a_second_job_for_a_file(slurm: FakeSlurm, tmp_path: Path) -> None:
     slurm.says("squeue", "12|FAILED")
     assert recorder.executor._still_running(_job("m.pth")) is None
     assert not list((tmp_path / "ledger").glob("*.json"))
+
+
+def test_notes_on_ended_jobs_go(slurm: FakeSlurm, tmp_path: Path) -> None:
+    for number in ("12", "13", "14"):
+        Ledger(tmp_path / "ledger").add(_job(f"{number}.pth"), number, f"{number}.log")
+    executor = Recorder(tmp_path / "ledger").executor
+    executor._forget_ended_jobs()
+    assert sorted(executor._ledger.left()) == ["12", "13", "14"], "nothing answered"
+    slurm.says("squeue", "12|RUNNING\n13|COMPLETED")
+    executor._forget_ended_jobs()
+    assert executor._ledger.left() == ["12"]

@@ -112,3 +112,19 @@ def test_another_job_for_the_same_file_is_refused(start_cluster: Start, tmp_path
     assert run.wait() != 0
     assert f"scancel {job}" in run.output
     assert run.attempts == [job] and not run.complete()
+
+
+def test_a_job_that_ended_without_snakemake_is_not_repeated(start_cluster: Start, tmp_path: Path) -> None:
+    cluster = start_cluster()
+    run = Run(tmp_path, cluster, seconds=8)
+    run.start()
+    job = run.until_running()
+    assert run.process is not None
+    run.process.kill()
+    run.process.wait()
+    wait_for(lambda: job in cluster.jobs("COMPLETED"), 60, "end of the job")
+    run.start("--unlock")
+    assert run.wait() == 0, run.output
+    run.start()
+    assert run.wait() == 0, run.output
+    assert run.complete() and run.attempts == [job], run.output

@@ -130,3 +130,22 @@ def test_modes_need_two_classifiers(load: Load) -> None:
 def test_oracle_labels_leave_nothing_to_combine(load: Load) -> None:
     with pytest.raises(UserError, match="no scores to combine"):
         load("report:", "evaluate: {oracle_labels: true, thresholds: [10]}\nreport:")
+
+
+@pytest.mark.parametrize(
+    ("level", "head", "allowed"),
+    [("fc1", "3fc_ft", "roi"), ("last", "2fc_rand", "roi"), ("last", "3fc_ft_freeze1", "roi, fc1")],
+)
+def test_stored_activations_must_lie_below_what_is_trained(load: Load, level: str, head: str, allowed: str) -> None:
+    stored = ("calibrate:", f"features: {{level: {level}}}\ncalibrate:")
+    choice = ("{type: simcal, schedule", f"{{type: simcal, head: {head}, schedule")
+    refused(load, *stored, *choice, words=["features.level", "trains layers below", f"allowed: {allowed}"])
+    live = ("calibrate:", f"features: {{level: {level}, storage: none}}\ncalibrate:")
+    assert check_experiment(load(*live, *choice), ["small"]) == []
+
+
+@pytest.mark.parametrize(("level", "head"), [("fc1", "3fc_ft_freeze1"), ("last", "cls_ft"), ("fc1", "cls_rand")])
+def test_exact_activations(load: Load, level: str, head: str) -> None:
+    choice = ("{type: simcal, schedule", f"{{type: simcal, head: {head}, schedule")
+    exp = load("calibrate:", f"features: {{level: {level}}}\ncalibrate:", *choice)
+    assert check_experiment(exp, ["small"]) == []

@@ -59,6 +59,8 @@ EDITS = [
     ("step: 3", "step: 2", {"split", "base"}),
     ("{iterations: 20}", "{iterations: 19}", {"calibrate head"}),
     ("calibrate:", "features: {rois: 99}\ncalibrate:", {"features"}),
+    ("calibrate:", "features: {level: last}\ncalibrate:", {"features", "calibrate head"}),
+    ("schedule: {iterations: 20}", "seed: 4, schedule: {iterations: 20}", {"calibrate head"}),
     ("dataset:", "seed: 5\ndataset:", {"base"}),
     ("data/train.json", "data/other.json", {"index"}),
 ]

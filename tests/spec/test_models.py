@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from small_project import Load
 
 from ltpipe.errors import UserError
+from ltpipe.spec.blocks import Evaluate
 from ltpipe.spec.models import Schedule, Split
 from ltpipe.spec.training import CalibrationSchedule, IncrementalSchedule
 
@@ -88,3 +89,9 @@ def test_iterations_per_phase(load: Load) -> None:
 def test_experiments_are_immutable(load: Load) -> None:
     with pytest.raises(ValidationError):
         load().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bins", [[], [10, 10], [100, 10]])
+def test_bins_ascend(bins: list[int]) -> None:
+    with pytest.raises(ValidationError, match="bins must ascend"):
+        Evaluate(bins=bins)

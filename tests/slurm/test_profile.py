@@ -1,0 +1,60 @@
+"""The user's command on a real Slurm: the shipped profile and workflow, with a stub for the stages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from workspace import ROOT, Workspace
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
+Start = Callable[..., Cluster]
+# The first attempt of `base` leaves its resume state and fails.
+FAIL_ONCE = """if [ "$1" = base ] && [ ! -e results/chain/base/work/a ]; then
+  mkdir -p results/chain/base/work; touch results/chain/base/work/a; exit 1
+fi
+"""
+
+
+def test_phase_1_with_a_retry(start_cluster: Start, tmp_path: Path) -> None:
+    cluster = start_cluster(cpus=16, memory=200000)
+    workspace = Workspace(tmp_path / "w")
+    command = workspace.folder / "bin" / "ltpipe"
+    command.write_text(command.read_text().replace("exec", FAIL_ONCE + "exec"))
+    path = os.pathsep.join([str(command.parent), str(Path(sys.executable).parent), cluster.environment["PATH"]])
+    done = subprocess.run(
+        ["snakemake", "--profile", "slurm", "phase_1", "--config", "experiments=chain", "--latency-wait", "20"]
+        + ["--ltslurm-init-seconds-before-status-checks", "3"],
+        cwd=workspace.folder,
+        env={**cluster.environment, "PATH": path, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=450,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert (workspace.folder / "results/chain/lst/phase1/model.pth").exists()
+    assert not (workspace.folder / "results/chain/lst/phase2").exists()
+    listed = cluster.ask("squeue", "-h", "--states=all", "-o", "%k|%T|%P|%b|%m|%l").splitlines()
+    base = sorted((line for line in listed if line.startswith("rule_base")), key=lambda line: "COMPLETED" in line)
+    assert base == [
+        "rule_base_wildcards_chain|FAILED|gpu|gres:gpu:1|32000M|12:00:00",
+        "rule_base_wildcards_chain|COMPLETED|gpu|gres:gpu:1|62.50G|1-00:00:00",
+    ], "the retry asks for more memory and time"
+    assert sum("rule_split" in line for line in listed) == 2
+
+
+def test_a_job_knows_how_much_time_is_left(start_cluster: Start) -> None:
+    cluster = start_cluster()
+    question = "from ltpipe.time_limit import slurm_seconds_left; print(slurm_seconds_left())"
+    command = ["srun", "--time=5", "--export=ALL", sys.executable, "-c", question]
+    answer = subprocess.run(
+        command, env={**cluster.environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert 270 <= float(answer.stdout) <= 300, answer

@@ -1,0 +1,311 @@
+"""Stages that are killed, stopped or repeated: what continues, what starts anew, and that the results are the same bits."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from tiny_project import (
+    assert_same_state,
+    command_line,
+    ended,
+    experiment,
+    in_child,
+    kill_here,
+    run_stages,
+)
+
+from ltpipe.engine import features
+from ltpipe.engine.features import FrozenDetector
+from ltpipe.engine.head_training import _step, train_head
+from ltpipe.engine.hooks import StepSeedHook
+from ltpipe.errors import UserError
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.stages._run import _exclusive
+
+if TYPE_CHECKING:
+    from conftest import Chain
+
+TRAININGS = [("base", None), ("lst", 2)]
+
+
+def fail() -> None:
+    """An error of the training itself."""
+    raise ArithmeticError("a defect")
+
+
+def cut_short(exp: Experiment, paths: Paths, stage: str, key: int | None, at: int, end: Callable[[], None]) -> int:
+    """Run a training in a process of its own that ends before an iteration; return how it ended."""
+
+    def work() -> None:
+        seed = StepSeedHook.before_train_iter
+
+        def before(self, runner, *rest, **more):
+            if runner.iter == at:
+                end()
+            seed(self, runner, *rest, **more)
+
+        StepSeedHook.before_train_iter = before
+        run_stages(exp, paths.results, stage if key is None else (stage, key))
+
+    return ended(in_child(work))
+
+
+def iterations_of(exp: Experiment, paths: Paths, stage: str, key: int | None = None) -> list[int]:
+    """Run a training here; return the iterations it did."""
+    done: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        seed = StepSeedHook.before_train_iter
+
+        def before(self, runner, *rest, **more):
+            done.append(runner.iter)
+            seed(self, runner, *rest, **more)
+
+        patch.setattr(StepSeedHook, "before_train_iter", before)
+        run_stages(exp, paths.results, stage if key is None else (stage, key))
+    return done
+
+
+def model_of(paths: Paths, stage: str, key: int | None) -> Path:
+    return paths.folder(stage, key) / "model.pth"
+
+
+@pytest.mark.parametrize(("stage", "key"), TRAININGS)
+@pytest.mark.parametrize(("end", "code"), [(kill_here, -9), (fail, 1)])
+def test_a_training_cut_short_continues_to_the_same_bits(
+    chain: Chain, tmp_path: Path, stage: str, key: int | None, end: Callable[[], None], code: int
+) -> None:
+    paths, at = chain.copy(tmp_path), 2
+    assert cut_short(chain.exp, paths, stage, key, at, end) == code
+    assert not paths.record(stage, key).exists()
+    assert model_of(paths, stage, key).is_file(), "the earlier result stays"
+    assert iterations_of(chain.exp, paths, stage, key)[0] == at
+    assert_same_state(model_of(paths, stage, key), model_of(chain.paths, stage, key))
+    assert paths.record(stage, key).is_file() and not paths.work(stage, key).exists()
+
+
+def test_a_training_killed_while_it_saves_its_state(chain: Chain, tmp_path: Path) -> None:
+    from mmengine.fileio import LocalBackend
+
+    paths = chain.copy(tmp_path)
+
+    def work() -> None:
+        put = LocalBackend.put
+
+        def half(self, content, path):
+            if "iter_3" in str(path):
+                put(self, content[: len(content) // 2], path)
+                kill_here()
+            put(self, content, path)
+
+        LocalBackend.put = half
+        run_stages(chain.exp, paths.results, "base")
+
+    assert ended(in_child(work)) == -9
+    assert sorted(file.name for file in paths.work("base").glob("iter_*")) == ["iter_1.pth", "iter_2.pth"]
+    assert iterations_of(chain.exp, paths, "base") == [2, 3]
+    assert_same_state(paths.model("base"), chain.paths.model("base"))
+
+
+def test_a_training_killed_before_it_publishes(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+
+    def work() -> None:
+        import ltpipe.engine.train
+
+        ltpipe.engine.train.write_checkpoint = lambda *_: kill_here()
+        run_stages(chain.exp, paths.results, "base")
+
+    assert ended(in_child(work)) == -9
+    assert iterations_of(chain.exp, paths, "base") == []
+    assert_same_state(paths.model("base"), chain.paths.model("base"))
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_damaged_states_are_passed_over(chain: Chain, tmp_path: Path, damaged: int) -> None:
+    paths = chain.copy(tmp_path)
+    assert cut_short(chain.exp, paths, "base", None, 3, kill_here) == -9
+    for name in ["iter_3.pth", "iter_2.pth"][:damaged]:
+        file = paths.work("base") / name
+        os.truncate(file, file.stat().st_size // 2)
+    assert iterations_of(chain.exp, paths, "base")[0] == (2 if damaged == 1 else 0)
+    assert_same_state(paths.model("base"), chain.paths.model("base"))
+
+
+def test_a_finished_training_starts_anew(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    assert iterations_of(chain.exp, paths, "base") == [0, 1, 2, 3]
+    # Killed after its record was written, before its resume state was removed.
+    (paths.work("base")).mkdir()
+    (paths.work("base") / "iter_4.pth").write_bytes(b"")
+    assert iterations_of(chain.exp, paths, "base") == [0, 1, 2, 3]
+
+
+def test_another_experiment_does_not_continue(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    assert cut_short(chain.exp, paths, "base", None, 2, kill_here) == -9
+    changed = experiment(chain.folder, base={"schedule": {"lr": 0.02}})
+    assert iterations_of(changed, paths, "base") == [0, 1, 2, 3]
+
+
+def test_another_input_does_not_continue(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    assert cut_short(chain.exp, paths, "base", None, 2, kill_here) == -9
+    paths.split.write_text(paths.split.read_text() + "\n")
+    paths.record("split").unlink()
+    assert iterations_of(chain.exp, paths, "base") == [0, 1, 2, 3]
+
+
+def test_fresh_starts_anew(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    assert cut_short(chain.exp, paths, "base", None, 2, kill_here) == -9
+    before = set(paths.work("base").glob("iter_*"))
+    log = tmp_path / "log"
+    code, error = command_line(log, "base", chain.exp.file, "--results", paths.results, "--processes", 1, "--fresh")
+    assert code == 0 and before, error
+    assert not paths.work("base").exists()
+    assert_same_state(paths.model("base"), chain.paths.model("base"))
+
+
+def test_fresh_is_refused_while_the_stage_runs(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    holder = holding_the_lock(paths.folder("base"), tmp_path / "held")
+    try:
+        log = tmp_path / "log"
+        code, error = command_line(log, "base", chain.exp.file, "--results", paths.results, "--fresh")
+        assert code == 2 and "already running" in error
+    finally:
+        os.kill(holder, 9)
+        ended(holder)
+
+
+def holding_the_lock(folder: Path, flag: Path, then: Callable[[], None] = lambda: None) -> int:
+    """Start a process that holds a stage's lock; return its id."""
+
+    def work() -> None:
+        with _exclusive(folder, "base"):
+            then()
+            flag.touch()
+            time.sleep(60)
+
+    child = in_child(work)
+    while not flag.exists():
+        time.sleep(0.01)
+    return child
+
+
+def test_a_stage_runs_once_at_a_time(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    holder = holding_the_lock(paths.folder("base"), tmp_path / "held")
+    try:
+        with pytest.raises(UserError, match="already running"):
+            run_stages(chain.exp, paths.results, "base")
+        assert paths.record("base").is_file(), "a refused run changes nothing"
+    finally:
+        os.kill(holder, 9)
+        ended(holder)
+    run_stages(chain.exp, paths.results, "base")
+
+
+def test_loader_processes_that_outlive_a_killed_stage_do_not_hold_its_lock(chain: Chain, tmp_path: Path) -> None:
+    paths, pid = chain.copy(tmp_path), tmp_path / "pid"
+
+    def start_loader() -> None:
+        pid.write_text(str(in_child(lambda: time.sleep(60))))
+
+    holder = holding_the_lock(paths.folder("base"), tmp_path / "held", start_loader)
+    os.kill(holder, 9)
+    ended(holder)
+    try:
+        run_stages(chain.exp, paths.results, "base")
+    finally:
+        os.kill(int(pid.read_text()), 9)
+
+
+def test_leftovers_of_a_kill_are_cleared_away(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    leftover = paths.folder("base") / ".model.pth.99999.part.pth"
+    leftover.write_bytes(b"half")
+    (paths.dataset / ".train.99999.part").mkdir()
+    run_stages(chain.exp, paths.results, "index", "base")
+    assert not leftover.exists() and not (paths.dataset / ".train.99999.part").exists()
+
+
+@pytest.mark.parametrize("during", ["proposals", "pool"])
+def test_features_cut_short_continue_to_the_same_bytes(chain: Chain, tmp_path: Path, during: str) -> None:
+    paths = chain.copy(tmp_path)
+
+    def calls(end_at: int | None) -> list[int]:
+        """Run the stage, ending it before a unit; return the units it worked on."""
+        done: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(features, "SAVE_EVERY", 2)
+            original = getattr(FrozenDetector, during)
+
+            def counted(self, *arguments):
+                if len(done) == end_at:
+                    kill_here()
+                done.append(len(done))
+                return original(self, *arguments)
+
+            patch.setattr(FrozenDetector, during, counted)
+            run_stages(chain.exp, paths.results, "features")
+        return done
+
+    assert ended(in_child(lambda: calls(5))) == -9
+    assert not paths.record("features").exists()
+    again = len(calls(None))
+    # Units without a drawn box are not pooled.
+    assert again == len(chain_units(chain)) - 4 if during == "proposals" else 0 < again < len(chain_units(chain)) - 3
+    for name in ("plan.npz", "features.npy"):
+        folder, other = paths.folder("features"), chain.paths.folder("features")
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def chain_units(chain: Chain) -> list[tuple[int, bool]]:
+    from ltpipe.data.feature_plan import FeaturePlan
+
+    return FeaturePlan.load(chain.paths.plan).units
+
+
+@pytest.mark.parametrize("damage", [None, "head.pth"])
+def test_a_calibration_cut_short_continues_to_the_same_bits(chain: Chain, tmp_path: Path, damage: str | None) -> None:
+    runs = {name: chain.copy(tmp_path / name) for name in ("whole", "cut")}
+
+    def calibrate(paths: Paths, end_at: int | None) -> list[int]:
+        done: list[int] = []
+
+        def counted(*arguments):
+            if arguments[4] == end_at:
+                kill_here()
+            done.append(arguments[4])
+            return _step(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ltpipe.engine.head_training._step", counted)
+            patch.setattr(
+                "ltpipe.stages.calibrate.train_head", lambda *a, **options: train_head(*a, **options, save_every=2)
+            )
+            run_stages(chain.exp, paths.results, ("calibrate", "simcal"))
+        return done
+
+    assert calibrate(runs["whole"], None) == [0, 1, 2, 3, 4, 5]
+    assert ended(in_child(lambda: calibrate(runs["cut"], 5))) == -9
+    assert not runs["cut"].model("simcal").exists()
+    if damage:
+        os.truncate(runs["cut"].work("calibrate", "simcal") / damage, 1000)
+    assert calibrate(runs["cut"], None) == ([4, 5] if damage is None else [0, 1, 2, 3, 4, 5])
+    assert_same_state(runs["whole"].model("simcal"), runs["cut"].model("simcal"))
+
+
+def test_states_hold_what_a_training_needs(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    assert cut_short(chain.exp, paths, "base", None, 3, kill_here) == -9
+    state = torch.load(paths.work("base") / "iter_3.pth", weights_only=False)
+    assert state["meta"]["iter"] == 3 and {"state_dict", "optimizer", "param_schedulers"} <= state.keys()
