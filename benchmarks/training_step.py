@@ -120,7 +120,9 @@ def component(slot: str, name: str, counts: dict[str, Any]) -> dict[str, Any]:
 
 def build(slot: str, name: str, counts: dict[str, Any], device: str) -> tuple[nn.Module, nn.ModuleList]:
     """Return a box head with one method in it, and its parts; the slot :data:`PLAIN` is mmdet's own head."""
-    chosen = {"classifier": "linear", "loss": "cross_entropy"} | ({slot: name} if slot in ("classifier", "loss") else {})
+    chosen = {"classifier": "linear", "loss": "cross_entropy"}
+    if slot in chosen:
+        chosen[slot] = name
     config = {
         "type": "mmdet.Shared2FCBBoxHead" if slot == PLAIN else "ltpipe.LTBBoxHead",
         "in_channels": CHANNELS,

@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ltpipe {arguments.verb}: {error}", file=sys.stderr)
         return EXIT_CODE
     except Stopped as stop:
+        first_to_fail()  # the other processes lose their connection now, which is no error to tell of
         print(f"ltpipe {arguments.verb}: {stop}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:

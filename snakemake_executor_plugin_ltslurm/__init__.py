@@ -18,6 +18,7 @@ cancelled and a preempted job as failed and keeps its jobs when a status query f
 
 import asyncio
 import shlex
+import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Executor(stock.Executor):  # type: ignore[misc]
         super().__post_init__(test_mode)
         self._watch = Watch()
         self._changed = time.monotonic()
+        self._stopping = threading.Event()
         self._ledger = Ledger(Path(self.workflow.workdir_init) / ".snakemake" / "ltslurm")
         self._forget_ended_jobs()
 
@@ -134,8 +136,9 @@ class Executor(stock.Executor):  # type: ignore[misc]
     def run_job(self, job: JobExecutorInterface) -> None:
         """Submit a job, unless an earlier run's job for the same files still runs: then watch that one, or refuse."""
         try:
-            if not self._wait_for_slurm():
-                raise WorkflowError(f"Slurm did not answer for {PATIENCE_SECONDS // 60} minutes")
+            if any(job.resources.get(name) for name in ("slurm_cluster", "cluster", "clusters")):
+                raise WorkflowError("ltslurm submits to one cluster only; the executor slurm knows several")
+            self._wait_for_slurm()
             found = self._still_running(job)
         except Exception as error:  # the thread that called would swallow it, and Snakemake wait for ever
             self._report_job_error_threadsafe(SubmittedJobInfo(job), f"{error} ")
@@ -149,15 +152,22 @@ class Executor(stock.Executor):  # type: ignore[misc]
         )
         self._report_job_submission_threadsafe(SubmittedJobInfo(job, number, {"slurm_logfile": Path(log)}))
 
-    def _wait_for_slurm(self) -> bool:
-        """Wait until slurmctld answers, so that its restart costs no attempt; False when it stays away."""
-        end = time.monotonic() + PATIENCE_SECONDS
+    def _wait_for_slurm(self) -> None:
+        """Wait until slurmctld answers, so that its restart costs no attempt.
+
+        Raises:
+            WorkflowError: It stays away, or Snakemake is stopped.
+        """
+        start = time.monotonic()
         while not answers():
-            if time.monotonic() > end:
-                return False
             self.logger.warning(f"Slurm did not answer; will try to submit again in {RETRY_SECONDS} s.")
-            time.sleep(RETRY_SECONDS)
-        return True
+            if self._stopping.wait(RETRY_SECONDS) or time.monotonic() - start > PATIENCE_SECONDS:
+                raise WorkflowError("Slurm did not answer")
+
+    def shutdown(self) -> None:
+        """End submissions that wait for Slurm, then everything else."""
+        self._stopping.set()
+        super().shutdown()
 
     def _still_running(self, job: JobExecutorInterface) -> tuple[str, str] | None:
         """Id and log of an earlier run's job that makes exactly what this job would.

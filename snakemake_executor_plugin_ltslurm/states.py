@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ def job_states(ids: Sequence[str | None]) -> dict[str, str] | None:
         State by id, in one word such as ``RUNNING``; ids nobody knows are left out. None if nothing answered.
     """
     wanted = {one for one in ids if one}
-    shown = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--user={getpass.getuser()}"])
+    shown = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--user={os.getuid()}"])
     found = {one: shown[one] for one in wanted if shown and one in shown}
     rest = sorted(wanted - found.keys())
     if not rest:

@@ -123,19 +123,25 @@ def together(work: Callable[[], None], processes: int) -> None:
     assert [ended(child) for child in children] == [0] * processes
 
 
-def command_line(log: Path, *arguments: object) -> tuple[int, str]:
+def command_line(*arguments: object) -> tuple[int, str]:
     """Run the command line in a process of its own; return its exit code and what it wrote to the error stream."""
+    reading, writing = os.pipe()
 
     def work() -> None:
         from ltpipe.cli import main
 
-        sys.stderr = open(log, "w", encoding="utf-8")
-        os.dup2(sys.stderr.fileno(), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(writing, 2)
+        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
         code = main([str(argument) for argument in arguments])
         sys.stderr.flush()
         os._exit(code)
 
-    return ended(in_child(work)), log.read_text(encoding="utf-8")
+    child = in_child(work)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as stream:
+        text = stream.read()
+    return ended(child), text
 
 
 def kill_here() -> None:

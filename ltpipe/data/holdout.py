@@ -7,6 +7,7 @@ another image for training. Held-out images usually hold frequent classes too, s
 from __future__ import annotations
 
 import os
+import zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,6 @@ def load_holdout(path: str | os.PathLike[str]) -> NDArray[np.int64]:
             ids: NDArray[np.int64] = content["image_id"]
     except FileNotFoundError as error:
         raise UserError("no list of held-out images", where=path, fix=fix) from error
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError("damaged list of held-out images", where=path, got=error, fix=fix) from error
     return ids

@@ -126,7 +126,7 @@ class StoreDataset(BaseDataset):
             raise UserError(
                 "unreadable image",
                 where=info["img_path"],
-                got=f"image id {info['img_id']}: {error}",
+                got=f"image id {info['img_id']}: {' '.join(str(error).split())}",
                 fix="replace the file; training continues from its last checkpoint",
             ) from error
 

@@ -165,8 +165,8 @@ class Calibrator(nn.Module):
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
         class_rows: Whether row c of the calibrated classifier belongs to class c.
-        lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and the
-            level for each of its values.
+        lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and
+            the level for each of its values.
         fuses_scores: Whether the merged detector has two classifiers, with several ways to combine their scores.
         reads: Feature the rows hold, final after :meth:`initialise`; see :func:`read_features`.
         num_classes: Foreground classes K.
@@ -248,7 +248,7 @@ def read_features(bbox_head: Any, stored: Tensor, reads: Reads, level: Level = "
 
     Args:
         bbox_head: Box head that :func:`shared_layers` accepts.
-        stored: Float, what :func:`stored_features` returned at this level; ``(n, c, h, w)`` pooled features for ``roi``.
+        stored: Float, what :func:`stored_features` returned at this level; for ``roi`` pooled ``(n, c, h, w)``.
         reads: ``roi``: pooled features; ``fc1``: first hidden layer after its ReLU; ``last``: last hidden layer after
             its ReLU; ``last_raw``: before it.
         level: What is stored.

@@ -1,4 +1,4 @@
-"""IIF for a trained detector: without training, ``softmax(w * z)`` for its scores, or with its classifier trained again.
+"""IIF for a trained detector: ``softmax(w * z)`` for its scores without training, or its classifier trained again.
 
 Modes of :mod:`ltpipe.methods.iif` (arXiv 2209.04861; ``kostas1515/iif``, classification code and ``decoup`` configs).
 Act on the classifier of the box head; the first at test time only. Need image counts and the number of training images,

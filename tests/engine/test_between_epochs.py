@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from method_project import tiny_experiment, write_project
+from mmengine.config import Config
 
 from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView

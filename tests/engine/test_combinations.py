@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from method_project import tiny_experiment, write_project
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from method_project import tiny_experiment, write_project
 from torch import nn
 
 from ltpipe.engine import inputs
@@ -56,6 +56,10 @@ def pairs() -> Iterator[dict[str, str]]:
                 seen.add(tuple(case.values()))
                 yield case
     yield from TOGETHER
+
+
+def label(case: dict[str, str]) -> str:
+    return "-".join(case[slot] for slot in SLOTS if case[slot] != DEFAULT[slot])
 
 
 def choice(name: str) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, s
     return logged
 
 
-@pytest.mark.parametrize("case", list(pairs()), ids=lambda case: "-".join(case[s] for s in SLOTS if case[s] != DEFAULT[s]))
+@pytest.mark.parametrize("case", list(pairs()), ids=label)
 def test_pair(world: World, case: dict[str, str]) -> None:
     exp = experiment(world.folder, case)
     for (a, b), reason in REFUSED.items():
@@ -127,7 +131,7 @@ def test_pair(world: World, case: dict[str, str]) -> None:
     order = {"sampler": {"type": exp.base.sampler.type, **exp.base.sampler.options}}
     fragment, _ = assemble_model(exp, world.counts)
     stream = build_dataset(
-        inputs.stream_config(exp, world.paths, fragment, phase=0, num_classes=9, seed=0, order=order) | {"holdout": None}
+        inputs.stream_config(exp, world.paths, fragment, phase=0, num_classes=9, seed=0, order=order)
     )
     batches = [pseudo_collate([stream[i]]) for i in range(2)]
     model, optimizer = build(exp, world.counts)
@@ -172,7 +176,8 @@ def test_refusals_name_their_reason(world: World) -> None:
 
 def test_heads_without_call_points_are_refused(world: World) -> None:
     exp = experiment(world.folder, {**DEFAULT, "part": "crat"})
-    text = Path("class_wise.py").read_text().replace("bbox_head=dict(", 'bbox_head=dict(type="Shared4Conv1FCBBoxHead", ')
+    text = Path("class_wise.py").read_text()
+    text = text.replace("bbox_head=dict(", 'bbox_head=dict(type="Shared4Conv1FCBBoxHead", ')
     Path("other_head.py").write_text(text)
     changed = exp.model_copy(update={"detector": exp.detector.model_copy(update={"config": Path("other_head.py")})})
     with pytest.raises(UserError, match="Shared4Conv1FCBBoxHead"):

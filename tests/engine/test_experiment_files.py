@@ -35,7 +35,7 @@ def without_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_valid_with_the_class_list_only(name: str) -> None:
     exp = load_experiment(name)
     assert check_experiment(exp, NAMES), "says that there were no data"
-    assert exp.file is not None and len(exp.file.read_text().splitlines()) <= (12 if name.startswith("toy_") else 40) + 6
+    assert exp.file is not None and len(exp.file.read_text().splitlines()) <= 40
     assert exp.description
     for expected in exp.report.expected:
         assert expected.metric in METRICS and 0 <= expected.value < 50

@@ -96,3 +96,17 @@ def test_enough_time(undisturbed: tuple[Experiment, dict[str, torch.Tensor]], mo
     monkeypatch.setenv(VARIABLE, str(time.time() + 3600))
     base.run(exp, paths)
     assert Path(paths.model("base")).exists()
+
+
+def test_two_processes(
+    undisturbed: tuple[Experiment, dict[str, torch.Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    exp, _ = undisturbed
+    paths = prepared(exp, "two")
+    monkeypatch.setenv(VARIABLE, str(time.time()))
+    assert main(["base", str(exp.file), "--results", "two", "--processes", "2"]) == STOPPED
+    said = capfd.readouterr().err
+    assert "time is up after iteration 1 of 8" in said and "Traceback" not in said
+    assert [state.name for state in saved_states(paths.work("base"))] == ["iter_1.pth"]

@@ -9,7 +9,7 @@ from mmdet.models.necks import FPN
 from torch import nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.lst_expand import expand_checkpoint, trim_heads
+from ltpipe.methods.lst_expand import check_grown, expand_checkpoint, trim_heads
 from ltpipe.methods.lst_freeze import freeze, freezing_options
 
 HEAD = "roi_head.bbox_head."
@@ -94,6 +94,22 @@ def test_another_number_of_classes_is_refused(num_old: int) -> None:
 def test_trimming_leaves_what_does_not_depend_on_the_classes() -> None:
     state = checkpoint(80, mask=80) | {f"{HEAD}shared_fcs.0.weight": torch.zeros(8, 8)}
     assert sorted(trim_heads(state)) == ["backbone.conv1.weight", f"{HEAD}shared_fcs.0.weight"]
+
+
+def test_only_per_phase_statistics_may_differ_from_the_model() -> None:
+    grown = expand_checkpoint(checkpoint(5, mask=5), 5, 3, seed=0)
+    model = expand_checkpoint(checkpoint(8, mask=8), 8, 0, seed=0) | {
+        f"{HEAD}loss_cls.pos_grad": torch.zeros(8),
+        "roi_head.parts.0.mean": torch.zeros(8, 4),
+    }
+    check_grown(grown, model)
+    bias = f"{HEAD}fc_cls.bias"
+    with pytest.raises(UserError, match=r"missing \['roi_head.bbox_head.fc_cls.bias'\]"):
+        check_grown({key: value for key, value in grown.items() if key != bias}, model)
+    with pytest.raises(UserError, match=r"left over \['neck.extra'\]"):
+        check_grown(grown | {"neck.extra": torch.zeros(1)}, model)
+    with pytest.raises(UserError, match=r"fc_cls.bias \(7,\) for \(9,\)"):
+        check_grown(grown | {bias: torch.zeros(7)}, model)
 
 
 class Detector(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,7 @@ class Recorder:
         executor._ledger, executor._watch = Ledger(folder), Watch()
         executor.logger = logging.getLogger("test")
         executor.status_rate_limiter = _NoLimit()
+        executor._stopping = threading.Event()
         executor._changed, executor._next_seconds_between_status_checks = time.monotonic(), 2
         settings = ExecutorSettings(status_command=None, init_seconds_before_status_checks=10)
         executor.workflow = SimpleNamespace(executor_settings=settings)
@@ -206,3 +208,18 @@ def test_notes_on_ended_jobs_go(slurm: FakeSlurm, tmp_path: Path) -> None:
     slurm.says("squeue", "12|RUNNING\n13|COMPLETED")
     executor._forget_ended_jobs()
     assert executor._ledger.left() == ["12"]
+
+
+def test_submissions_wait_for_slurm(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = Recorder(tmp_path / "ledger").executor
+    slurm.says("scontrol", "Slurmctld(primary) at login is UP")
+    executor._wait_for_slurm()
+    assert not caplog.records
+    slurm.silent("scontrol")
+    monkeypatch.setattr("snakemake_executor_plugin_ltslurm.RETRY_SECONDS", 0.2)
+    threading.Timer(0.5, executor._stopping.set).start()
+    with pytest.raises(WorkflowError, match="did not answer"):
+        executor._wait_for_slurm()
+    assert len(caplog.records) >= 2

@@ -12,17 +12,22 @@ import pytest
 from cluster import Cluster
 from workspace import ROOT, Workspace
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 Start = Callable[..., Cluster]
-# The first attempt of `base` leaves its resume state and fails.
-FAIL_ONCE = """if [ "$1" = base ] && [ ! -e results/chain/base/work/a ]; then
-  mkdir -p results/chain/base/work; touch results/chain/base/work/a; exit 1
+QUESTION = "from ltpipe.time_limit import slurm_seconds_left; print(slurm_seconds_left())"
+# The first attempt of `base` leaves its resume state and fails; each says how much time it has.
+FAIL_ONCE = f"""if [ "$1" = base ]; then
+  "{sys.executable}" -c '{QUESTION}' >> left.txt
+  if [ ! -e results/chain/base/work/a ]; then
+    mkdir -p results/chain/base/work; touch results/chain/base/work/a; exit 1
+  fi
 fi
 """
 
 
-def test_phase_1_with_a_retry(start_cluster: Start, tmp_path: Path) -> None:
-    cluster = start_cluster(cpus=16, memory=200000)
+@pytest.mark.parametrize("accounting", [False, True], ids=["squeue-only", "slurmdbd"])
+def test_phase_1_with_a_retry(start_cluster: Start, tmp_path: Path, accounting: bool) -> None:
+    cluster = start_cluster(cpus=16, memory=200000, accounting=accounting)
     workspace = Workspace(tmp_path / "w")
     command = workspace.folder / "bin" / "ltpipe"
     command.write_text(command.read_text().replace("exec", FAIL_ONCE + "exec"))
@@ -36,7 +41,7 @@ def test_phase_1_with_a_retry(start_cluster: Start, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=450,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert (workspace.folder / "results/chain/lst/phase1/model.pth").exists()
@@ -47,13 +52,14 @@ def test_phase_1_with_a_retry(start_cluster: Start, tmp_path: Path) -> None:
         "rule_base_wildcards_chain|FAILED|gpu|gres:gpu:1|32000M|12:00:00",
         "rule_base_wildcards_chain|COMPLETED|gpu|gres:gpu:1|62.50G|1-00:00:00",
     ], "the retry asks for more memory and time"
+    first, second = ((workspace.folder / "left.txt").read_text()).split()
+    assert 0 <= 12 * 3600 - float(first) < 120 and 0 <= 24 * 3600 - float(second) < 120, "inside the rule's shell, too"
     assert sum("rule_split" in line for line in listed) == 2
 
 
 def test_a_job_knows_how_much_time_is_left(start_cluster: Start) -> None:
     cluster = start_cluster()
-    question = "from ltpipe.time_limit import slurm_seconds_left; print(slurm_seconds_left())"
-    command = ["srun", "--time=5", "--export=ALL", sys.executable, "-c", question]
+    command = ["srun", "--time=5", "--export=ALL", sys.executable, "-c", QUESTION]
     answer = subprocess.run(
         command, env={**cluster.environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
     )

@@ -166,8 +166,7 @@ def test_fresh_starts_anew(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
     assert cut_short(chain.exp, paths, "base", None, 2, kill_here) == -9
     before = set(paths.work("base").glob("iter_*"))
-    log = tmp_path / "log"
-    code, error = command_line(log, "base", chain.exp.file, "--results", paths.results, "--processes", 1, "--fresh")
+    code, error = command_line("base", chain.exp.file, "--results", paths.results, "--processes", 1, "--fresh")
     assert code == 0 and before, error
     assert not paths.work("base").exists()
     assert_same_state(paths.model("base"), chain.paths.model("base"))
@@ -177,8 +176,7 @@ def test_fresh_is_refused_while_the_stage_runs(chain: Chain, tmp_path: Path) -> 
     paths = chain.copy(tmp_path)
     holder = holding_the_lock(paths.folder("base"), tmp_path / "held")
     try:
-        log = tmp_path / "log"
-        code, error = command_line(log, "base", chain.exp.file, "--results", paths.results, "--fresh")
+        code, error = command_line("base", chain.exp.file, "--results", paths.results, "--fresh")
         assert code == 2 and "already running" in error
     finally:
         os.kill(holder, 9)

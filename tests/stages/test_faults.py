@@ -1,0 +1,254 @@
+"""Full disks, damaged files and unreadable images: one clear error, no half results, earlier results stay."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tiny_project import command_line, experiment, run_stages
+
+import ltpipe.engine.train
+from ltpipe.data.store import AnnotationStore
+from ltpipe.errors import EXIT_CODE, UserError
+from ltpipe.files import sha256_file
+from ltpipe.spec.paths import Paths
+
+if TYPE_CHECKING:
+    from conftest import Chain
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Checksums of all files but locks, logs and resume states."""
+    files = (file for file in folder.rglob("*") if file.is_file() and "work" not in file.parts and file.name != ".lock")
+    return {str(file.relative_to(folder)): sha256_file(file) for file in files}
+
+
+def without_record(before: dict[str, str], folder: str) -> dict[str, str]:
+    """What should be left after a stage has failed: everything but its record."""
+    return {name: checksum for name, checksum in before.items() if name != f"{folder}/stage.json"}
+
+
+def refused(paths: Paths, exp: Any, *stage: Any) -> str:
+    """Return the text of the error with which a stage ends; it must leave all results but its record alone."""
+    name, *key = stage
+    before = snapshot(paths.results)
+    with pytest.raises(UserError) as error:
+        run_stages(exp, paths.results, stage if key else name)
+    own = str(paths.folder(*stage).relative_to(paths.results))
+    assert snapshot(paths.results) in (before, without_record(before, own))
+    return str(error.value)
+
+
+def one_paragraph(text: str) -> bool:
+    """Whether the error stream ends with one paragraph of ours and shows no traceback."""
+    return text.count("ltpipe ") >= 1 and "Traceback" not in text and "\n\n" not in text[text.index("ltpipe ") :].strip()
+
+
+# ---- full disks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [("base",), ("lst", 1), ("distill", 1), ("calibrate", "simcal"), ("evaluate", "base")])
+def test_no_space_for_the_result(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: tuple) -> None:
+    paths = chain.copy(tmp_path)
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).suffix in (".pth", ".npz", ".arrow") and "work" not in Path(target).parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    message = refused(paths, chain.exp, *stage)
+    assert "No space left on device" in message and str(paths.folder(*stage)) in message and "earlier results" in message
+
+
+@pytest.mark.parametrize("method", ["put", "put_text"])
+def test_no_space_for_what_mmengine_writes(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from mmengine.visualization import LocalVisBackend
+
+    paths = chain.copy(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if method == "put":
+        monkeypatch.setattr("mmengine.fileio.LocalBackend.put", full)
+    else:
+        monkeypatch.setattr(LocalVisBackend, "add_scalars", full)
+    message = refused(paths, chain.exp, "base")
+    assert "No space left on device" in message and str(paths.folder("base")) in message
+    assert not list(paths.work("base").glob(".*"))
+
+
+def test_shared_memory_that_is_full(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)")
+
+    monkeypatch.setattr("ltpipe.engine.hooks.StepSeedHook.before_train_iter", full)
+    message = refused(chain.copy(tmp_path), chain.exp, "base")
+    assert message.startswith("the disk is full") and "torch_1_2" in message
+
+
+@pytest.mark.parametrize("stage", ["index", "base", "features", "calibrate --name simcal", "evaluate --checkpoint base"])
+def test_a_file_that_cannot_grow(chain: Chain, tmp_path: Path, stage: str) -> None:
+    """A limit of the kernel on file sizes fails where a full disk would, also in numpy, Arrow and torch."""
+    paths = chain.copy(tmp_path)
+    before = snapshot(paths.results)
+    # The processes started below inherit it.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        code, text = command_line(*stage.split(), "--experiment", chain.exp.file, "--results", paths.results)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == EXIT_CODE, text
+    assert one_paragraph(text) and "File too large" in text and "fix:" in text
+    after = snapshot(paths.results)
+    lost = {name for name in before if after.get(name) != before[name]}
+    assert all(name.endswith("stage.json") for name in lost) and not after.keys() - before.keys()
+
+
+def test_results_that_are_read_only(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "somewhere/.lock")
+
+    monkeypatch.setattr("ltpipe.stages._run.open", refuse, raising=False)
+    message = refused(chain.copy(tmp_path), chain.exp, "base")
+    assert "Permission denied" in message and "somewhere/.lock" in message
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit])
+@pytest.mark.parametrize(
+    ("stage", "file", "maker"),
+    [
+        (("lst", 1), "base/model.pth", "ltpipe base"),
+        (("lst", 2), "split/phase2/replay.npz", "ltpipe split"),
+        (("lst", 1), "distill/phase1/teacher.npz", "ltpipe distill"),
+        (("distill", 2), "lst/phase1/model.pth", "ltpipe lst"),
+        (("features",), "lst/phase2/model.pth", "ltpipe lst"),
+        (("calibrate", "simcal"), "features/plan.npz", "ltpipe features"),
+        (("evaluate", "base"), "base/config.py", "ltpipe base"),
+    ],
+)
+def test_a_damaged_result_is_named(chain: Chain, tmp_path: Path, damage: Any, stage: tuple, file: str, maker: str) -> None:
+    paths = chain.copy(tmp_path)
+    damage(paths.root / file)
+    message = refused(paths, chain.exp, *stage)
+    assert message.startswith("damaged input") and str(paths.root / file) in message and maker in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        (("lst", 1), "tiny/base/model.pth"),
+        (("lst", 2), "tiny/split/phase2/replay.npz"),
+        (("lst", 1), "tiny/distill/phase1/teacher.npz"),
+        (("distill", 1), "tiny/base/model.pth"),
+        (("features",), "tiny/lst/phase2/model.pth"),
+        (("calibrate", "simcal"), "tiny/features/plan.npz"),
+        (("calibrate", "simcal"), "tiny/features/features.npy"),
+        (("base",), "tiny/split/split.json"),
+        (("base",), "datasets/tiny/train/annotations.arrow"),
+        (("base",), "datasets/tiny/train/segments.arrow"),
+        (("evaluate", "base"), "datasets/tiny/val/images.arrow"),
+        (("evaluate", "base"), "tiny/base/model.pth"),
+    ],
+)
+def test_a_damaged_file_without_a_record_is_named(chain: Chain, tmp_path: Path, stage: tuple, file: str) -> None:
+    paths = chain.copy(tmp_path)
+    damaged = paths.results / file
+    cut(damaged)
+    for folder in (damaged.parent, damaged.parent.parent):
+        (folder / "stage.json").unlink(missing_ok=True)
+    message = refused(paths, chain.exp, *stage)
+    assert str(damaged) in message or str(damaged.parent) in message
+    assert "fix:" in message
+
+
+def test_features_of_another_plan_are_refused(chain: Chain, tmp_path: Path) -> None:
+    import numpy as np
+
+    paths = chain.copy(tmp_path)
+    np.save(paths.features, np.load(paths.features)[:-1])
+    assert "another plan" in refused(paths, chain.exp, "calibrate", "simcal")
+
+
+def test_a_pretrained_detector_that_cannot_be_read(chain: Chain, tmp_path: Path) -> None:
+    start = tmp_path / "start.pth"
+    start.write_bytes(chain.paths.model("base").read_bytes()[:5000])
+    exp = experiment(chain.folder, detector={"load_from": str(start)})
+    message = refused(chain.copy(tmp_path, exp), exp, "base")
+    assert "unreadable checkpoint" in message and str(start) in message
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_corrupt_annotation_file_leaves_the_earlier_stores(chain: Chain, tmp_path: Path, part: str) -> None:
+    paths = chain.copy(tmp_path)
+    stores = snapshot(paths.dataset)
+    data = {p: json.loads((chain.folder / f"data/{p}.json").read_text()) for p in ("train", "val")}
+    data["train"]["images"] = data["train"]["images"][:-1]
+    kept = {image["id"] for image in data["train"]["images"]}
+    data["train"]["annotations"] = [a for a in data["train"]["annotations"] if a["image_id"] in kept]
+    files = {p: tmp_path / f"{p}.json" for p in data}
+    for p, content in data.items():
+        files[p].write_text(json.dumps(content))
+    cut(files[part])
+    exp = experiment(
+        chain.folder, dataset={p: {"annotations": str(file), "images": f"{chain.folder}/data/{p}"} for p, file in files.items()}
+    )
+    message = refused(paths, exp, "index")
+    assert str(files[part]) in message
+    assert snapshot(paths.dataset) == {name: checksum for name, checksum in stores.items() if name != "stage.json"}
+    assert len(AnnotationStore.open(paths.store("train")).image_ids) == 24
+    files[part].write_text(json.dumps(data[part]))
+    run_stages(exp, paths.results, "index")
+    assert len(AnnotationStore.open(paths.store("train")).image_ids) == 23
+
+
+# ---- unreadable images -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["empty", "text", "missing"])
+def test_an_unreadable_image_is_one_paragraph(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, damage: str
+) -> None:
+    images = Path(shutil.copytree(chain.folder / "data" / "train", tmp_path / "train"))
+    store = AnnotationStore.open(chain.paths.store("train"))
+    for file in images.iterdir():
+        if damage == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(b"" if damage == "empty" else b"no image")
+    exp = experiment(chain.folder, dataset={"train": {"images": str(images)}})
+    paths = chain.copy(tmp_path, exp)
+    monkeypatch.setattr(ltpipe.engine.train, "loader_workers", lambda: workers)
+    # Only indexing looks the files up; the chain's store knows them.
+    code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 1)
+    assert code == EXIT_CODE, text
+    error = text[text.index("ltpipe base:") :]
+    assert one_paragraph(text) and error.startswith("ltpipe base: unreadable image\n")
+    named = [i for i in range(len(store.image_ids)) if str(images / store.image_file(i)) in error]
+    assert len(named) == 1 and f"image id {store.image_ids[named[0]]}" in error
+    assert not paths.record("base").exists() and paths.model("base").is_file()
