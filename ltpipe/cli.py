@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(given)
     arguments.given = given
+    logging.raiseExceptions = False  # a full disk is reported by the stage, not again for every line of a log file
     try:
         return _dispatch(arguments)
     except UserError as error:

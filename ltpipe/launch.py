@@ -13,7 +13,6 @@ from contextlib import suppress
 
 from ltpipe.errors import UserError
 
-
 FAILED = "LTPIPE_FAILED"
 
 

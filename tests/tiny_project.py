@@ -1,4 +1,4 @@
-"""A project small enough to run whole stages in a second: nine classes, 24 images of 64 pixels, a detector of 30 k weights."""
+"""A project small enough to run whole stages in a second: nine classes, 24 images, a detector of 0.2 M weights."""
 
 from __future__ import annotations
 

@@ -63,11 +63,10 @@ def read_detector(path: str | Path) -> ConfigDict:
         UserError: It is missing, is not a config, or lacks one of the three variables.
     """
     if not Path(path).is_file():
-        raise UserError("missing detector file", where="detector.config", got=path, fix="give the path of a config file")
-    try:
-        fragment = Config.fromfile(str(path))
-    except (SyntaxError, KeyError, ValueError, TypeError) as error:
-        raise UserError("unreadable detector file", where=path, got=str(error)) from error
+        raise UserError(
+            "missing detector file", where="detector.config", got=path, fix="give the path of a config file"
+        )
+    fragment = read_config(path)
     for name in ("model", "train_pipeline", "test_pipeline"):
         if name not in fragment:
             raise UserError(
@@ -77,6 +76,18 @@ def read_detector(path: str | Path) -> ConfigDict:
                 allowed="model, train_pipeline and test_pipeline",
             )
     return fragment._cfg_dict.copy()
+
+
+def read_config(path: str | Path) -> Config:
+    """Read an mmengine config.
+
+    Raises:
+        UserError: It is not a config.
+    """
+    try:
+        return Config.fromfile(str(path), format_python_code=False)
+    except (SyntaxError, NameError, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise UserError("unreadable config", where=path, got=f"{type(error).__name__}: {error}") from error
 
 
 def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDict:
@@ -223,7 +234,9 @@ def training_config(
     return Config(
         dict(
             default_scope="mmdet",
-            custom_imports=dict(imports=["ltpipe.registry", "ltpipe.engine", "ltpipe.methods"], allow_failed_imports=False),
+            custom_imports=dict(
+                imports=["ltpipe.registry", "ltpipe.engine", "ltpipe.methods"], allow_failed_imports=False
+            ),
             model=with_seeded_samplers(model),
             train_dataloader=dict(
                 batch_size=schedule.batch_size,

@@ -32,8 +32,8 @@ from ltpipe.registry import DATASETS, TRANSFORMS
 class PackLTInputs(PackDetInputs):
     """mmdet's ``PackDetInputs`` that keeps annotation ids and hands on what the RoI samplers need.
 
-    ``gt_instances.ann_ids`` is ``(G,)`` int64. In the metainfo of ``gt_instances``, training streams have ``sample_seed``
-    and replay streams also ``replay_label``, the paired class.
+    ``gt_instances.ann_ids`` is ``(G,)`` int64. In the metainfo of ``gt_instances``, training streams have
+    ``sample_seed`` and replay streams also ``replay_label``, the paired class.
     """
 
     mapping_table = {**PackDetInputs.mapping_table, "gt_ann_ids": "ann_ids"}
@@ -81,7 +81,9 @@ class StoreDataset(BaseDataset):
         **kwargs: Passed to mmengine's ``BaseDataset``.
     """
 
-    def __init__(self, *, store: str, images: str, split: str, num_classes: int, pipeline: list[Any], **kwargs: Any) -> None:
+    def __init__(
+        self, *, store: str, images: str, split: str, num_classes: int, pipeline: list[Any], **kwargs: Any
+    ) -> None:
         self.store_folder, self.images_folder, self.split_file = store, Path(images), split
         self.num_classes = num_classes
         super().__init__(pipeline=pipeline, lazy_init=True, serialize_data=False, **kwargs)
@@ -169,7 +171,9 @@ class AnnotatedDataset(StoreDataset):
         info = super().get_data_info(row)
         ptr, rows, labels = self.objects
         part = slice(ptr[row], ptr[row + 1])
-        info["instances"] = [self._instance(a, c) for a, c in zip(rows[part].tolist(), labels[part].tolist(), strict=True)]
+        info["instances"] = [
+            self._instance(a, c) for a, c in zip(rows[part].tolist(), labels[part].tolist(), strict=True)
+        ]
         info["gt_ann_ids"] = self.store.ann_ids[rows[part]]
         return info
 

@@ -1,7 +1,7 @@
 """Frozen RoI features, by plan: each distinct box of each distinct (image, flip) is pooled once.
 
-Passes of the ``features`` stage: proposals of every (image, flip) that the plan draws; which boxes each step uses (plain
-numpy, elsewhere); features of exactly these boxes. Both detector passes continue where a killed job stopped.
+Passes of the ``features`` stage: proposals of every (image, flip) that the plan draws; which boxes each step uses
+(plain numpy, elsewhere); features of exactly these boxes. Both detector passes continue where a killed job stopped.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class FrozenDetector:
         samples = batch["data_samples"]
         outputs = self.model.rpn_head(self.model.extract_feat(batch["inputs"]))
         found = self.model.rpn_head.predict_by_feat(
-            *outputs, batch_img_metas=[s.metainfo for s in samples], cfg=self.model.train_cfg.rpn_proposal, rescale=False
+            *outputs,
+            batch_img_metas=[s.metainfo for s in samples],
+            cfg=self.model.train_cfg.rpn_proposal,
+            rescale=False,
         )[0]
         gt = samples[0].gt_instances
         return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, found.bboxes))  # type: ignore[return-value]
@@ -178,9 +181,7 @@ def write_features(
     partial.replace(path)
 
 
-def _open_partial(
-    path: Path, marker: Path, shape: tuple[int, ...], dtype: str
-) -> tuple[NDArray[Any], int]:
+def _open_partial(path: Path, marker: Path, shape: tuple[int, ...], dtype: str) -> tuple[NDArray[Any], int]:
     """Return the array to fill and the number of units that a killed run has filled."""
     with suppress(*BROKEN_FILE):
         return np.load(path, mmap_mode="r+"), int(marker.read_text())

@@ -207,9 +207,7 @@ def _load(state: Path | None, calibrator: Calibrator, optimizer: torch.optim.Opt
     return int(stored["step"]), int(stored["skipped"])
 
 
-def _save(
-    state: Path, step: int, skipped: int, calibrator: Calibrator, optimizer: torch.optim.Optimizer
-) -> None:
+def _save(state: Path, step: int, skipped: int, calibrator: Calibrator, optimizer: torch.optim.Optimizer) -> None:
     if world_size() > 1 and dist.get_rank() != 0:
         return
     weights = {"calibrator": calibrator.state_dict(), "optimizer": optimizer.state_dict()}

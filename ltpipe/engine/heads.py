@@ -123,19 +123,25 @@ class LTRoIHead(StandardRoIHead):
 
     Args:
         parts: Configs of :class:`ltpipe.methods.base.HeadPart` modules, called in this order.
-        calibrator: Config of a module whose ``fuse(bbox_feats, scores)`` turns the head's own scores ``(N, K + 1)`` into
-            the final ones, or None.
+        calibrator: Config of a module whose ``fuse(bbox_feats, scores)`` turns the head's own scores ``(N, K + 1)``
+            into the final ones, or None.
         **kwargs: Passed to mmdet's ``StandardRoIHead``.
     """
 
     def __init__(
-        self, *args: Any, parts: list[dict[str, Any]] | None = None, calibrator: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        parts: list[dict[str, Any]] | None = None,
+        calibrator: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.parts = nn.ModuleList(MODELS.build(part) for part in parts or [])
         self.calibrator = MODELS.build(calibrator) if calibrator is not None else None
 
-    def loss(self, x: tuple[Tensor, ...], rpn_results_list: InstanceList, batch_data_samples: list[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, x: tuple[Tensor, ...], rpn_results_list: InstanceList, batch_data_samples: list[Any]
+    ) -> dict[str, Tensor]:
         """Return mmdet's RoI losses and those of the parts."""
         losses = super().loss(x, rpn_results_list, batch_data_samples)
         for part in self.parts:
@@ -228,7 +234,11 @@ class LTRoIHead(StandardRoIHead):
         return {"mask_preds": preds, "mask_feats": feats}
 
     def predict_mask(
-        self, x: tuple[Tensor, ...], batch_img_metas: list[dict[str, Any]], results_list: InstanceList, rescale: bool = False
+        self,
+        x: tuple[Tensor, ...],
+        batch_img_metas: list[dict[str, Any]],
+        results_list: InstanceList,
+        rescale: bool = False,
     ) -> InstanceList:
         """Add ``masks`` ``(D, H, W)`` bool to the detections of each image."""
         rois = bbox2roi([res.bboxes for res in results_list])

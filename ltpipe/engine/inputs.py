@@ -19,9 +19,7 @@ def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
     table = pd.read_csv(paths.statistics("train")).set_index("category_id").loc[list(split.order[:num_classes])]
     store = AnnotationStore.open(paths.store("train"))
     annotated = len(np.unique(store.ann_image))
-    return ClassCounts(
-        table["image_count"].tolist(), table["instance_count"].tolist(), len(store.image_ids), annotated
-    )
+    return ClassCounts(table["image_count"].tolist(), table["instance_count"].tolist(), len(store.image_ids), annotated)
 
 
 def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:
@@ -36,7 +34,14 @@ def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) ->
 
 
 def stream_config(
-    exp: Experiment, paths: Paths, fragment: ConfigDict, *, phase: int, num_classes: int, seed: int, order: dict[str, object]
+    exp: Experiment,
+    paths: Paths,
+    fragment: ConfigDict,
+    *,
+    phase: int,
+    num_classes: int,
+    seed: int,
+    order: dict[str, object],
 ) -> dict[str, object]:
     """Return the config of a training stream.
 
@@ -83,7 +88,9 @@ def annotated_config(
     }
 
 
-def test_config(exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int) -> dict[str, object]:
+def test_config(
+    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int
+) -> dict[str, object]:
     """Return the config of the validation images."""
     return {
         "type": "ltpipe.StoreDataset",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import init_default_scope
@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ltpipe.engine.config import loader_workers
+from ltpipe.engine.config import loader_workers, read_config
 from ltpipe.engine.heads import Rescore
 from ltpipe.engine.train import read_checkpoint
 from ltpipe.errors import UserError
@@ -35,7 +35,7 @@ def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Mo
         UserError: The weights cannot be read or do not belong to the config.
     """
     init_default_scope("mmdet")
-    model_config = config if isinstance(config, ConfigDict) else Config.fromfile(str(config)).model
+    model_config = config if isinstance(config, ConfigDict) else read_config(config).model
     model = MODELS.build(model_config)
     missing, unexpected = model.load_state_dict(read_checkpoint(checkpoint)["state_dict"], strict=False)
     if missing or unexpected:

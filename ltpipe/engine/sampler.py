@@ -38,7 +38,9 @@ class EpochStream:
         self._entries = np.asarray(self._epoch_entries(epoch))
         if not len(self._entries):
             raise UserError(
-                "an epoch of the training data is empty", got=f"epoch {epoch} without images", fix="check the split and the sampler"
+                "an epoch of the training data is empty",
+                got=f"epoch {epoch} without images",
+                fix="check the split and the sampler",
             )
         self._epoch = epoch
         if epoch == len(self._starts) - 1:

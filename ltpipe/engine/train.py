@@ -71,9 +71,7 @@ def on_these_processes(config: Config) -> Config:
     if world > 1:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
         here.launcher = "pytorch"
-        here.model_wrapper_cfg = dict(
-            type="MMDistributedDataParallel", broadcast_buffers=False, device_ids=devices
-        )
+        here.model_wrapper_cfg = dict(type="MMDistributedDataParallel", broadcast_buffers=False, device_ids=devices)
     return here
 
 

@@ -28,7 +28,7 @@ from ltpipe.spec.progress import LOCK, describe, holder
 
 RECORD = "stage.json"
 PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "hotcoco")
-DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EACCES EPERM EIO ESTALE ENOLCK".split()}
+DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENOLCK".split()}
 
 
 @dataclass
@@ -80,7 +80,7 @@ def stage_run(
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not parallel:
-        raise UserError(f"stage {stage} runs in one process", got=f"{processes} processes", fix="start it without torchrun")
+        raise UserError(f"stage {stage} runs in one process", got=f"{processes} processes", fix="no torchrun")
     with _clear_errors(folder):
         if rank > 0:
             yield StageRun(folder, folder / "work")
@@ -173,7 +173,7 @@ def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> di
                 f"damaged input of stage {stage}",
                 where=path,
                 got=f"{path.stat().st_size} bytes that differ from those its stage wrote",
-                fix=f"run `ltpipe {name} --experiment {experiment}` again; if the change is meant, remove {RECORD} there",
+                fix=f"run `ltpipe {name} --experiment {experiment}` again; if it is meant, remove {RECORD} there",
             )
     return checksums
 

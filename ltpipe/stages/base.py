@@ -50,7 +50,9 @@ def run(exp: Experiment, paths: Paths) -> None:
         epoch_length = build_dataset(dataset).stream.epoch_length()
         iterations = exp.base.schedule.total_iterations(epoch_length)
         category_ids = split.order[:num_classes].tolist()
-        start = foreign_start(exp.detector.load_from, model, category_ids, stage.work) if exp.detector.load_from else None
+        start = (
+            foreign_start(exp.detector.load_from, model, category_ids, stage.work) if exp.detector.load_from else None
+        )
         config = training_config(
             model,
             dataset,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from torch import Tensor
 
 from ltpipe.data.feature_plan import FeaturePlan
 from ltpipe.data.split import Split
-from ltpipe.engine.config import build_component
+from ltpipe.engine.config import build_component, read_config
 from ltpipe.engine.features import FrozenDetector, LiveRows, StoredRows
 from ltpipe.engine.head_training import HeadSchedule, train_head
 from ltpipe.engine.inputs import class_counts
@@ -50,7 +50,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         inputs=inputs,
     ) as stage:
         torch.manual_seed(seed)
-        config = Config.fromfile(str(paths.config(source)), format_python_code=False)
+        config = read_config(paths.config(source))
         detector = load_model(config.model, paths.model(source))
         calibrator: Calibrator = MODELS.build(component)
         calibrator.initialise(detector.roi_head.bbox_head)
@@ -75,9 +75,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             state = stage.work / "head.pth"
             stage.notes["skipped_steps"] = train_head(calibrator, batches, schedule, state=state, report=print_progress)
             stage.notes["iterations"] = schedule.iterations
-        model, state_dict = calibrator.merge(
-            config.model.to_dict(), read_checkpoint(paths.model(source))["state_dict"]
-        )
+        model, state_dict = calibrator.merge(config.model.to_dict(), read_checkpoint(paths.model(source))["state_dict"])
         config.model = ConfigDict(model)
         meta = read_checkpoint(paths.model(source))["meta"] | {"experiment": exp.name, "stage": name}
         write_checkpoint(paths.model(name), state_dict, meta)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mmengine.config import Config
 from numpy.typing import NDArray
 
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.engine.config import read_config
 from ltpipe.engine.inputs import test_config
 from ltpipe.engine.oracle import OracleLabels
 from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
@@ -82,7 +82,7 @@ def predict(
 
     The first entry is what the checkpoint itself detects; the others, in the work folder, are its other modes.
     """
-    config = Config.fromfile(str(paths.config(checkpoint)))
+    config = read_config(paths.config(checkpoint))
     limits = config.model.test_cfg.rcnn
     limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
     limits.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ltpipe.data.calibration_rois import RoiSampling
 from ltpipe.data.feature_plan import plan_features
 from ltpipe.data.plan import PlanInfo, draw_plan
 from ltpipe.data.split import Split
+from ltpipe.engine.config import read_detector
 from ltpipe.engine.features import FrozenDetector, collect_boxes, write_features
 from ltpipe.engine.inputs import annotated_config
-from ltpipe.engine.config import read_detector
 from ltpipe.engine.predict import build_dataset, load_model
-from ltpipe.data.calibration_rois import RoiSampling
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths

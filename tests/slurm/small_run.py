@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
-# `first` takes SECONDS at its first attempt; a line in attempts.txt tells of every one.
+# `first` takes SECONDS at its first attempt, or until the file `release` is there; attempts.txt has a line for each.
 SNAKEFILE = """
 rule second:
     input: "first.txt"
@@ -25,7 +25,7 @@ rule first:
     resources: mem_mb=400, runtime=5
     shell:
         "echo $SLURM_JOB_ID >> attempts.txt; "
-        "if [ $(wc -l < attempts.txt) = 1 ]; then sleep SECONDS; fi; "
+        "if [ $(wc -l < attempts.txt) = 1 ]; then for i in $(seq SECONDS); do [ -e release ] || sleep 1; done; fi; "
         "echo x > {output}"
 """
 

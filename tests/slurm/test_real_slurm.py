@@ -82,7 +82,7 @@ def test_requeued_job_is_followed(start_cluster: Start, tmp_path: Path) -> None:
 
 def test_a_killed_snakemake_finds_its_job_again(start_cluster: Start, tmp_path: Path) -> None:
     cluster = start_cluster()
-    run = Run(tmp_path, cluster, seconds=30)
+    run = Run(tmp_path, cluster, seconds=600)
     run.start()
     job = run.until_running()
     assert run.process is not None
@@ -91,8 +91,10 @@ def test_a_killed_snakemake_finds_its_job_again(start_cluster: Start, tmp_path: 
     run.start("--unlock")
     assert run.wait() == 0, run.output
     run.start()
+    notice = f"Slurm job {job} of an earlier run still makes first.txt"
+    wait_for(lambda: notice in run.output, 120, "notice")
+    (tmp_path / "release").touch()
     assert run.wait() == 0, run.output
-    assert f"Slurm job {job} of an earlier run still makes first.txt" in run.output
     assert run.complete() and run.attempts == [job]
 
 

@@ -17,11 +17,11 @@ from tiny_project import assert_same_state, experiment, run_stages, state_of
 from ltpipe.data.feature_plan import FeaturePlan
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.engine.config import read_detector
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.engine.head_training import HeadSchedule, train_head
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.predict import build_dataset, load_model
-from ltpipe.engine.config import read_detector
 from ltpipe.errors import UserError
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.files import sha256_file
@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 
 def test_every_stage_leaves_its_outputs_and_a_true_record(chain: Chain) -> None:
     paths = chain.paths
-    stages = [("index", None), ("split", None), ("split", 1), ("split", 2), ("base", None), ("distill", 1), ("distill", 2)]
+    stages = [
+        ("index", None),
+        ("split", None),
+        ("split", 1),
+        ("split", 2),
+        ("base", None),
+        ("distill", 1),
+        ("distill", 2),
+    ]
     for stage, key in [*stages, ("lst", 1), ("lst", 2), ("features", None)]:
         record = json.loads(paths.record(stage, key).read_text())
         folder = paths.folder(stage, key)
@@ -126,7 +134,9 @@ def test_calibration_does_not_depend_on_where_features_come_from(
         paths = chain.copy(tmp_path / storage, exp)
         seen: list[float] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ltpipe.stages.calibrate.print_progress", lambda _, facts, seen=seen: seen.append(facts["loss"]))
+            patch.setattr(
+                "ltpipe.stages.calibrate.print_progress", lambda _, facts, seen=seen: seen.append(facts["loss"])
+            )
             patch.setattr("ltpipe.stages.calibrate.train_head", every_step)
             run_stages(exp, paths.results, "features", ("calibrate", "simcal"))
         assert paths.features.is_file() == (storage == "cached")

@@ -1,4 +1,4 @@
-"""Stages that are killed, stopped or repeated: what continues, what starts anew, and that the results are the same bits."""
+"""Stages that are killed, stopped or repeated: what continues, what starts anew, and that results are the same bits."""
 
 from __future__ import annotations
 
