@@ -123,7 +123,7 @@ def together(work: Callable[[], None], processes: int) -> None:
     assert [ended(child) for child in children] == [0] * processes
 
 
-def command_line(*arguments: object) -> tuple[int, str]:
+def command_line(*arguments: object, **environment: str) -> tuple[int, str]:
     """Run the command line in a process of its own; return its exit code and what it wrote to the error stream."""
     reading, writing = os.pipe()
 
@@ -137,7 +137,7 @@ def command_line(*arguments: object) -> tuple[int, str]:
         sys.stderr.flush()
         os._exit(code)
 
-    child = in_child(work)
+    child = in_child(work, **environment)
     os.close(writing)
     with open(reading, encoding="utf-8") as stream:
         text = stream.read()
