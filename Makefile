@@ -34,7 +34,7 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	ruff check .
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
 
 lint: $(VENV)/.installed
 	ruff check .

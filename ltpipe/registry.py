@@ -1,6 +1,7 @@
 """mmengine registries of ltpipe, under the scope ``ltpipe``.
 
-``dict(type='ltpipe.CosineLinear')`` works in any mmdet config that has ``custom_imports = dict(imports=['ltpipe.registry'])``.
+``dict(type='ltpipe.CosineLinear')`` works in any mmdet config with
+``custom_imports = dict(imports=['ltpipe.registry'])``.
 """
 
 from __future__ import annotations

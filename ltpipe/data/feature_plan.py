@@ -1,7 +1,7 @@
-"""Which boxes of which images every calibration step uses: the second level of SimCal's bi-level sampling, for all steps.
+"""Which boxes of which images every calibration step uses: the second level of SimCal's bi-level sampling.
 
-The result does not depend on the number of processes, nor on whether features are stored: a step is a list of rows of one
-array of distinct boxes. Source: arXiv 2007.11978; repository twangnh/SimCal.
+The result does not depend on the number of processes, nor on whether features are stored: a step is a list of rows of
+one array of distinct boxes. Source: arXiv 2007.11978; repository twangnh/SimCal.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ltpipe.errors import UserError
 from ltpipe.data import rle
+from ltpipe.errors import UserError
 
 FORMAT_KEY = b"ltpipe.predictions"
 FORMAT_VERSION = b"1"

@@ -160,8 +160,8 @@ class Calibrator(nn.Module):
 
     Attributes:
         needs_features: Whether it is trained on stored RoI features. The catalogue reads it from the class body.
-        needs_softmax: Whether the detector must score by softmax over K + 1 outputs; or the options, with their values, for
-            which it must. The catalogue reads this and the next one too.
+        needs_softmax: Whether the detector must score by softmax over K + 1 outputs; or the options, with their values,
+            for which it must. The catalogue reads this and the next one too.
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
         class_rows: Whether row c of the calibrated classifier belongs to class c.

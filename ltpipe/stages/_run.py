@@ -93,6 +93,7 @@ def stage_run(
             yield run
             record = {
                 "stage": stage,
+                "label": stage if folder.name == stage else f"{stage} {folder.name}",
                 "experiment": experiment,
                 "digest": digest,
                 "seed": seed,

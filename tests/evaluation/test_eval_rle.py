@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ltpipe.evaluation.predictions import join_text
 from ltpipe.data.rle import PROBLEMS, decode_runs, measure
+from ltpipe.evaluation.predictions import join_text
 
 
 def slow_runs(text: bytes) -> list[int] | None:

@@ -12,8 +12,6 @@ from mmdet.models.task_modules.coders import LegacyDeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from ltpipe.convert.simcal import background_last, convert_calibrated_head, convert_detector
-from ltpipe.engine.head_training import HeadSchedule, train_head
-from ltpipe.methods.simcal import DualHead, SimCal
 from ltpipe.data.calibration_rois import (
     RoiSampling,
     SlotRois,
@@ -23,6 +21,8 @@ from ltpipe.data.calibration_rois import (
     slot_generator,
     step_generator,
 )
+from ltpipe.engine.head_training import HeadSchedule, train_head
+from ltpipe.methods.simcal import DualHead, SimCal
 from ltpipe.methods.simcal_scores import average_stages, fuse_scores, tail_classes
 
 METHOD = "simcal"
