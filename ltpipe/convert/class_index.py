@@ -1,9 +1,9 @@
 """Class indices of twangnh/SimCal (``class_to_imageid_and_inscount*.pt``) to plain lists of image ids.
 
 The files are Python pickles, not PyTorch files: a dict of dicts with ``category_id``, ``img_id``, ``image_info_id``
-and ``isntance_count``. Keys are 0..K with the background first (LVIS) or labels 1..K (COCO-LT), not category ids; row numbers
-refer to a list of images that was sorted and filtered somewhere else, so only the image ids are taken. A pickle can run
-code when it is read; this reader builds nothing but plain containers and numpy numbers.
+and ``isntance_count``. Keys are 0..K with the background first (LVIS) or labels 1..K (COCO-LT), not category ids; row
+numbers refer to a list of images that was sorted and filtered somewhere else, so only the image ids are taken. A
+pickle can run code when it is read; this reader builds nothing but plain containers and numpy numbers.
 """
 
 from __future__ import annotations

@@ -40,16 +40,16 @@ class PackLTInputs(PackDetInputs):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pack one sample."""
-        packed = super().transform(results)
-        sample = packed["data_samples"]
-        gt = sample.gt_instances
-        if "ann_ids" in gt and len(gt.ann_ids) != len(gt.bboxes):
+        boxes, ann_ids = results.get("gt_bboxes"), results.get("gt_ann_ids")
+        if boxes is not None and ann_ids is not None and len(ann_ids) != len(boxes):
             raise UserError(
                 "the training pipeline drops or adds objects, which annotation ids cannot follow",
                 where=f"image {results['img_id']}",
-                got=f"{len(gt.bboxes)} boxes, {len(gt.ann_ids)} annotation ids",
+                got=f"{len(boxes)} boxes, {len(ann_ids)} annotation ids",
                 fix="use resizing, flipping and colour transforms only",
             )
+        packed = super().transform(results)
+        gt = packed["data_samples"].gt_instances
         gt.set_metainfo({key: int(results[key]) for key in ("replay_label", "sample_seed") if key in results})
         return packed
 

@@ -82,6 +82,9 @@ class LTBBoxHead(Shared2FCBBoxHead):
         Returns:
             ``bboxes`` ``(D, 4)`` xyxy, ``scores`` ``(D,)`` and ``labels`` ``(D,)``, best first.
         """
+        if not len(rois):
+            none = rois.new_zeros(0)
+            return InstanceData(bboxes=none.reshape(0, 4), scores=none, labels=none.long())
         repeats = 1 if self.reg_class_agnostic else self.num_classes
         boxes = self.bbox_coder.decode(
             rois[:, 1:].repeat_interleave(repeats, dim=0), deltas.reshape(-1, 4), max_shape=meta["img_shape"]

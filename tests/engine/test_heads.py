@@ -1,0 +1,321 @@
+"""Our heads: mmdet's where nothing is chosen, call points of parts, empty batches, calibrators, mask transfer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from tiny_project import experiment
+from torch import Tensor, nn
+
+from ltpipe.data.split import Split
+from ltpipe.engine.config import REPLACEMENTS, ClassCounts, assemble_model, read_detector
+from ltpipe.engine.dataset import StreamDataset
+from ltpipe.engine.heads import LTBBoxHead, LTRoIHead
+from ltpipe.engine.inputs import class_counts
+from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
+from ltpipe.registry import MODELS
+from ltpipe.spec.catalogue import catalogue
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+
+CLASSES = 9
+LOSSES = sorted(name for slot, name in catalogue() if slot == "loss")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scope() -> None:
+    init_default_scope("mmdet")
+
+
+@pytest.fixture(scope="module")
+def counts(paths: Paths) -> ClassCounts:
+    return class_counts(paths, Split.load(paths.split), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def batch(exp: Experiment, paths: Paths) -> dict[str, Any]:
+    """Two training images."""
+    pipeline = read_detector(exp.detector.config).train_pipeline
+    data = StreamDataset(
+        store=str(paths.store("train")),
+        images=str(exp.dataset.train.images),
+        split=str(paths.split),
+        num_classes=CLASSES,
+        phase=2,
+        seed=0,
+        sampler={"type": "random"},
+        pipeline=pipeline,
+    )
+    return pseudo_collate([data[0], data[3]])
+
+
+def built(config: ConfigDict) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(config))
+    for parameter in model.parameters():  # fresh heads are nearly zero, which hides differences
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def chosen(folder: Path, counts: ClassCounts, **model: Any) -> nn.Module:
+    """Return a detector with methods of an experiment."""
+    return built(assemble_model(experiment(folder, model=model), counts)[1])
+
+
+def losses_of(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    model.train()
+    data = model.data_preprocessor(copy.deepcopy(batch), True)
+    return model(**data, mode="loss")
+
+
+def total(losses: dict[str, Any]) -> Tensor:
+    parts = [value for name, value in losses.items() if "loss" in name]
+    return torch.stack([sum(part).sum() if isinstance(part, list) else part.sum() for part in parts]).sum()
+
+
+def detections_of(model: nn.Module, batch: dict[str, Any]) -> list[DetDataSample]:
+    model.eval()
+    with torch.no_grad():
+        return model(**model.data_preprocessor(copy.deepcopy(batch), False), mode="predict")
+
+
+# ---- mmdet's heads ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_a_linear_classifier_without_parts_is_mmdets_head_bit_for_bit(
+    exp: Experiment, counts: ClassCounts, batch: dict[str, Any], agnostic: bool
+) -> None:
+    _, ours = assemble_model(exp, counts)
+    theirs = read_detector(exp.detector.config).model
+    for config in (ours, theirs):
+        config.roi_head.bbox_head.update(reg_class_agnostic=agnostic, num_classes=CLASSES)
+        config.roi_head.mask_head.update(class_agnostic=agnostic, num_classes=CLASSES)
+    theirs.test_cfg = ours.test_cfg
+    plain, model = built(theirs), built(ours)
+    assert (type(model.roi_head), type(model.roi_head.bbox_head)) == (LTRoIHead, LTBBoxHead)
+    assert {f"{type(plain.roi_head).__name__}", f"{type(plain.roi_head.bbox_head).__name__}"} == set(REPLACEMENTS)
+    assert plain.state_dict().keys() == model.state_dict().keys()
+    model.load_state_dict(plain.state_dict())
+    expected, found = losses_of(plain, batch), losses_of(model, batch)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        pairs = zip(expected[name], found[name], strict=True) if isinstance(expected[name], list) else None
+        assert all(torch.equal(a, b) for a, b in pairs or [(expected[name], found[name])]), name
+    total(expected).backward()
+    total(found).backward()
+    for (name, one), other in zip(plain.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+    for one, other in zip(detections_of(plain, batch), detections_of(model, batch), strict=True):
+        assert len(one.pred_instances) == len(other.pred_instances) > 0
+        for key in ("bboxes", "scores", "labels", "masks"):
+            assert torch.equal(one.pred_instances[key], other.pred_instances[key]), key
+
+
+# ---- classifiers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("classifier", "rectified"), [("linear", True), ("cosine", False)])
+def test_the_regressor_reads_rectified_features(
+    project: Path, counts: ClassCounts, batch: dict[str, Any], classifier: str, rectified: bool
+) -> None:
+    head = chosen(project, counts, classifier={"type": classifier}).roi_head.bbox_head
+    seen: dict[str, Tensor] = {}
+    for name in ("fc_cls", "fc_reg"):
+        layer = getattr(head, name)
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+    scores, deltas = head(torch.randn(6, 16, 7, 7))
+    assert scores.shape == (6, CLASSES + 1) and deltas.shape == (6, 4)
+    assert (seen["fc_reg"] >= 0).all()
+    assert bool((seen["fc_cls"] >= 0).all()) == rectified
+    assert torch.equal(seen["fc_cls"].relu(), seen["fc_reg"])
+    assert torch.allclose(head.probabilities(scores).sum(dim=1), torch.ones(6))
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class SpyPart(HeadPart):
+    """Notes what it is shown."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.seen: dict[str, Any] = {}
+
+    def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
+        self.seen["box"] = (head, batch, dict(batch.losses))
+        return {"loss_cls": batch.losses["loss_cls"] * 2, f"loss_{self.name}": batch.cls_score.sum() * 0 + 1}
+
+    def mask_losses(self, head: Any, batch: MaskBatch) -> dict[str, Tensor]:
+        self.seen["mask"] = (head, batch)
+        return {f"loss_mask_{self.name}": batch.mask_preds.sum() * 0 + 2}
+
+    def image_losses(self, roi_head: Any, feats: tuple[Tensor, ...], samples: list[Any]) -> dict[str, Tensor]:
+        self.seen["image"] = (roi_head, feats, samples)
+        return {f"loss_image_{self.name}": feats[0].sum() * 0 + 3}
+
+
+def with_spies(exp: Experiment, counts: ClassCounts, **options: Any) -> nn.Module:
+    _, config = assemble_model(exp, counts)
+    config.roi_head.parts = [dict(type="ltpipe.SpyPart", name=name) for name in "ab"]
+    config.roi_head.update(options)
+    return built(config)
+
+
+def test_parts_see_what_they_are_promised(exp: Experiment, counts: ClassCounts, batch: dict[str, Any]) -> None:
+    model = with_spies(exp, counts)
+    losses = losses_of(model, batch)
+    first, second = model.roi_head.parts
+    head, box, before = first.seen["box"]
+    rois = len(box.rois)
+    assert head is model.roi_head.bbox_head and rois > 0
+    shapes = {
+        "features": (rois, 24),
+        "cls_score": (rois, CLASSES + 1),
+        "labels": (rois,),
+        "label_weights": (rois,),
+        "bbox_feats": (rois, 16, 7, 7),
+        "rois": (rois, 5),
+        "bbox_pred": (rois, 4),
+        "bbox_targets": (rois, 4),
+        "bbox_weights": (rois, 4),
+    }
+    assert {name: tuple(getattr(box, name).shape) for name in shapes} == shapes
+    assert set(box.rois[:, 0].tolist()) == {0.0, 1.0} and box.labels.max() <= CLASSES
+    assert torch.equal(head.fc_cls(box.features), box.cls_score)
+    assert {"loss_cls", "loss_bbox"} <= before.keys()
+    # In order, each on the losses of those before.
+    assert "loss_a" not in before and "loss_a" in second.seen["box"][2]
+    assert torch.equal(losses["loss_cls"], before["loss_cls"] * 4)
+    mask_head, mask = first.seen["mask"]
+    positives = int((box.labels < CLASSES).sum())
+    assert mask_head is model.roi_head.mask_head and mask.mask_preds.shape[:2] == (positives, 1)
+    assert len(mask.features) == len(mask.targets) == len(mask.labels) == positives
+    assert torch.equal(mask_head.conv_logits(mask.features), mask.mask_preds)
+    roi_head, feats, samples = first.seen["image"]
+    assert roi_head is model.roi_head and [len(f) for f in feats] == [2] * 4
+    assert [sample.img_id for sample in samples] == [sample.img_id for sample in batch["data_samples"]]
+    assert [float(losses[f"loss{kind}_{name}"]) for kind in ("", "_mask", "_image") for name in "ab"] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    assert not any("parts" in key for key in model.state_dict()), "spies hold no state"
+
+
+# ---- empty batches ---------------------------------------------------------------------------------------------------
+
+
+def proposals(boxes: Tensor) -> InstanceData:
+    return InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)), labels=torch.zeros(len(boxes), dtype=torch.long))
+
+
+def without_objects(sample: DetDataSample) -> DetDataSample:
+    empty = copy.deepcopy(sample)
+    empty.gt_instances = empty.gt_instances[torch.zeros(0, dtype=torch.long)]
+    return empty
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("boxes", [0, 5])
+def test_batches_without_rois_or_objects_report_the_same_losses(
+    project: Path, counts: ClassCounts, batch: dict[str, Any], kind: str, boxes: int
+) -> None:
+    """With several processes a loss that one of them leaves out stops all of them."""
+    model = chosen(project, counts, loss={"type": kind})
+    model.train()
+    data = model.data_preprocessor(copy.deepcopy(batch), True)
+    feats = model.extract_feat(data["inputs"])
+    many = [proposals(torch.rand(20, 2).repeat(1, 2) * 20 + corners_of(20)) for _ in range(2)]
+    full = model.roi_head.loss(feats, many, data["data_samples"])
+    few = [proposals(corners_of(boxes).clone()) for _ in range(2)]
+    empty = model.roi_head.loss(feats, few, [without_objects(sample) for sample in data["data_samples"]])
+    assert {key for key in full if "loss" in key} == {key for key in empty if "loss" in key}
+    assert all(torch.isfinite(value).all() for value in empty.values())
+    total(empty).backward()
+    heads = {name: p.grad for name, p in model.roi_head.named_parameters() if p.requires_grad}
+    assert [name for name, grad in heads.items() if grad is None] == [], "every weight takes part in every step"
+
+
+def corners_of(count: int) -> Tensor:
+    return torch.tensor([[0.0, 0.0, 24.0, 24.0]]).expand(count, 4)
+
+
+@pytest.mark.parametrize("found", [(0, 0), (0, 4), (4, 0)])
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_images_without_proposals_have_no_detections(
+    exp: Experiment, counts: ClassCounts, batch: dict[str, Any], found: tuple[int, int], agnostic: bool
+) -> None:
+    _, config = assemble_model(exp, counts)
+    config.roi_head.bbox_head.reg_class_agnostic = agnostic
+    model = built(config).eval()
+    with torch.no_grad():
+        data = model.data_preprocessor(copy.deepcopy(batch), False)
+        feats = model.extract_feat(data["inputs"])
+        rpn = [proposals(corners_of(count).clone()) for count in found]
+        results = model.roi_head.predict(feats, rpn, data["data_samples"], rescale=True)
+    for count, result in zip(found, results, strict=True):
+        assert (len(result) > 0) == (count > 0)
+        assert result.masks.shape[0] == len(result) and result.bboxes.shape == (len(result), 4)
+
+
+# ---- calibrators -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["base", "dual"])
+def test_a_calibrator_fuses_scores_at_test_time(
+    exp: Experiment, counts: ClassCounts, batch: dict[str, Any], mode: str
+) -> None:
+    _, config = assemble_model(exp, counts)
+    plain = built(config)
+    config.roi_head.calibrator = dict(
+        type="ltpipe.DualHead",
+        instance_counts=list(counts.instances),
+        threshold=6,
+        mode=mode,
+        in_features=16 * 49,
+        hidden=[8],
+        num_classes=CLASSES,
+    )
+    model = built(config)
+    missing = model.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing and all(key.startswith("roi_head.calibrator.") for key in missing)
+    equal = [
+        len(one.pred_instances) == len(other.pred_instances)
+        and torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+        for one, other in zip(detections_of(plain, batch), detections_of(model, batch), strict=True)
+    ]
+    assert all(equal) == (mode == "base")
+    assert torch.equal(losses_of(plain, batch)["loss_cls"], losses_of(model, batch)["loss_cls"]), (
+        "training is as before"
+    )
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_transferred_masks_train_and_predict(project: Path, counts: ClassCounts, batch: dict[str, Any]) -> None:
+    model = chosen(project, counts, classifier={"type": "cosine"}, mask={"type": "weight_transfer"})
+    losses = losses_of(model, batch)
+    assert losses["loss_mask"] > 0
+    total(losses).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.roi_head.mask_head.parameters())
+    found = detections_of(model, batch)
+    masks = [result.pred_instances.masks for result in found]
+    assert sum(map(len, masks)) > 0
+    assert all(mask.shape[1:] == sample.ori_shape for mask, sample in zip(masks, batch["data_samples"], strict=True))
