@@ -75,5 +75,5 @@ $(VENV)/.mmcv: $(VENV)/.torch
 $(VENV)/.installed: $(VENV)/.mmcv pyproject.toml envs/constraints.txt
 	@echo "== ltpipe with the extras workflow and dev"
 	@$(INSTALL) --editable ".[workflow,dev]"
-	@$(BIN)/python -c "import cv2, mmcv.ops, mmdet"
+	@$(BIN)/python -c "import cv2, mmcv.ops, mmdet, mmengine.config"
 	@touch $@

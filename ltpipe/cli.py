@@ -7,7 +7,9 @@ import importlib
 import json
 import logging
 import os
+import pickle
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +46,7 @@ _KEYS = {
 }
 _RESUMING = ("base", "lst", "features", "calibrate")
 _PARALLEL = ("base", "lst")
+_WITHOUT_TORCH = ("validate", "index", "split", "report")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -193,8 +196,24 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         processes = visible_gpus() if arguments.processes is None else arguments.processes
         if processes > 1:
             return launch(arguments.given, processes)
+    if verb not in _WITHOUT_TORCH:
+        _load_formatter()
     importlib.import_module(f"ltpipe.stages.{verb}").run(exp, paths, **keys)
     return 0
+
+
+def _load_formatter() -> None:
+    """Import yapf, which mmengine needs, even while another process writes yapf's cache.
+
+    At its first use yapf writes its parsed grammar into the user's cache folder, in place: of several jobs that start at
+    once on a fresh installation, some would read it half-written and fail.
+    """
+    for _ in range(40):
+        try:
+            importlib.import_module("yapf.yapflib.yapf_api")
+            return
+        except (EOFError, pickle.UnpicklingError):
+            time.sleep(0.5)
 
 
 def _check_key(exp: object, verb: str, key: str | int) -> None:

@@ -108,7 +108,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             "unreadable checkpoint",
             where=path,
-            got=str(error).splitlines()[0][:200],
+            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
             allowed="a torch file of tensors and plain values",
             fix="copy it again, or rerun the stage that makes it with -R",
         ) from error
