@@ -205,8 +205,8 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
 def _load_formatter() -> None:
     """Import yapf, which mmengine needs, even while another process writes yapf's cache.
 
-    At its first use yapf writes its parsed grammar into the user's cache folder, in place: of several jobs that start at
-    once on a fresh installation, some would read it half-written and fail.
+    At its first use yapf writes its parsed grammar into the user's cache folder, in place: of several jobs that start
+    at once on a fresh installation, some would read it half-written and fail.
     """
     for _ in range(40):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -67,8 +68,9 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
     """Return the experiment on the project in a folder, with changed blocks (merged in)."""
     parts = {p: {"annotations": f"{folder}/data/{p}.json", "images": f"{folder}/data/{p}"} for p in ("train", "val")}
     whole = _merged(EXPERIMENT, {"dataset": parts, "detector": {"config": str(folder / "detector.py")}})
-    file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump(_merged(whole, changes)), encoding="utf-8")
+    text = yaml.safe_dump({"name": "tiny", **_merged(whole, changes)})
+    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
+    file.write_text(text, encoding="utf-8")
     return load_experiment(file)
 
 

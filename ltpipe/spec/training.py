@@ -116,16 +116,18 @@ class Replay(Block):
     """Balanced replay of old classes in every phase."""
 
     variant: Literal["resample", "cyclic", "fixed", "none"] = Field(
-        "resample", description="how the old part is drawn; none: plain fine-tuning on the new classes"
+        "resample",
+        description="how the old part is drawn: resample, cyclic and fixed as in the notebooks of JoyHuYY1412/LST_LVIS; "
+        "none: plain fine-tuning on the new classes, for comparison",
     )
-    seed: NonNegative = Field(0, description="seed of epoch 0; epoch e uses seed + e")
+    seed: NonNegative = Field(0, description="seed of epoch 0; epoch e uses seed + e (0 gives the lists of LST_LVIS)")
 
 
 class PairedRois(Block):
     """RoI sampling restricted to the class an image is paired with."""
 
-    num: Positive = Field(200, description="RoIs per image")
-    positive_fraction: Fraction = Field(0.25, description="largest share of positives")
+    num: Positive = Field(200, description="RoIs per image (LST_LVIS, step configs: 200)")
+    positive_fraction: Fraction = Field(0.25, description="largest share of positives (LST_LVIS: 0.25)")
 
 
 class Distill(Block):
@@ -133,10 +135,13 @@ class Distill(Block):
 
     teacher: Literal["cached", "online", "none"] = Field(
         "cached",
-        description="cached: similarities computed once by the distill stage; online: a frozen copy; none: off",
+        description="cached: similarities computed once by the distill stage, as in LST_LVIS; online: a frozen copy, "
+        "for other augmentation than flips; none: off",
     )
-    weight: NonNegativeFloat = Field(1.0, description="loss weight")
-    reduction: Literal["sum_classes", "mean_classes"] = Field("sum_classes", description="over the old classes")
+    weight: NonNegativeFloat = Field(1.0, description="loss weight (LST, arXiv 2004.00900: 1)")
+    reduction: Literal["sum_classes", "mean_classes"] = Field(
+        "sum_classes", description="over the old classes; LST_LVIS sums"
+    )
 
 
 class Lst(Block):
@@ -145,12 +150,12 @@ class Lst(Block):
     replay: Replay = Field(Replay(), description="balanced replay")
     schedule: IncrementalSchedule = Field(IncrementalSchedule(), description="length and optimiser of each phase")
     iterations_per_phase: tuple[Positive, ...] | None = Field(
-        None, description="steps of phase 1, 2, ...; replaces the schedule's length"
+        None, description="steps of phase 1, 2, ...; replaces the schedule's length (blank in LST_LVIS)"
     )
-    rois: PairedRois = Field(PairedRois(), description="class-restricted RoI sampling")
+    rois: PairedRois = Field(PairedRois(), description="class-restricted RoI sampling (LST, arXiv 2004.00900)")
     distill: Distill = Field(Distill(), description="distillation")
     freeze: Literal["none", "stem", "layer1", "layer2", "layer3", "layer4", "backbone"] = Field(
-        "backbone", description="what stays fixed in the phases"
+        "backbone", description="what stays fixed in the phases (LST_LVIS: backbone, earlier layer3)"
     )
 
     def phase_iterations(self, phase: int, epoch_length: int) -> int:

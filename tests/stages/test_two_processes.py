@@ -123,7 +123,18 @@ def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path)
         alone.config("base").read_text().replace(str(alone.results), str(paths.results))
         == paths.config("base").read_text()
     ), "the config does not depend on the number of processes"
-    code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 3)
-    assert code == 2 and text.count("multiple of the number of processes") == 1 and "Traceback" not in text
-    code, text = command_line("features", exp.file, "--results", paths.results, WORLD_SIZE="2")
-    assert code == 2 and "runs in one process" in text
+
+
+def test_batches_that_cannot_be_divided_are_refused_once(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    exp = experiment(chain.folder, base={"schedule": {"batch_size": 3}})
+    code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 2)
+    assert code == 2 and "Traceback" not in text
+    assert text.count("multiple of the number of processes") == 1, "one process speaks for all"
+    assert not paths.record("base").exists() and paths.model("base").is_file()
+
+
+def test_stages_for_one_process_refuse_several(chain: Chain, tmp_path: Path) -> None:
+    paths = chain.copy(tmp_path)
+    code, text = command_line("features", chain.exp.file, "--results", paths.results, WORLD_SIZE="2")
+    assert code == 2 and "runs in one process" in text, text
