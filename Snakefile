@@ -22,6 +22,14 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 
 
+onstart:
+    # A killed stage continues where it stopped, unless -R, -f or -F asks for it again.
+    PIPELINE.forget(
+        {*workflow.dag_settings.forcerun, *(workflow.dag_settings.targets if workflow.dag_settings.forcetargets else ())},
+        everything=workflow.dag_settings.forceall,
+    )
+
+
 rule all:
     localrule: True
     input:

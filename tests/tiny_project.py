@@ -117,33 +117,46 @@ def ended(child: int) -> int:
 
 def together(work: Callable[[], None], processes: int) -> None:
     """Run work in several processes as torchrun would, gloo between them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = [in_child(work, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(processes)]
+    children = [in_child(work, **environment) for environment in torchrun(processes)]
     assert [ended(child) for child in children] == [0] * processes
 
 
 def command_line(*arguments: object, **environment: str) -> tuple[int, str]:
     """Run the command line in a process of its own; return its exit code and what it wrote to the error stream."""
-    reading, writing = os.pipe()
+    return command_lines([environment], *arguments)[0]
 
-    def work() -> None:
-        from ltpipe.cli import main
 
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(writing, 2)
-        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
-        code = main([str(argument) for argument in arguments])
-        sys.stderr.flush()
-        os._exit(code)
+def command_lines(environments: list[dict[str, str]], *arguments: object) -> list[tuple[int, str]]:
+    """Run the same command line at the same time, once per environment; returns as :func:`command_line`."""
+    running = []
+    for environment in environments:
+        reading, writing = os.pipe()
 
-    child = in_child(work, **environment)
-    os.close(writing)
-    with open(reading, encoding="utf-8") as stream:
-        text = stream.read()
-    return ended(child), text
+        def work(writing: int = writing) -> None:
+            from ltpipe.cli import main
+
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(writing, 2)
+            sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+            os._exit(main([str(argument) for argument in arguments]))
+
+        running.append((in_child(work, **environment), reading))
+        os.close(writing)
+    found = []
+    for child, reading in running:
+        with open(reading, encoding="utf-8") as stream:
+            text = stream.read()
+        found.append((ended(child), text))
+    return found
+
+
+def torchrun(processes: int) -> list[dict[str, str]]:
+    """Return what torchrun tells its processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(processes)]
 
 
 def kill_here() -> None:

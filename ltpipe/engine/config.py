@@ -255,6 +255,7 @@ def training_config(
             ),
             custom_hooks=[
                 dict(type="ltpipe.StepSeedHook", seed=seed),
+                dict(type="ltpipe.DivergenceHook"),
                 dict(type="ltpipe.StopBeforeLimitHook"),
                 *hooks,
             ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
 from ltpipe.registry import FUNCTIONS, HOOKS
 from ltpipe.time_limit import Stopped, seconds_left
@@ -45,6 +48,30 @@ class StepSeedHook(Hook):
         """Seed torch's generators of this process."""
         state = np.random.SeedSequence([self.seed, runner.iter, get_rank()]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0] >> 1))
+
+
+@HOOKS.register_module()
+class DivergenceHook(Hook):
+    """Ends a run whose loss is no longer a number, before that state is saved."""
+
+    priority = "VERY_HIGH"
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Check the losses of this iteration.
+
+        Raises:
+            UserError: One of them is infinite or not a number.
+        """
+        wrong = [name for name, value in (outputs or {}).items() if not math.isfinite(float(value))]
+        if wrong:
+            raise UserError(
+                "the training diverged",
+                where=f"iteration {runner.iter + 1}",
+                got=f"{', '.join(wrong)} not finite",
+                fix="use a lower schedule.lr, a longer schedule.warmup_iterations or a schedule.clip_norm",
+            )
 
 
 @HOOKS.register_module()

@@ -117,7 +117,7 @@ class Replay(Block):
 
     variant: Literal["resample", "cyclic", "fixed", "none"] = Field(
         "resample",
-        description="how the old part is drawn: resample, cyclic and fixed as in the notebooks of JoyHuYY1412/LST_LVIS; "
+        description="how the old part is drawn: resample, cyclic and fixed as in JoyHuYY1412/LST_LVIS; "
         "none: plain fine-tuning on the new classes, for comparison",
     )
     seed: NonNegative = Field(0, description="seed of epoch 0; epoch e uses seed + e (0 gives the lists of LST_LVIS)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.load import list_experiments, load_experiment
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
+from ltpipe.spec.progress import holder
 from ltpipe.spec.status import needs_features, stage_keys
 
 RESULTS = "results"
@@ -193,6 +196,24 @@ class Pipeline:
             for checkpoint in other.evaluated_checkpoints():
                 files += [str(paths.metrics(checkpoint)), str(paths.per_class(checkpoint))]
         return files
+
+    # ---- from scratch ------------------------------------------------------------------------------------------------
+
+    def forget(self, forced: Collection[str], *, everything: bool = False) -> None:
+        """Remove what killed stages would continue from, for stages that shall run anew.
+
+        Args:
+            forced: Rules and output files, as ``-R`` takes them.
+            everything: All stages, as with ``-F``.
+        """
+        folders = {Path(name).parent for name in forced}
+        for exp in self.experiments.values():
+            paths = Paths(RESULTS, exp)
+            for stage, key in stage_keys(exp):
+                rule = f"{stage}_phase_{key}" if isinstance(key, int) else stage
+                folder, work = paths.folder(stage, key), paths.work(stage, key)
+                if (everything or rule in forced or folder in folders) and work.is_dir() and holder(folder) is None:
+                    shutil.rmtree(work)
 
     # ---- targets -----------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tiny_project import command_line, experiment, run_stages, state_of, together
+from tiny_project import command_line, command_lines, experiment, run_stages, state_of, together, torchrun
 
 from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.engine.roi_sampling import SeededSampler
+from ltpipe.launch import FAILED
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
@@ -128,9 +129,11 @@ def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path)
 def test_batches_that_cannot_be_divided_are_refused_once(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
     exp = experiment(chain.folder, base={"schedule": {"batch_size": 3}})
-    code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 2)
-    assert code == 2 and "Traceback" not in text
-    assert text.count("multiple of the number of processes") == 1, "one process speaks for all"
+    shared = {FAILED: str(tmp_path / "failed")}
+    ended = command_lines([{**one, **shared} for one in torchrun(2)], "base", exp.file, "--results", paths.results)
+    assert [code for code, _ in ended] == [2, 2]
+    text = "".join(text for _, text in ended)
+    assert text.count("multiple of the number of processes") == 1 and "Traceback" not in text, "one speaks for all"
     assert not paths.record("base").exists() and paths.model("base").is_file()
 
 

@@ -174,6 +174,24 @@ def test_a_failed_job_leaves_its_resume_state(empty: Workspace, tmp_path: Path) 
     workspace.snakemake("all_base", "--profile", "workflow/profiles/ci", "--config", "experiments=chain")
 
 
+def test_only_a_forced_rerun_forgets_where_a_stage_was_killed(empty: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    state = [workspace.folder / f"results/chain/{stage}/work/state" for stage in ("base", "lst/phase1", "lst/phase2")]
+
+    def left(*arguments: str) -> list[bool]:
+        for file in state:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        workspace.snakemake("phase_1", "--cores", "2", "--config", "experiments=chain", *arguments)
+        return [file.exists() for file in state]
+
+    assert left() == [True, True, True]
+    assert left("-n", "-R", "base") == [True, True, True]
+    assert left("-R", "lst_phase_1") == [True, False, True]
+    assert left("-R", "results/chain/base/model.pth") == [False, True, True]
+    assert left("-F") == [False, False, False]
+
+
 def test_mistakes_are_told_before_any_job(empty: Workspace) -> None:
     with empty.edited(CHAIN, "type: cosine", "type: cosin"):
         text = empty.snakemake("-n", "all", ok=False)
