@@ -81,15 +81,9 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def run_stages(exp: Experiment, results: Path, *stages: Stage) -> Paths:
     """Run stages in this process: names, or pairs of name and key."""
-    from mmengine.logging import MessageHub, MMLogger
-    from mmengine.visualization import Visualizer
-
     paths = Paths(results, exp)
     for stage in stages:
         name, *key = (stage,) if isinstance(stage, str) else stage
-        # mmengine names its objects by the second; two tiny trainings may share one.
-        for kind in (MessageHub, MMLogger, Visualizer):
-            kind._instance_dict.clear()
         import_module(f"ltpipe.stages.{name}").run(exp, paths, *key)
     return paths
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 import pickle
 import zipfile
@@ -23,6 +24,7 @@ from ltpipe.engine.hooks import saved_states
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
 
+_TRAININGS = itertools.count()
 BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -41,6 +43,8 @@ def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str
         UserError: The starting checkpoint cannot be read.
     """
     running = on_these_processes(config)
+    # mmengine keeps its loggers by name and second, also those of a training that is over and whose folder is gone.
+    running.experiment_name = f"{Path(config.work_dir).parent.name}_{next(_TRAININGS)}"
     checkpoint = _shared(last_checkpoint(Path(config.work_dir)) if is_main_process() else None)
     if checkpoint is not None:
         running.load_from, running.resume = str(checkpoint), True
