@@ -72,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
             )
         if stage in _PARALLEL:
             verb.add_argument(
-                "--processes", type=int, metavar="N", help="processes, one per GPU; default: all visible GPUs"
+                "--processes",
+                type=int,
+                metavar="N",
+                help="processes, one per GPU; default: all visible GPUs that can share a batch",
             )
             verb.add_argument(
                 "--time-limit",
@@ -191,9 +194,11 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
     if verb in _PARALLEL:
         set_deadline(arguments.time_limit)
     if verb in _PARALLEL and not launched:
-        from ltpipe.launch import launch, visible_gpus
+        from ltpipe.launch import launch, processes_for
 
-        processes = visible_gpus() if arguments.processes is None else arguments.processes
+        block = exp.base if verb == "base" else exp.lst
+        assert block is not None
+        processes = processes_for(block.schedule.batch_size) if arguments.processes is None else arguments.processes
         if processes > 1:
             return launch(arguments.given, processes)
     if verb not in _WITHOUT_TORCH:

@@ -29,11 +29,11 @@ def first_to_fail() -> bool:
     return False
 
 
-def visible_gpus() -> int:
-    """Number of GPUs that this process may use."""
+def processes_for(batch_size: int) -> int:
+    """Return the largest number of visible GPUs that divides a batch; 1 without GPUs."""
     import torch
 
-    return torch.cuda.device_count()
+    return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if batch_size % n == 0)
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:

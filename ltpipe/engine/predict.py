@@ -37,18 +37,16 @@ def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Mo
     init_default_scope("mmdet")
     model_config = config if isinstance(config, ConfigDict) else read_config(config).model
     model = MODELS.build(model_config)
-    state, own = read_checkpoint(checkpoint)["state_dict"], model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    other = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
-    if missing or unexpected or other:
-        counts = f"{len(missing)}, {len(unexpected)} and {len(other)} tensors"
+    state = read_checkpoint(checkpoint)["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
         raise UserError(
             "checkpoint and config do not belong together",
             where=checkpoint,
-            got=f"missing {missing[:4]}, unexpected {unexpected[:4]}, of another shape {other[:4]} ({counts})",
+            got=" ".join(str(error).split())[:400],
             fix="rerun the stage that made the checkpoint",
-        )
-    model.load_state_dict(state)
+        ) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
 

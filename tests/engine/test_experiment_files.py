@@ -34,7 +34,8 @@ def without_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("lvis", "toy"))])
 def test_valid_with_the_class_list_only(name: str) -> None:
     exp = load_experiment(name)
-    assert check_experiment(exp, NAMES), "says that there were no data"
+    notes = check_experiment(exp, NAMES)
+    assert notes or exp.dataset.generate is not None, "says that there were no data; toy data may have been drawn"
     assert exp.file is not None and len(exp.file.read_text().splitlines()) <= 40
     assert exp.description
     for expected in exp.report.expected:
