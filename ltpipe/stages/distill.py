@@ -32,7 +32,12 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         experiment=exp.name,
         digest=stage_digest(exp, "distill", phase),
         seed=exp.seed,
-        inputs={"index": paths.store("train") / "info.json", "split": paths.split, stage_name: paths.model(teacher)},
+        inputs={
+            "index": paths.store("train") / "info.json",
+            "split": paths.split,
+            stage_name: paths.model(teacher),
+            f"{stage_name}:config": paths.config(teacher),
+        },
     ) as stage:
         split = Split.load(paths.split)
         num_old = split.classes_known(phase - 1)

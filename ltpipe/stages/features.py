@@ -30,7 +30,12 @@ def run(exp: Experiment, paths: Paths) -> None:
         experiment=exp.name,
         digest=stage_digest(exp, "features"),
         seed=spec.seed,
-        inputs={"index": paths.store("train") / "info.json", "split": paths.split, maker: paths.model(source)},
+        inputs={
+            "index": paths.store("train") / "info.json",
+            "split": paths.split,
+            maker: paths.model(source),
+            f"{maker}:config": paths.config(source),
+        },
     ) as stage:
         detector = frozen_detector(exp, paths)
         view = detector.dataset.view
