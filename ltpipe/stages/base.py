@@ -51,7 +51,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         iterations = exp.base.schedule.total_iterations(epoch_length)
         category_ids = split.order[:num_classes].tolist()
         start = (
-            foreign_start(exp.detector.load_from, model, category_ids, stage.work) if exp.detector.load_from else None
+            foreign_start(exp.detector.load_from, model, category_ids, stage.folder) if exp.detector.load_from else None
         )
         config = training_config(
             model,
@@ -74,13 +74,16 @@ def run(exp: Experiment, paths: Paths) -> None:
         )
         meta = {"experiment": exp.name, "stage": "base", "category_ids": category_ids}
         train(config, paths.model("base"), paths.config("base"), meta=meta)
-        stage.outputs += [paths.model("base"), paths.config("base")]
+        stage.outputs += [paths.model("base"), paths.config("base"), *([start] if start else [])]
         stage.notes["iterations"] = iterations
 
 
-def foreign_start(path: Path, model: ConfigDict, category_ids: list[int], work: Path) -> Path:
-    """Write the weights of a pretrained detector that can be reused, without those of another class list."""
-    start = work / "start.pth"
+def foreign_start(path: Path, model: ConfigDict, category_ids: list[int], folder: Path) -> Path:
+    """Write the weights of a pretrained detector that can be reused, without those of another class list.
+
+    They stay beside the results, so that the stage's config alone repeats it.
+    """
+    start = folder / "start.pth"
     if not is_main_process():
         return start
     content = read_checkpoint(path)
