@@ -118,7 +118,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise UserError("not a checkpoint", where=path, got=type(content).__name__, allowed="a dict of tensors")
-    return content if "state_dict" in content else {"meta": {}, "state_dict": content}
+    return {"meta": {}, **content} if "state_dict" in content else {"meta": {}, "state_dict": content}
 
 
 def write_checkpoint(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from tiny_project import command_line, experiment, run_stages
 
 import ltpipe.engine.train
@@ -218,6 +219,22 @@ def test_a_pretrained_detector_that_cannot_be_read(chain: Chain, tmp_path: Path)
     exp = experiment(chain.folder, detector={"load_from": str(start)})
     message = refused(chain.copy(tmp_path, exp), exp, "base")
     assert "unreadable checkpoint" in message and str(start) in message
+
+
+def test_a_pretrained_start_keeps_all_but_the_layers_of_its_classes(chain: Chain, tmp_path: Path) -> None:
+    source = tmp_path / "pretrained.pth"
+    pretrained = torch.load(chain.paths.model("phase2"), weights_only=True)["state_dict"]
+    torch.save({"state_dict": pretrained}, source)
+    exp = experiment(chain.folder, detector={"load_from": str(source)})
+    paths = chain.copy(tmp_path, exp)
+    run_stages(exp, paths.results, "base")
+    start = paths.folder("base") / "start.pth"
+    kept = torch.load(start, weights_only=True)["state_dict"]
+    assert not any("fc_cls" in key for key in kept)
+    assert all(torch.equal(value, pretrained[key]) for key, value in kept.items())
+    assert {key for key in pretrained if key.startswith(("backbone.", "neck.", "rpn_head."))} <= kept.keys()
+    assert f"load_from='{start}'" in paths.config("base").read_text()
+    assert "start.pth" in json.loads(paths.record("base").read_text())["outputs"]
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
