@@ -176,7 +176,8 @@ def test_a_failed_job_leaves_its_resume_state(empty: Workspace, tmp_path: Path) 
 
 def test_only_a_forced_rerun_forgets_where_a_stage_was_killed(empty: Workspace, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "w")
-    state = [workspace.folder / f"results/chain/{stage}/work/state" for stage in ("base", "lst/phase1", "lst/phase2")]
+    chain = workspace.folder / "results" / "chain"
+    state = [chain / stage / "work" / "state" for stage in ("base", "lst/phase1", "lst/phase2")]
 
     def left(*arguments: str) -> list[bool]:
         for file in state:
