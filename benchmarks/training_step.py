@@ -152,9 +152,7 @@ def losses_of(head: Any, parts: nn.ModuleList, rows: Rows) -> Tensor:
         features, for_reg = head.shared_features(rows.features)
         scores, deltas = head.fc_cls(features), head.fc_reg(for_reg)
         losses = head.loss(scores, deltas, rows.rois, *targets)
-        batch = BoxBatch(
-            features, scores, rows.labels, weights, rows.features, rows.rois, losses, deltas, *targets[2:]
-        )
+        batch = BoxBatch(features, scores, rows.labels, weights, rows.features, rows.rois, losses, deltas, *targets[2:])
         for part in parts:
             losses.update(part.box_losses(head, batch))
     return torch.stack([value.sum() for key, value in losses.items() if "loss" in key]).sum()

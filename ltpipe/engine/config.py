@@ -130,6 +130,10 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
             if "class_features" in inspect.signature(MODELS.get(head.type).__init__).parameters:
                 head.class_features = as_list(roi_head.bbox_head)[0].fc_out_channels
     _check_heads(model, exp)
+    if exp.model.loss_average != "process":
+        roi_head.loss_average = exp.model.loss_average
+    if exp.split is not None and exp.split.ignore_future_gt:
+        _ignore_regions(model.train_cfg)
     if exp.model.parts:
         roi_head.parts = [build_component("part", part, counts) for part in exp.model.parts]
     rcnn = model.test_cfg.rcnn
@@ -138,13 +142,20 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     return fragment, model
 
 
+def _ignore_regions(train_cfg: ConfigDict) -> None:
+    """Leave out anchors and RoIs that lie with more than half of their area in an ignored object."""
+    for cfg in (train_cfg.rpn, *as_list(train_cfg.rcnn)):
+        cfg.assigner.ignore_iof_thr = 0.5
+
+
 def _check_heads(model: ConfigDict, exp: Experiment) -> None:
     """Refuse heads without our call points where the experiment needs them."""
     heads = [head.type for head in as_list(model.roi_head.bbox_head)]
     ours = set(REPLACEMENTS.values())
     if model.roi_head.type in ours and set(heads) <= ours:
         return
-    if exp.model.parts or exp.calibrate or exp.lst is not None or model.roi_head.type in ours:
+    needed = exp.model.parts or exp.calibrate or exp.lst is not None or exp.model.loss_average != "process"
+    if needed or model.roi_head.type in ours:
         raise UserError(
             "parts, calibrators and phases need heads that are built for them",
             where=f"{exp.detector.config}: model.roi_head",

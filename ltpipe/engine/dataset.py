@@ -142,12 +142,13 @@ class AnnotatedDataset(StoreDataset):
     Args:
         phase: Phase of the split whose annotations are seen.
         holdout: File of the images of :mod:`ltpipe.data.holdout`, which are left out; None: none.
+        ignore_future: Also return the objects of later classes, as ignored ones.
         **kwargs: As :class:`StoreDataset`; :class:`FixedFlip` in the pipeline obeys ``flip``.
     """
 
-    def __init__(self, *, phase: int, holdout: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, phase: int, holdout: str | None = None, ignore_future: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.phase, self.holdout = phase, holdout
+        self.phase, self.holdout, self.ignore_future = phase, holdout, ignore_future
 
     @cached_property
     def view(self) -> PhaseView:
@@ -159,6 +160,10 @@ class AnnotatedDataset(StoreDataset):
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Usable annotations by image: ``ptr (I + 1,)``, annotation rows ``(A',)`` and labels ``(A',)``."""
         rows, labels = np.asarray(self.view.annotations), np.asarray(self.view.labels)
+        if self.ignore_future:
+            all_labels = self.split.labels_of(self.store.category_ids)[self.store.ann_category]
+            rows = np.union1d(rows, np.flatnonzero(all_labels >= self.split.classes_known(self.phase)))
+            labels = all_labels[rows]
         x, y, w, h = self.store.ann_bbox[rows].T
         height, width = self.store.image_sizes[self.store.ann_image[rows]].T
         inside = (np.minimum(x + w, width) > np.maximum(x, 0)) & (np.minimum(y + h, height) > np.maximum(y, 0))
@@ -183,8 +188,12 @@ class AnnotatedDataset(StoreDataset):
             "bbox": [x, y, x + w, y + h],
             "bbox_label": label,
             "mask": self.store.segmentation(annotation),
-            "ignore_flag": int(self.store.ann_iscrowd[annotation] | self.store.ann_ignore[annotation]),
+            "ignore_flag": int(self._ignored(annotation, label)),
         }
+
+    def _ignored(self, annotation: int, label: int) -> bool:
+        future = label >= self.split.classes_known(self.phase)
+        return bool(future or self.store.ann_iscrowd[annotation] or self.store.ann_ignore[annotation])
 
     def get_data_info(self, idx: Any) -> dict[str, Any]:
         """Return the sample ``(row, flip)``."""

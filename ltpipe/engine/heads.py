@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from mmengine.model import bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ltpipe.methods.base import BoxBatch, MaskBatch
+from ltpipe.methods.base import BoxBatch, MaskBatch, batch_share
 from ltpipe.registry import MODELS
 
 
@@ -128,6 +128,8 @@ class LTRoIHead(StandardRoIHead):
         parts: Configs of :class:`ltpipe.methods.base.HeadPart` modules, called in this order.
         calibrator: Config of a module whose ``fuse(bbox_feats, scores)`` turns the head's own scores ``(N, K + 1)``
             into the final ones, or None.
+        loss_average: What box, mask and distillation losses are averaged over: the items of this ``process``, as in
+            mmdet, or those of the whole ``batch``, which makes a training independent of the number of processes.
         **kwargs: Passed to mmdet's ``StandardRoIHead``.
     """
 
@@ -136,9 +138,11 @@ class LTRoIHead(StandardRoIHead):
         *args: Any,
         parts: list[dict[str, Any]] | None = None,
         calibrator: dict[str, Any] | None = None,
+        loss_average: Literal["process", "batch"] = "process",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.loss_average = loss_average
         self.parts = nn.ModuleList(MODELS.build(part) for part in parts or [])
         self.calibrator = MODELS.build(calibrator) if calibrator is not None else None
 
@@ -150,6 +154,19 @@ class LTRoIHead(StandardRoIHead):
         for part in self.parts:
             losses.update(part.image_losses(self, x, batch_data_samples))
         return losses
+
+    def averaged(self, losses: dict[str, Tensor], count: int, device: torch.device) -> dict[str, Tensor]:
+        """Return losses that are means over this process's items as means over what ``loss_average`` says.
+
+        Args:
+            losses: Scalars by name; those without ``loss`` in their name stay as they are.
+            count: Items of this process: RoIs, positives or boxes.
+            device: Of the losses.
+        """
+        if self.loss_average == "process":
+            return losses
+        share = batch_share(count, device)
+        return {name: value * share if "loss" in name else value for name, value in losses.items()}
 
     def _bbox_forward(self, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
         bbox_feats = self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
@@ -171,6 +188,7 @@ class LTRoIHead(StandardRoIHead):
             # mmdet skips an empty batch, but every process must report the same keys and join in the same reductions.
             found = self.bbox_head.loss_cls(results["cls_score"], targets[0], targets[1], avg_factor=1)
             losses.update(found if isinstance(found, dict) else {"loss_cls": found})
+        losses = self.averaged(losses, int((targets[1] > 0).sum()), rois.device)
         if self.parts:
             labels, label_weights, bbox_targets, bbox_weights = targets
             batch = BoxBatch(
@@ -208,7 +226,7 @@ class LTRoIHead(StandardRoIHead):
         found = self.mask_head.loss_and_target(
             results["mask_preds"], sampling_results, batch_gt_instances, self.train_cfg
         )
-        losses = found["loss_mask"]
+        losses = self.averaged(found["loss_mask"], len(rois), rois.device)
         if self.parts:
             batch = MaskBatch(
                 features=seen[0] if seen else results["mask_feats"],

@@ -60,6 +60,7 @@ def stream_config(
         "phase": phase,
         "seed": seed,
         "holdout": str(paths.holdout) if extra_images(exp) == "holdout" else None,
+        "ignore_future": exp.split is not None and exp.split.ignore_future_gt,
         "pipeline": with_our_packing(fragment.train_pipeline),
         **order,
     }

@@ -125,6 +125,23 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def batch_share(count: int, device: torch.device) -> Tensor:
+    """Return what turns a mean over this process's items into its share of the mean over those of all processes.
+
+    Averaging over processes, as distributed training does, then gives the mean over the whole batch. Every process must
+    call it.
+
+    Args:
+        count: Items of this process.
+        device: Of the result.
+
+    Returns:
+        Scalar float32: ``count * processes / all items``; zero where there is no item at all.
+    """
+    here = torch.tensor(float(count), device=device)
+    return here * world_size() / all_reduce_sum(here).clamp(min=1)
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return ``tensor`` summed over all processes (a new tensor; the argument itself in a single process)."""
     if world_size() == 1:

@@ -5,9 +5,9 @@ Paper: Learning to Segment the Tail (Hu et al., CVPR 2020, arXiv 2004.00900); lo
     L_KD = weight / N * sum_{b <= N} sum_{j < K_{n-1}} (cos(x_b, w_j) - t[b, j])^2
 
 over the ``N`` boxes of new classes (label at least ``K_{n-1}``) in the images of one process, without the classifier's
-scale, without the background row, normalised per process. Acts in the RoI head as a part that sends those boxes through
-the shared box head a second time. Needs ``gt_instances.ann_ids`` and the metainfo ``img_id`` and ``flip``. Classifiers
-without a scale are compared by their logits.
+scale, without the background row, normalised per process unless the RoI head's ``loss_average`` is ``batch``. Acts in
+the RoI head as a part that sends those boxes through the shared box head a second time. Needs ``gt_instances.ann_ids``
+and the metainfo ``img_id`` and ``flip``. Classifiers without a scale are compared by their logits.
 """
 
 from __future__ import annotations
@@ -203,13 +203,15 @@ class LSTDistillation(HeadPart):
         targets = self.teacher.targets(samples, picked)
         known = [target for target in targets if target is not None and len(target)]
         if not known:
-            return {"loss_distill": touch(*roi_head.bbox_head.fc_cls.parameters()).float()}
+            nothing = {"loss_distill": touch(*roi_head.bbox_head.fc_cls.parameters()).float()}
+            return roi_head.averaged(nothing, 0, feats[0].device)
         boxes = [
             get_box_tensor(sample.gt_instances.bboxes)[index if target is not None else index[:0]]
             for sample, index, target in zip(samples, picked, targets, strict=True)
         ]
         student = box_similarities(roi_head, feats, boxes)[:, : self.num_old]
-        return {"loss_distill": distillation_loss(student, torch.cat(known), self.weight, self.reduction)}
+        losses = {"loss_distill": distillation_loss(student, torch.cat(known), self.weight, self.reduction)}
+        return roi_head.averaged(losses, len(student), feats[0].device)
 
 
 @HOOKS.register_module()

@@ -62,6 +62,11 @@ class Split(Block):
     boundaries: tuple[Positive, ...] | None = Field(
         None, description="classes known after base, phase 1, ...; instead of base_classes and step"
     )
+    ignore_future_gt: bool = Field(
+        False,
+        description="anchors and RoIs on objects of classes that come later are left out of training instead of being "
+        "background (LST_LVIS: background)",
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> Split:

@@ -22,7 +22,7 @@ _LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch
 SLICES: Mapping[str, tuple[str, ...]] = {
     "toy_data": ("dataset.generate",),
     "index": ("dataset.format", "dataset.train", "dataset.val"),
-    "split": ("split",),
+    "split": ("split", "-split.ignore_future_gt"),
     "replay": ("lst.replay", *_LENGTH),
     "base": ("seed", "detector", "model", "split", "base"),
     "distill": ("lst.distill.teacher",),

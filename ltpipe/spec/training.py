@@ -103,6 +103,12 @@ class Model(Block):
     loss: Choice = Field(Choice(type="cross_entropy"), description="classification loss")
     mask: Choice = Field(Choice(type="fcn"), description="mask head; ignored by detectors without one")
     parts: tuple[Choice, ...] = Field((), description="extensions of the head, e.g. fasa, crat")
+    loss_average: Literal["process", "batch"] = Field(
+        "process",
+        description="what box, mask and distillation losses are averaged over: the RoIs of each process (mmdet, "
+        "LST_LVIS) or those of the whole batch, so that the number of processes does not matter; parts other than "
+        "distillation keep to their process",
+    )
 
 
 class Base(Block):

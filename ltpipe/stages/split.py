@@ -44,7 +44,7 @@ def write_split(exp: Experiment, paths: Paths) -> None:
         inputs={"index": paths.store("train") / "info.json", "index:statistics": paths.statistics("train")},
     ) as stage:
         table = pd.read_csv(paths.statistics("train"))
-        spec = exp.split.model_dump(exclude_none=True) if exp.split else {}
+        spec = exp.split.model_dump(exclude_none=True, exclude={"ignore_future_gt"}) if exp.split else {}
         if "boundaries" in spec:
             spec["boundaries"] = list(spec["boundaries"])
         split = make_split(

@@ -153,6 +153,24 @@ def test_phases_see_their_classes(exp: Experiment, paths: Paths) -> None:
         assert labels == set(range(classes))
 
 
+def test_objects_of_later_classes_can_be_ignored(exp: Experiment, paths: Paths) -> None:
+    plain = AnnotatedDataset(**options(exp, paths, num_classes=5), phase=0)
+    data = AnnotatedDataset(**options(exp, paths, num_classes=5), phase=0, ignore_future=True)
+    store, later = data.store, 0
+    label = Split.load(paths.split).labels_of(store.category_ids)[store.ann_category]
+    for row in range(len(data)):
+        found, before = data[(row, False)], plain[(row, False)]
+        for key, value in instances(found).items():
+            assert np.array_equal(value, instances(before)[key])
+        gt, ignored = found["data_samples"].gt_instances, found["data_samples"].ignored_instances
+        assert gt.ann_ids.tolist() == before["data_samples"].gt_instances.ann_ids.tolist()
+        wanted = store.ann_ids[(store.ann_image == row) & (label >= 5)]
+        assert sorted(ignored.ann_ids.tolist()) == sorted(wanted.tolist())
+        assert not len(before["data_samples"].ignored_instances)
+        later += len(wanted)
+    assert later > 5
+
+
 # ---- flips -----------------------------------------------------------------------------------------------------------
 
 

@@ -89,6 +89,18 @@ def detections_of(model: nn.Module, batch: dict[str, Any]) -> list[DetDataSample
         return model(**model.data_preprocessor(copy.deepcopy(batch), False), mode="predict")
 
 
+def test_rois_on_objects_of_later_classes_are_left_out(project: Path, counts: ClassCounts) -> None:
+    boxes = Tensor([[0, 0, 20, 20], [30, 30, 50, 50], [31, 31, 49, 49], [25, 25, 45, 45], [60, 0, 80, 20]])
+    truth = InstanceData(bboxes=boxes[:1], labels=torch.tensor([3]))
+    later = InstanceData(bboxes=boxes[1:2], labels=torch.tensor([8]))
+    for ignore, expected in ((False, [1, 0, 0, 0, 0]), (True, [1, -1, -1, -1, 0])):
+        exp = experiment(project, split={"ignore_future_gt": ignore})
+        model = built(assemble_model(exp, counts)[1])
+        for head in (model.rpn_head, model.roi_head):
+            assigner = head.assigner if hasattr(head, "assigner") else head.bbox_assigner
+            assert assigner.assign(InstanceData(priors=boxes), truth, later).gt_inds.tolist() == expected
+
+
 # ---- mmdet's heads ---------------------------------------------------------------------------------------------------
 
 

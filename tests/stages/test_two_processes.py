@@ -1,7 +1,7 @@
 """One training in one process and in two: the same images, RoIs and, where they count the same RoIs, the same losses.
 
-mmdet divides losses by the RoIs of a process and LST's distillation by its boxes, so the curves agree to rounding where
-every image gives as many: with full RoI samples, frozen normalisation and without the terms that count objects.
+mmdet divides losses by the RoIs of a process and LST's distillation by its boxes. So the curves agree to rounding where
+every image gives as many, or where losses are averaged over the whole batch; normalisation has to be frozen.
 """
 
 from __future__ import annotations
@@ -97,18 +97,30 @@ def test_two_processes_train_as_one(chain: Chain, tmp_path: Path, stage: Any) ->
         assert torch.allclose(value.float(), models[1][key].float(), atol=1e-4, rtol=1e-3), key
 
 
-def test_a_phase_with_masks_and_distillation_sees_the_same_rois(chain: Chain, tmp_path: Path) -> None:
-    exp = experiment(chain.folder, lst=SCHEDULE)
-    runs = []
+@pytest.mark.parametrize("average", ["process", "batch"])
+def test_a_phase_with_masks_and_distillation(chain: Chain, tmp_path: Path, average: str) -> None:
+    exp = experiment(chain.folder, lst=SCHEDULE, model={"loss_average": average})
+    runs, models = [], []
     for processes in (1, 2):
         paths = chain.copy(tmp_path / str(processes), exp)
         runs.append(recorded(exp, paths, ("lst", 2), processes, tmp_path / f"log{processes}"))
+        models.append(state_of(paths.model("phase2")))
     one, two = runs
     assert [step["images"] for step in one] == [step["images"] for step in two]
     assert one[0]["rois"] == two[0]["rois"]
     for name in ("loss_rpn_cls", "loss_cls", "loss_distill", "loss_mask"):
         assert one[0]["losses"][name] > 0 and two[0]["losses"][name] > 0
     assert one[0]["losses"]["loss_rpn_cls"] == pytest.approx(two[0]["losses"]["loss_rpn_cls"], rel=1e-5)
+    same = [
+        alone["losses"] == pytest.approx(shared["losses"], rel=1e-4, abs=1e-5)
+        for alone, shared in zip(one, two, strict=True)
+    ]
+    if average == "batch":
+        assert same == [True] * 4
+        for key, value in models[0].items():
+            assert torch.allclose(value.float(), models[1][key].float(), atol=1e-4, rtol=1e-3), key
+    else:
+        assert not same[0], "images have different numbers of objects"
 
 
 def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path) -> None:

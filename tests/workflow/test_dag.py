@@ -96,6 +96,7 @@ EDITS = [
     (CHAIN, "calibrate:\n", "calibrate:\n  second: {type: simcal, schedule: {iterations: 9}}\n", {
         "validate": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
     (CHAIN, "split: {", "seed: 1\nsplit: {", {"validate": 1, **FROM_BASE}),
+    (CHAIN, "split: {", "split: {ignore_future_gt: true, ", {"validate": 1, **FROM_BASE}),
     (JOINT, "detector:", "seed: 1\ndetector:", {"validate": 2, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
     (JOINT, "generate: {seed: 0", "generate: {seed: 1", {
         **START, "validate": 2, "split": 2, **SPLITS, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
