@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ltpipe.data.class_images import ClassImages
+from ltpipe.data.phase import PhaseView
 from ltpipe.data.plan import class_probabilities
-from ltpipe.data.replay import Pairs, ReplaySource
+from ltpipe.data.replay import Pairs, ReplayIndex, ReplayInfo, ReplaySource, Variant
 from ltpipe.data.torch_random import TorchRandom
 from ltpipe.errors import UserError
 
@@ -57,6 +58,33 @@ def rows_to_stream(rows: NDArray[np.int64], images_per_process: int) -> NDArray[
     whole = length // images_per_process
     batches = rows[:, : whole * images_per_process].reshape(world_size, whole, images_per_process)
     return batches.transpose(1, 0, 2).reshape(-1)
+
+
+def legacy_replay(
+    view: PhaseView, *, variant: Variant, seed: int, world_size: int, images_per_process: int, iterations: int
+) -> ReplayIndex:
+    """Draw the replay list of a phase in the order in which the notebooks' rows are trained on.
+
+    Args:
+        view: The phase, 1 or later.
+        variant: How the old part is drawn.
+        seed: Epoch ``e`` uses ``seed + e``.
+        world_size: Number of rows.
+        images_per_process: Entries that a step takes from each row.
+        iterations: Steps of the phase.
+
+    Returns:
+        The stream, cut at epoch lengths.
+
+    Raises:
+        UserError: The notebooks cannot fill the rows, see :func:`legacy_rows`.
+    """
+    source = ReplaySource(view.class_images, view.num_old, variant, seed)
+    rows = legacy_rows(source, world_size, iterations * images_per_process)
+    image, label = (rows_to_stream(part, images_per_process) for part in rows)
+    ptr = np.append(np.arange(0, len(image), len(source)), len(image))
+    info = ReplayInfo(view.phase, variant, seed, source.target, source.counts.tolist(), view.split.digest)
+    return ReplayIndex(image, label.astype(np.int32), ptr, info)
 
 
 def process_batches(stream: NDArray[np.int64], rank: int, world_size: int, batch_size: int) -> NDArray[np.int64]:

@@ -127,6 +127,12 @@ class Replay(Block):
         "none: plain fine-tuning on the new classes, for comparison",
     )
     seed: NonNegative = Field(0, description="seed of epoch 0; epoch e uses seed + e (0 gives the lists of LST_LVIS)")
+    layout: Literal["batch", "legacy"] = Field(
+        "batch",
+        description="batch: every optimiser step takes the next pairs of the epoch; legacy: the stream is cut into "
+        "`rows` contiguous rows and a step takes the next pairs of each, the order of LST_LVIS",
+    )
+    rows: Positive = Field(8, description="rows of the legacy layout: the GPUs of LST_LVIS (8)")
 
 
 class PairedRois(Block):
@@ -163,6 +169,14 @@ class Lst(Block):
     freeze: Literal["none", "stem", "layer1", "layer2", "layer3", "layer4", "backbone"] = Field(
         "backbone", description="what stays fixed in the phases (LST_LVIS: backbone, earlier layer3)"
     )
+
+    @model_validator(mode="after")
+    def _rows_share_the_batch(self) -> Lst:
+        if self.replay.layout == "legacy" and self.schedule.batch_size % self.replay.rows:
+            raise ValueError(
+                f"replay.rows: a batch of {self.schedule.batch_size} cannot be shared by {self.replay.rows} rows"
+            )
+        return self
 
     def phase_iterations(self, phase: int, epoch_length: int) -> int:
         """Optimiser steps of one phase.

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
+from ltpipe.data.legacy import legacy_replay
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import build_replay
 from ltpipe.data.split import Split, make_split
@@ -79,7 +80,14 @@ def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
         view = PhaseView(store, split, phase, exclude=exclude)
         first = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=1)
         length = len(first.epoch(0)[0])
-        epochs = math.ceil(lst.phase_iterations(phase, length) * lst.schedule.batch_size / length)
-        replay = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=epochs)
+        iterations, batch = lst.phase_iterations(phase, length), lst.schedule.batch_size
+        options = {"variant": lst.replay.variant, "seed": lst.replay.seed}
+        if lst.replay.layout == "legacy":
+            rows = lst.replay.rows
+            replay = legacy_replay(
+                view, **options, world_size=rows, images_per_process=batch // rows, iterations=iterations
+            )
+        else:
+            replay = build_replay(view, **options, epochs=math.ceil(iterations * batch / length))
         replay.save(paths.replay(phase))
         stage.outputs.append(paths.replay(phase))

@@ -14,7 +14,7 @@ import torch
 from numpy.testing import assert_array_equal
 
 from ltpipe.data.class_images import ClassImages
-from ltpipe.data.legacy import legacy_rows, process_batches, rows_to_stream, support_schedule
+from ltpipe.data.legacy import legacy_replay, legacy_rows, process_batches, rows_to_stream, support_schedule
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import ReplayIndex, ReplaySource, build_replay, replay_counts
 from ltpipe.data.split import make_split
@@ -222,6 +222,19 @@ def test_rows_to_stream() -> None:
     stream = rows_to_stream(rows, 2)
     assert stream.tolist() == [0, 1, 7, 8, 2, 3, 9, 10, 4, 5, 11, 12]
     assert process_batches(stream, 1, 2, 4).tolist() == [[7, 8], [9, 10], [11, 12]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_phase_in_the_published_layout(view: PhaseView, variant: Any) -> None:
+    source = ReplaySource(view.class_images, view.num_old, variant, 3)
+    iterations = len(source) // 3 + 2  # more than an epoch of six pairs per step
+    replay = legacy_replay(view, variant=variant, seed=3, world_size=3, images_per_process=2, iterations=iterations)
+    assert len(replay.image_id) == 6 * iterations and len(replay.epoch(0)[0]) == len(source)
+    for stored, rows in zip((replay.image_id, replay.label), legacy_rows(source, 3, 2 * iterations), strict=True):
+        for rank in range(3):
+            assert_array_equal(process_batches(stored, rank, 3, 6).ravel(), rows[rank])
+    with pytest.raises(UserError, match="less than one epoch"):
+        legacy_replay(view, variant=variant, seed=3, world_size=3, images_per_process=2, iterations=1)
 
 
 def test_support_schedule() -> None:

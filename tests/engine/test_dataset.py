@@ -14,9 +14,11 @@ import torch
 from mmdet.datasets import CocoDataset, LVISV1Dataset
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
+from tiny_project import experiment, run_stages
 from torch.utils.data import DataLoader, SequentialSampler
 
 from ltpipe.data.convert import build_store
+from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset, StreamDataset
@@ -252,6 +254,17 @@ def test_replay_streams_tell_the_paired_class(exp: Experiment, paths: Paths) -> 
         assert label in sample.gt_instances.labels, "the image shows the class it was drawn for"
     seeds = {data[p]["data_samples"].gt_instances.metainfo["sample_seed"] for p in range(10)}
     assert len(seeds) == 10
+
+
+def test_replay_in_the_published_layout(project: Path, exp: Experiment, paths: Paths, tmp_path: Path) -> None:
+    lst = {"replay": {"layout": "legacy", "rows": 2}, "schedule": {"iterations": 40, "batch_size": 4}}
+    shutil.copytree(paths.results, tmp_path / "results")
+    other = run_stages(experiment(project, lst=lst), tmp_path / "results", ("split", 1))
+    replay = ReplayIndex.load(other.replay(1))
+    assert len(replay.image_id) == 160 and replay.num_epochs > 1
+    data = StreamDataset(**options(exp, paths, num_classes=7), phase=1, seed=0, replay=str(other.replay(1)))
+    assert data.stream.epoch_length() == len(replay.epoch(0)[0])
+    assert [int(data.store.image_ids[data.stream[i][0]]) for i in range(160)] == replay.image_id.tolist()
 
 
 def test_a_stream_needs_one_order(exp: Experiment, paths: Paths) -> None:

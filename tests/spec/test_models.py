@@ -12,7 +12,7 @@ from small_project import Load
 from ltpipe.errors import UserError
 from ltpipe.spec.blocks import Evaluate
 from ltpipe.spec.models import Schedule, Split
-from ltpipe.spec.training import CalibrationSchedule, IncrementalSchedule
+from ltpipe.spec.training import CalibrationSchedule, IncrementalSchedule, Lst, Replay
 
 
 @pytest.mark.parametrize(("epochs", "length", "batch"), [(12, 1001, 16), (7.2, 55648, 8), (1, 1, 16), (0.01, 10, 4)])
@@ -95,3 +95,9 @@ def test_experiments_are_immutable(load: Load) -> None:
 def test_bins_ascend(bins: list[int]) -> None:
     with pytest.raises(ValidationError, match="bins must ascend"):
         Evaluate(bins=bins)
+
+
+def test_rows_of_the_published_replay_layout_share_the_batch() -> None:
+    Lst(replay=Replay(layout="legacy", rows=8))
+    with pytest.raises(ValidationError, match="12 cannot be shared by 8 rows"):
+        Lst(replay=Replay(layout="legacy"), schedule=IncrementalSchedule(batch_size=12))
