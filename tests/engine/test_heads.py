@@ -22,6 +22,7 @@ from ltpipe.engine.dataset import StreamDataset
 from ltpipe.engine.heads import LTBBoxHead, LTRoIHead
 from ltpipe.engine.inputs import class_counts
 from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
+from ltpipe.methods.lst_expand import expand_checkpoint
 from ltpipe.registry import MODELS
 from ltpipe.spec.catalogue import catalogue
 from ltpipe.spec.models import Experiment
@@ -99,6 +100,28 @@ def test_rois_on_objects_of_later_classes_are_left_out(project: Path, counts: Cl
         for head in (model.rpn_head, model.roi_head):
             assigner = head.assigner if hasattr(head, "assigner") else head.bbox_assigner
             assert assigner.assign(InstanceData(priors=boxes), truth, later).gt_inds.tolist() == expected
+
+
+@pytest.mark.parametrize(("classifier", "mask"), [("linear", "fcn"), ("cosine", "weight_transfer")])
+def test_growing_a_detector_changes_nothing_it_knew(
+    project: Path, paths: Paths, counts: ClassCounts, classifier: str, mask: str
+) -> None:
+    exp = experiment(project, model={"classifier": {"type": classifier}, "mask": {"type": mask}})
+    old = built(assemble_model(exp, class_counts(paths, Split.load(paths.split), 6))[1]).eval()
+    new = built(assemble_model(exp, counts)[1]).eval()
+    grown = expand_checkpoint(old.state_dict(), 6, CLASSES - 6, seed=1)
+    new.load_state_dict(grown)
+    feats = tuple(torch.randn(1, 16, size, size) for size in (16, 8, 4, 2, 1))
+    rois = torch.cat([torch.zeros(7, 1), torch.rand(7, 2) * 20, 30 + torch.rand(7, 2) * 30], dim=1)
+    with torch.no_grad():
+        before, after = (model.roi_head._bbox_forward(feats, rois) for model in (old, new))
+        torch.testing.assert_close(after["cls_score"][:, [0, 1, 2, 3, 4, 5, CLASSES]], before["cls_score"])
+        torch.testing.assert_close(after["bbox_pred"][:, :24], before["bbox_pred"])
+        labels = torch.arange(7) % 6
+        before, after = (model.roi_head._mask_forward(feats, rois, labels=labels) for model in (old, new))
+        if mask == "fcn":
+            after["mask_preds"] = after["mask_preds"][:, :6]
+        torch.testing.assert_close(after["mask_preds"], before["mask_preds"])
 
 
 # ---- mmdet's heads ---------------------------------------------------------------------------------------------------

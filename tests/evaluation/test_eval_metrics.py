@@ -69,6 +69,14 @@ def test_summary_equals_loops(tensors: Tensors, classes: pd.DataFrame) -> None:
     assert (result["engine"], result["counts"], result["max_detections"]) == ("test 1", {"gt": 5}, 300)
 
 
+def test_groups_add_up_to_the_whole(tensors: Tensors, classes: pd.DataFrame) -> None:
+    result = summarize(tensors, classes, bins=[10], phase=3)
+    groups = [result["groups"][name] for name in ("b0", "t1", "t2", "t3")]
+    assert sum(group["classes"] for group in groups) == result["evaluated_classes"]
+    weighted = sum(group["classes"] * group["AP"] for group in groups) / result["evaluated_classes"]
+    assert result["AP"] == pytest.approx(weighted, abs=1e-12)
+
+
 def test_per_class_table(tensors: Tensors, classes: pd.DataFrame) -> None:
     """One row per evaluated class, with its training counts; NaN without ground truth."""
     table = per_class_table(tensors, classes)
