@@ -81,7 +81,7 @@ def legacy_replay(
     """
     source = ReplaySource(view.class_images, view.num_old, variant, seed)
     rows = legacy_rows(source, world_size, iterations * images_per_process)
-    image, label = (rows_to_stream(part, images_per_process) for part in rows)
+    image, label = (rows_to_stream(part.astype(np.int64), images_per_process) for part in rows)
     ptr = np.append(np.arange(0, len(image), len(source)), len(image))
     info = ReplayInfo(view.phase, variant, seed, source.target, source.counts.tolist(), view.split.digest)
     return ReplayIndex(image, label.astype(np.int32), ptr, info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -81,7 +82,7 @@ def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
         first = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=1)
         length = len(first.epoch(0)[0])
         iterations, batch = lst.phase_iterations(phase, length), lst.schedule.batch_size
-        options = {"variant": lst.replay.variant, "seed": lst.replay.seed}
+        options: dict[str, Any] = {"variant": lst.replay.variant, "seed": lst.replay.seed}
         if lst.replay.layout == "legacy":
             rows = lst.replay.rows
             replay = legacy_replay(
