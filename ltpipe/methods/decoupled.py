@@ -72,7 +72,6 @@ class ScaledLinear(nn.Linear):
 class _SoftmaxClassifier(Calibrator):
     """A classifier with K + 1 softmax outputs in place of the detector's."""
 
-    needs_features = True
     fc_cls: nn.Module
     classifier: dict[str, Any]
 
@@ -106,7 +105,6 @@ class CRT(_SoftmaxClassifier):
             the re-weighting baselines of FishYuLi/BalancedGroupSoftmax, background 1.
     """
 
-    needs_features = True
     row_weight: Tensor
 
     def __init__(
@@ -149,7 +147,6 @@ class LWS(_SoftmaxClassifier):
         num_classes: Foreground classes K.
     """
 
-    needs_features = True
     needs_softmax = True
     needs_linear = True
 

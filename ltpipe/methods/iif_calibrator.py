@@ -27,19 +27,15 @@ from ltpipe.methods.iif import IIFLoss
 from ltpipe.registry import method
 
 
-@method("calibrator", "iif")
-class IIFCalibrator(Calibrator):
-    """IIF scores for a detector trained with plain softmax, without training anything.
-
-    The detector's weights stay as they are; its classification loss becomes :class:`ltpipe.methods.iif.IIFLoss`, whose
-    activation gives the scores.
+class _IIFScores(Calibrator):
+    """Calibrated scores ``softmax(w * z)``.
 
     Args:
         num_classes: Foreground classes ``K``.
         image_counts: Training images per class, label order.
         instance_counts: Training instances per class, label order.
         num_images: Images in the training annotations, annotated or not; needed for ``count: image``.
-        variant: Formula of the weights (published for classification: smooth).
+        variant: Formula of the weights.
         count: Count images or instances; null: images, unless the variant is written ``<name>_obj``.
         bg_weight: Weight of the background.
         min_weight: Raise smaller weights to this value; null: as published.
@@ -47,9 +43,6 @@ class IIFCalibrator(Calibrator):
     Raises:
         UserError: Counts are missing or do not fit.
     """
-
-    needs_features = False
-    needs_cross_entropy = True
 
     def __init__(
         self,
@@ -74,6 +67,29 @@ class IIFCalibrator(Calibrator):
             "min_weight": min_weight,
         }
         self.iif = IIFLoss(num_classes, **self.options)
+
+    def merged_loss(self) -> dict[str, Any]:
+        """Return the config of the loss whose activation gives the scores."""
+        return {"type": "ltpipe.IIFLoss", "num_classes": self.num_classes, **deepcopy(self.options)}
+
+    def scores(self, cls_score: Tensor) -> Tensor:
+        """Return scores ``(n, K + 1)`` float32 of logits ``(n, K + 1)``."""
+        return self.iif.get_activation(cls_score)
+
+
+@method("calibrator", "iif")
+class IIFCalibrator(_IIFScores):
+    """IIF scores for a detector trained with plain softmax, without training anything.
+
+    The detector's weights stay as they are; its classification loss becomes :class:`ltpipe.methods.iif.IIFLoss`, whose
+    activation gives the scores.
+
+    Args:
+        variant: Formula of the weights (published for classification: smooth).
+    """
+
+    needs_features = False
+    needs_cross_entropy = True
 
     def initialise(self, bbox_head: nn.Module) -> None:
         """Check that the detector has a softmax classifier.
@@ -94,66 +110,27 @@ class IIFCalibrator(Calibrator):
         """Return ``x``: the rows are the detector's own logits ``(n, K + 1)``."""
         return x
 
-    def scores(self, cls_score: Tensor) -> Tensor:
-        """Return scores ``(n, K + 1)`` float32 of logits ``(n, K + 1)``."""
-        return self.iif.get_activation(cls_score)
-
     def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
         """Replace the classification loss in the config of every box head; no weight changes."""
         merged = deepcopy(dict(model))
         heads = merged["roi_head"]["bbox_head"]
         for head in heads if isinstance(heads, list) else [heads]:
-            head["loss_cls"] = {"type": "ltpipe.IIFLoss", "num_classes": self.num_classes, **deepcopy(self.options)}
+            head["loss_cls"] = self.merged_loss()
         return merged, dict(state)
 
 
 @method("calibrator", "iif_retrain")
-class IIFRetraining(Calibrator):
+class IIFRetraining(_IIFScores):
     """IIF in the classifier only: it goes on from the detector's own and is trained with the IIF loss, all else fixed.
 
     The published ``decoup`` configs do this on whole images in natural frequency; here the rows are those of the
     calibration plan.
 
     Args:
-        num_classes: Foreground classes ``K``.
-        image_counts: Training images per class, label order.
-        instance_counts: Training instances per class, label order.
-        num_images: Images in the training annotations, annotated or not; needed for ``count: image``.
         variant: Formula of the weights (published: raw).
-        count: Count images or instances; null: images, unless the variant is written ``<name>_obj``.
-        bg_weight: Weight of the background.
-        min_weight: Raise smaller weights to this value; null: as published.
-
-    Raises:
-        UserError: Counts are missing or do not fit.
     """
 
-    needs_features = True
     needs_softmax = True
-
-    def __init__(
-        self,
-        num_classes: int,
-        image_counts: Sequence[int],
-        instance_counts: Sequence[int],
-        num_images: int | None = None,
-        variant: Literal["raw", "smooth", "rel", "normit", "gombit", "base2", "base10"] = "raw",
-        count: Literal["image", "instance"] | None = None,
-        bg_weight: float = 1.0,
-        min_weight: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.options: dict[str, Any] = {
-            "image_counts": [int(n) for n in image_counts],
-            "instance_counts": [int(n) for n in instance_counts],
-            "num_images": num_images,
-            "variant": variant,
-            "count": count,
-            "bg_weight": bg_weight,
-            "min_weight": min_weight,
-        }
-        self.iif = IIFLoss(num_classes, **self.options)
 
     def initialise(self, bbox_head: Any) -> None:
         """Copy the detector's classifier."""
@@ -171,12 +148,7 @@ class IIFRetraining(Calibrator):
         """Return the IIF loss averaged over the rows of all processes."""
         return mean_over_processes(self.iif(cls_score, labels, reduction_override="none"))
 
-    def scores(self, cls_score: Tensor) -> Tensor:
-        """Return scores ``(n, K + 1)`` float32 of logits ``(n, K + 1)``."""
-        return self.iif.get_activation(cls_score)
-
     def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
         """Put the classifier and the loss, whose activation gives the scores, in place of the detector's."""
-        loss = {"type": "ltpipe.IIFLoss", "num_classes": self.num_classes, **deepcopy(self.options)}
         weights = {f"fc_cls.{key}": value for key, value in self.fc_cls.state_dict().items()}
-        return replace_classifier(model, state, classifier=self.classifier, loss=loss, weights=weights)
+        return replace_classifier(model, state, classifier=self.classifier, loss=self.merged_loss(), weights=weights)

@@ -2,7 +2,8 @@
 
 A method is a class in ``ltpipe/methods`` under ``@method(slot, name)``. Its constructor's annotated parameters are the
 options users may write; parameters that the pipeline fills in (:data:`INJECTED`) are not. Descriptions come from the
-``Args:`` section of the docstring. Samplers are the dataclasses of :mod:`ltpipe.data.samplers`.
+``Args:`` section of the docstring. Constructor, descriptions and flags may also be those of a base class in the same
+module. Samplers are the dataclasses of :mod:`ltpipe.data.samplers`.
 """
 
 from __future__ import annotations
@@ -177,30 +178,39 @@ def replace_choices(exp: Experiment, updates: Mapping[Key, Choice]) -> Experimen
 def read_module(file: Path) -> Iterator[Method]:
     """Read the methods that one module registers."""
     tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    for node in tree.body:
-        if not isinstance(node, ast.ClassDef):
-            continue
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in classes.values():
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "method":
                 slot, name = (ast.literal_eval(value) for value in (*call.args, *(k.value for k in call.keywords)))
                 if slot not in SLOTS:
                     raise TypeError(f"{file.name}: {node.name} is registered in the unknown slot {slot!r}")
-                yield _read_class(file, node, slot, name)
+                yield _read_class(file, _lineage(node, classes), slot, name)
 
 
-def _read_class(file: Path, node: ast.ClassDef, slot: str, name: str) -> Method:
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    doc = ast.get_docstring(node) or ""
-    fields, injected = ({}, frozenset()) if init is None else read_signature(init, f"{file.name}: {node.name}", doc)
+def _lineage(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """Return a class and, through first bases, its ancestors in the same module."""
+    found = [node]
+    while found[-1].bases and (base := classes.get(ast.unparse(found[-1].bases[0]))) is not None:
+        found.append(base)
+    return found
+
+
+def _read_class(file: Path, lineage: Sequence[ast.ClassDef], slot: str, name: str) -> Method:
+    node, docs = lineage[0], [ast.get_docstring(cls) or "" for cls in lineage]
+    methods = [item for cls in lineage for item in cls.body if isinstance(item, ast.FunctionDef)]
+    init = next((item for item in methods if item.name == "__init__"), None)
+    texts = {key: text for doc in reversed(docs) for key, text in read_args(doc).items()}
+    fields, injected = ({}, frozenset()) if init is None else read_signature(init, f"{file.name}: {node.name}", texts)
     return Method(
         slot,
         name,
         {"type": f"ltpipe.{node.name}"},
         options_model(node.name, fields),
-        doc.partition("\n")[0],
+        docs[0].partition("\n")[0],
         file.name,
         injected,
-        _literal_attributes(node),
+        {key: value for cls in reversed(lineage) for key, value in _literal_attributes(cls).items()},
     )
 
 
@@ -225,7 +235,7 @@ def _literal_attributes(node: ast.ClassDef) -> dict[str, Any]:
 def read_signature(
     function: ast.FunctionDef,
     owner: str,
-    doc: str = "",
+    texts: Mapping[str, str] | None = None,
     skip: Sequence[str] = ("self", "cls"),
     fills: frozenset[str] = INJECTED,
 ) -> tuple[dict[str, tuple[Any, Any]], frozenset[str]]:
@@ -234,14 +244,14 @@ def read_signature(
     Args:
         function: Its syntax tree.
         owner: Name for messages.
-        doc: Docstring with an ``Args:`` section; the function's own is read too.
+        texts: Descriptions of its parameters; those of the function's own docstring go before.
         skip: Parameters that are neither.
         fills: Parameters that the pipeline fills in.
 
     Raises:
         TypeError: A parameter has no annotation, or one that is not made of plain types.
     """
-    texts = {**read_args(doc), **read_args(ast.get_docstring(function) or "")}
+    texts = {**(texts or {}), **read_args(ast.get_docstring(function) or "")}
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + [*arguments.defaults]
