@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
+
+from ltpipe.slurm import squeue
 
 VARIABLE = "LTPIPE_DEADLINE"
 
@@ -38,12 +39,7 @@ def slurm_seconds_left() -> float | None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return None
-    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%L"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return parse_duration(answer.strip())
+    return parse_duration(squeue(job, "--format=%L") or "")
 
 
 def parse_duration(text: str) -> float | None:

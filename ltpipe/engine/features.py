@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ltpipe.engine.train import BROKEN_FILE
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
+from ltpipe.files import atomic_path, move
 from ltpipe.methods.base import Level, shared_layers, stored_features
 
 SAVE_EVERY = 200
@@ -178,7 +178,7 @@ def write_features(
             with atomic_path(marker) as temporary:
                 temporary.write_text(str(unit + 1))
     del array
-    partial.replace(path)
+    move(partial, path)
 
 
 def _open_partial(path: Path, marker: Path, shape: tuple[int, ...], dtype: str) -> tuple[NDArray[Any], int]:

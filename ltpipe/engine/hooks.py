@@ -104,7 +104,7 @@ def save_state(runner: Runner) -> None:
     """Save what a run continues from after this iteration, atomically."""
     folder = Path(runner.work_dir)
     with atomic_path(folder / STATE.format(runner.iter + 1)) as temporary:
-        runner.save_checkpoint(str(folder), temporary.name, by_epoch=False)
+        runner.save_checkpoint(str(temporary.parent), temporary.name, by_epoch=False)
 
 
 @HOOKS.register_module()

@@ -19,7 +19,7 @@ _ERROR = re.compile(r"^(ltpipe [\w-]+: |Traceback |\w*Error\b|\S*(Error|Exceptio
 
 
 def holder(folder: Path) -> dict[str, object] | None:
-    """Who runs a stage: ``host``, ``pid``, ``since`` and ``slurm_job``, as far as known; None when nobody does.
+    """Who runs a stage: ``host``, ``pid``, ``since`` and ``slurm``, as far as known; None when nobody does.
 
     Args:
         folder: Folder of the stage's results.
@@ -44,8 +44,9 @@ def holder(folder: Path) -> dict[str, object] | None:
 def describe(who: dict[str, object]) -> str:
     """Host, process, Slurm job and start of a running stage as text."""
     parts = [f"{who.get('host', 'unknown host')}, pid {who.get('pid', '?')}"]
-    if who.get("slurm_job"):
-        parts.append(f"Slurm job {who['slurm_job']}")
+    slurm = who.get("slurm")
+    if isinstance(slurm, dict):
+        parts.append(f"Slurm job {slurm['job']}")
     if who.get("since"):
         parts.append(f"since {who['since']}")
     return ", ".join(parts)

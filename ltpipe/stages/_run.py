@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import platform
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.errors import UserError, from_worker
-from ltpipe.files import sha256_file, write_json
+from ltpipe.files import discard, sha256_file, write_json
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import STAGES, Paths
-from ltpipe.spec.progress import LOCK, describe, holder
+from ltpipe.stages._lock import exclusive
 
 RECORD = "stage.json"
 PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "hotcoco")
@@ -87,7 +85,7 @@ def stage_run(
             return
         checksums = _check_inputs(stage, experiment, inputs)
         started, clock = datetime.now(UTC), time.monotonic()
-        with _exclusive(folder, stage):
+        with exclusive(folder, stage):
             run = StageRun(folder, folder / "work")
             _prepare(run, {"stage": stage, "digest": digest, "seed": seed, "inputs": checksums})
             yield run
@@ -108,7 +106,7 @@ def stage_run(
                 **run.notes,
             }
             write_json(folder / RECORD, record)
-            shutil.rmtree(run.work, ignore_errors=True)
+            discard(run.work)
 
 
 def forget(stage: str, folder: Path) -> None:
@@ -121,9 +119,8 @@ def forget(stage: str, folder: Path) -> None:
     Raises:
         UserError: The stage is running.
     """
-    with _clear_errors(folder), _exclusive(folder, stage):
-        if (folder / "work").is_dir():
-            shutil.rmtree(folder / "work")
+    with _clear_errors(folder), exclusive(folder, stage):
+        discard(folder / "work")
 
 
 @contextmanager
@@ -196,44 +193,14 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-@contextmanager
-def _exclusive(folder: Path, stage: str) -> Iterator[None]:
-    """Hold a lock on the stage's folder, so that two jobs cannot write the same results."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as handle:
-        try:
-            # Unlike flock's, this lock is not inherited by loader processes, which may outlive a killed stage.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(
-                f"stage {stage} is already running",
-                where=folder,
-                got=f"its lock is held by {describe(holder(folder) or {})}",
-                fix="wait for that process or stop it",
-            ) from error
-        handle.truncate(0)
-        who = {"host": platform.node(), "pid": os.getpid(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
-        json.dump({**who, "since": datetime.now().isoformat(" ", "seconds")}, handle)
-        handle.flush()
-        yield
-
-
 def _prepare(run: StageRun, key: dict[str, Any]) -> None:
-    """Clear away what a killed run left half-written, and the resume state unless it belongs to the same run."""
-    for leftover in run.folder.glob(".*.part*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+    """Drop the record of an earlier run, and the resume state unless it belongs to the same run."""
     record, key_file = run.folder / RECORD, run.work / "run_key.json"
     if record.is_file() or _read_json(key_file) != key:
-        # The key goes first: a removal cut short must not leave states that look valid.
-        key_file.unlink(missing_ok=True)
-        if run.work.is_dir():
-            shutil.rmtree(run.work)
+        discard(run.work)
         run.work.mkdir()
         write_json(key_file, key)
-    record.unlink(missing_ok=True)
+    discard(record)
 
 
 def installed_versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ from ltpipe.evaluation.metrics import per_class_table, summarize
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.sweep import sweep_rows, write_sweep
 from ltpipe.evaluation.writer import PredictionWriter
-from ltpipe.files import atomic_path, write_json
+from ltpipe.files import atomic_path, discard, write_json
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -47,7 +47,7 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         seed=exp.seed,
         inputs=inputs,
     ) as stage:
-        paths.sweep(checkpoint).unlink(missing_ok=True)
+        discard(paths.sweep(checkpoint))
         split = Split.load(paths.split)
         known, scored = predict(exp, paths, checkpoint, split, stage.work)
         tensors = measure(exp, paths, paths.predictions(checkpoint), known)

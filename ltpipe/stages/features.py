@@ -12,6 +12,7 @@ from ltpipe.engine.config import read_detector
 from ltpipe.engine.features import FrozenDetector, collect_boxes, write_features
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.predict import build_dataset, load_model
+from ltpipe.files import discard
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -74,7 +75,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             write_features(detector, units, plan.unit_boxes, paths.features, spec.dtype, stage.work, spec.level)
             stage.outputs.append(paths.features)
         else:
-            paths.features.unlink(missing_ok=True)
+            discard(paths.features)
         plan.save(paths.plan)
         stage.outputs.append(paths.plan)
         stage.notes.update(images=len(units), boxes=len(plan.boxes), rows=len(plan.rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
+from ltpipe.files import atomic_path, move
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -39,9 +38,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         _same_classes(exp, stage.work)
         for part in ("train", "val"):
             target = paths.dataset / part
-            if target.exists():
-                shutil.rmtree(target)
-            (stage.work / part).rename(target)
+            move(stage.work / part, target)
             stage.outputs += [target / "info.json", target / "statistics.csv"]
 
 

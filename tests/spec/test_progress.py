@@ -16,8 +16,8 @@ from ltpipe.spec.progress import describe, failure, holder, rate, submitted_jobs
 HOLD = """
 import sys, time
 from pathlib import Path
-from ltpipe.stages._run import _exclusive
-with _exclusive(Path(sys.argv[1]), "base"):
+from ltpipe.stages._lock import exclusive
+with exclusive(Path(sys.argv[1]), "base"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -28,7 +28,7 @@ LINE = (
 
 
 def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
-    from ltpipe.stages._run import _exclusive
+    from ltpipe.stages._lock import exclusive
 
     assert holder(tmp_path) is None
     environment = {**os.environ, "SLURM_JOB_ID": "12"}
@@ -36,14 +36,14 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         who = holder(tmp_path)
-        assert who is not None and who["pid"] == process.pid and who["slurm_job"] == "12"
+        assert who is not None and who["pid"] == process.pid and who["slurm"]["job"] == "12"
         with pytest.raises(UserError, match=f"pid {process.pid}, Slurm job 12, since "):
-            with _exclusive(tmp_path, "base"):
+            with exclusive(tmp_path, "base"):
                 pass
         assert holder(tmp_path) == who, "a refused process leaves the holder's note as it was"
         process.kill()
     assert holder(tmp_path) is None, "the lock of a killed process is free"
-    with _exclusive(tmp_path, "base"):
+    with exclusive(tmp_path, "base"):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
@@ -83,5 +83,6 @@ def test_submitted_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_describe() -> None:
-    assert describe({"host": "n1", "pid": 7, "slurm_job": "3", "since": "now"}) == "n1, pid 7, Slurm job 3, since now"
+    who = {"host": "n1", "pid": 7, "slurm": {"job": "3"}, "since": "now"}
+    assert describe(who) == "n1, pid 7, Slurm job 3, since now"
     assert describe({}) == "unknown host, pid ?"

@@ -25,9 +25,10 @@ from ltpipe.engine.features import FrozenDetector
 from ltpipe.engine.head_training import _step, train_head
 from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.errors import UserError
+from ltpipe.files import ATTEMPT
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import _exclusive
+from ltpipe.stages._lock import exclusive
 
 if TYPE_CHECKING:
     from conftest import Chain
@@ -187,7 +188,7 @@ def holding_the_lock(folder: Path, flag: Path, then: Callable[[], None] = lambda
     """Start a process that holds a stage's lock; return its id."""
 
     def work() -> None:
-        with _exclusive(folder, "base"):
+        with exclusive(folder, "base"):
             then()
             flag.touch()
             time.sleep(60)
@@ -228,11 +229,10 @@ def test_loader_processes_that_outlive_a_killed_stage_do_not_hold_its_lock(chain
 
 def test_leftovers_of_a_kill_are_cleared_away(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
-    leftover = paths.folder("base") / ".model.pth.99999.part.pth"
-    leftover.write_bytes(b"half")
-    (paths.dataset / ".train.99999.part").mkdir()
+    for folder in (paths.folder("base"), paths.dataset):
+        (folder / f"{ATTEMPT}killed" / "half.part").mkdir(parents=True)
     run_stages(chain.exp, paths.results, "index", "base")
-    assert not leftover.exists() and not (paths.dataset / ".train.99999.part").exists()
+    assert not list(paths.results.rglob(f"{ATTEMPT}*")) and not list(paths.results.rglob("*.part*"))
 
 
 @pytest.mark.parametrize("during", ["proposals", "pool"])

@@ -1,0 +1,83 @@
+"""Who may run a stage: one process at a time, and after the loss of a node the one that Slurm has started last."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from ltpipe.errors import UserError
+from ltpipe.files import attempt
+from ltpipe.slurm import execution, is_over
+from ltpipe.spec.progress import LOCK, describe, holder
+
+
+@contextmanager
+def exclusive(folder: Path, stage: str) -> Iterator[None]:
+    """Be the only process that runs a stage.
+
+    A lock refuses a second process while the first one runs. Where Slurm says that the job of the first one is over, it
+    was lost together with its node, and the second one takes its place: :func:`~ltpipe.files.attempt` keeps the first
+    one from the results, should it still run. The same holds on file systems whose locks do not reach other hosts.
+
+    Args:
+        folder: The stage's results.
+        stage: Its name.
+
+    Raises:
+        UserError: Another process runs the stage.
+        Overtaken: Another process has taken this one's place.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, stage), attempt(folder):
+        yield
+
+
+def _locked(folder: Path, stage: str) -> TextIO:
+    """Return the lock file, locked for as long as it is open."""
+    while True:
+        handle = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+        try:
+            # Unlike flock's, this lock is not inherited by loader processes, which may outlive a killed stage.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            who, ours = holder(folder) or {}, os.fstat(handle.fileno()).st_uid == os.getuid()
+            handle.close()
+            if not (ours and isinstance(who.get("slurm"), dict) and is_over(who["slurm"])):  # type: ignore[arg-type]
+                raise UserError(
+                    f"stage {stage} is already running",
+                    where=folder,
+                    got=f"its lock is held by {describe(who)}",
+                    fix="wait for that process or stop it",
+                ) from error
+            print(f"taking the place of {describe(who)}, which Slurm has given up", flush=True)
+            return _new_lock(folder)
+        if os.path.exists(folder / LOCK) and os.path.samestat(os.fstat(handle.fileno()), os.stat(folder / LOCK)):
+            _sign(handle)
+            return handle
+        handle.close()  # another process has put its own file in the place of this one
+
+
+def _new_lock(folder: Path) -> TextIO:
+    """Put a new file in the place of one whose lock a lost process holds."""
+    fresh = folder / f"{LOCK}.{uuid.uuid4().hex[:8]}"
+    handle = open(fresh, "x+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+    fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _sign(handle)
+    os.replace(fresh, folder / LOCK)
+    return handle
+
+
+def _sign(handle: TextIO) -> None:
+    """Write who holds the lock."""
+    who: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "slurm": execution()}
+    handle.truncate(0)
+    json.dump({**who, "since": datetime.now().isoformat(" ", "seconds")}, handle)
+    handle.flush()
