@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ltpipe.methods.base import all_reduce_sum, world_size
-from ltpipe.methods.crat_functions import class_sums, similarity, update_energy
+from ltpipe.methods.crat_functions import class_norms, class_sums, similarity, update_energy
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,27 @@ class SampleGradients:
     inputs: Tensor
     of_batch_loss: Tensor
     of_sample_loss: Tensor
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What is derived from one version of a statistic: a full pass over it would cost more than the update.
+
+    Attributes:
+        energy: The statistic.
+        version: PyTorch's count of its changes.
+        norms: ``(K,)`` float32 length of each class's row.
+        seen: ``(K,)`` bool, classes whose row is not zero.
+    """
+
+    energy: Tensor
+    version: int
+    norms: Tensor
+    seen: Tensor
+
+
+def _nonzero(energy: Tensor) -> Tensor:
+    return (energy != 0).flatten(1).any(dim=1)
 
 
 class FisherBank(nn.Module):
@@ -59,10 +80,11 @@ class FisherBank(nn.Module):
         super().__init__()
         self.momentum, self.decay_absent, self.class_stat, self.sync = momentum, decay_absent, class_stat, sync
         self.register_buffer("energy", torch.zeros(num_classes, outputs, 0))
+        self._known: _Summary | None = None
 
     def seen(self) -> Tensor:
         """Return ``(K,)`` bool: classes with a statistic."""
-        return (self.energy != 0).flatten(1).any(dim=1)
+        return self._summary().seen
 
     def update(self, grads: SampleGradients, labels: Tensor) -> None:
         """Add the statistic of one batch. With ``sync`` all processes must call it together.
@@ -71,18 +93,42 @@ class FisherBank(nn.Module):
             grads: Of the ``P`` positive RoIs; may be empty.
             labels: ``(P,)`` int64.
         """
-        num_classes = len(self.energy)
         if self.energy.shape[2] == 0:
             self._widen(grads.inputs.shape[1])
-        ones = self.energy.new_ones(len(labels))
-        counts = self._over_processes(self.energy.new_zeros(num_classes).index_add_(0, labels, ones))
+        counts = self._over_processes(torch.bincount(labels, minlength=len(self.energy)))
+        present = counts.nonzero().squeeze(1)
+        place = torch.zeros_like(counts).index_copy_(0, present, torch.arange(len(present), device=counts.device))
+        summary = self._summary()
+        value = self._class_values(grads, place[labels], counts[present])
+        update_energy(self.energy, value, present, self.momentum, self.decay_absent)
+        if self.decay_absent:
+            self._known = None
+            return
+        rows = self.energy[present]
+        summary.norms[present], summary.seen[present] = class_norms(rows), _nonzero(rows)
+        self._known = replace(summary, version=self.energy._version)
+
+    def _class_values(self, grads: SampleGradients, rows: Tensor, counts: Tensor) -> Tensor:
+        """Return the batch's value ``(M, c, d)`` for the classes in it.
+
+        Args:
+            grads: Of the ``P`` positive RoIs.
+            rows: ``(P,)`` int64, row of each RoI's class.
+            counts: ``(M,)`` int64, RoIs of each class in all processes.
+        """
         if self.class_stat == "batch":
-            gradient = self._over_processes(class_sums(grads.of_batch_loss, grads.inputs, labels, num_classes))
-            value = (gradient / (world_size() if self.sync else 1)).square()
-        else:
-            squares = class_sums(grads.of_sample_loss.square(), grads.inputs.square(), labels, num_classes)
-            value = self._over_processes(squares) / counts.clamp(min=1)[:, None, None]
-        update_energy(self.energy, value, counts > 0, self.momentum, self.decay_absent)
+            gradient = self._over_processes(class_sums(grads.of_batch_loss, grads.inputs, rows, len(counts)))
+            return (gradient / (world_size() if self.sync else 1)).square()
+        squares = class_sums(grads.of_sample_loss.square(), grads.inputs.square(), rows, len(counts))
+        return self._over_processes(squares) / counts[:, None, None]
+
+    def _summary(self) -> _Summary:
+        """Return what is derived from the statistic, anew if others have written to it."""
+        known = self._known
+        if known is None or known.energy is not self.energy or known.version != self.energy._version:
+            known = _Summary(self.energy, self.energy._version, class_norms(self.energy), _nonzero(self.energy))
+            self._known = known
+        return known
 
     def _widen(self, width: int) -> None:
         """Make room in place: others may hold the buffer."""
@@ -93,9 +139,10 @@ class FisherBank(nn.Module):
 
     def cosine(self, grads: SampleGradients, sample_stat: Literal["squared", "first_signed"]) -> Tensor:
         """Return the cosines ``(P, K)`` between the samples' statistics and the classes'."""
+        norms = self._summary().norms
         if sample_stat == "squared":
-            return similarity(grads.of_sample_loss.square(), grads.inputs.square(), self.energy)
-        first = similarity(grads.of_sample_loss[:1], grads.inputs[:1], self.energy)
+            return similarity(grads.of_sample_loss.square(), grads.inputs.square(), self.energy, norms)
+        first = similarity(grads.of_sample_loss[:1], grads.inputs[:1], self.energy, norms)
         return first.expand(len(grads.inputs), -1) if len(first) else first
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -45,24 +45,35 @@ def class_sums(outputs: Tensor, inputs: Tensor, labels: Tensor, num_classes: int
 def update_energy(energy: Tensor, value: Tensor, present: Tensor, momentum: float, decay_absent: bool) -> None:
     """Move the running statistic towards ``value``, in place: ``F_i <- (1 - a) F_i + a value_i``.
 
+    A batch holds a few dozen of the classes: only their rows are read and written.
+
     Args:
         energy: ``(K, c, d)`` float32, the statistic.
-        value: ``(K, c, d)`` float32, zero for absent classes.
-        present: ``(K,)`` bool, classes of this batch. Without any the statistic stays as it is.
+        value: ``(M, c, d)`` float32, of the classes of this batch.
+        present: ``(M,)`` int64, these classes. Without any the statistic stays as it is.
         momentum: ``a``, the weight of the new value.
         decay_absent: Move absent classes towards zero; otherwise their rows keep every bit.
     """
-    moved = present.any().expand_as(present) if decay_absent else present
-    energy.lerp_(value, momentum * moved.to(energy.dtype).view(-1, 1, 1))
+    rows = energy[present].lerp_(value, momentum)
+    if decay_absent and len(present):
+        energy.lerp_(energy.new_zeros(()).expand_as(energy), momentum)
+    energy[present] = rows
 
 
-def similarity(outputs: Tensor, inputs: Tensor, energy: Tensor) -> Tensor:
+def class_norms(energy: Tensor) -> Tensor:
+    """Return the length ``(K,)`` of each class's statistic ``(K, c, d)``."""
+    norms: Tensor = energy.flatten(1).norm(dim=1)
+    return norms
+
+
+def similarity(outputs: Tensor, inputs: Tensor, energy: Tensor, norms: Tensor) -> Tensor:
     """Return the cosine between each sample's ``u_n v_n^T`` and each class's statistic.
 
     Args:
         outputs: ``(P, c)`` float, ``u``.
         inputs: ``(P, d)`` float, ``v``.
         energy: ``(K, c, d)`` float.
+        norms: ``(K,)`` float, :func:`class_norms` of it.
 
     Returns:
         ``(P, K)`` float; 0 where either side is zero.
@@ -70,7 +81,7 @@ def similarity(outputs: Tensor, inputs: Tensor, energy: Tensor) -> Tensor:
     projected = (inputs @ energy.flatten(0, 1).T).view(len(inputs), *energy.shape[:2])
     dots = (projected * outputs[:, None, :]).sum(dim=2)
     sample_norm = (outputs.norm(dim=1) * inputs.norm(dim=1)).clamp(min=NORM_FLOOR)
-    cosine: Tensor = dots / sample_norm[:, None] / energy.flatten(1).norm(dim=1).clamp(min=NORM_FLOOR)
+    cosine: Tensor = dots / sample_norm[:, None] / norms.clamp(min=NORM_FLOOR)
     return cosine
 
 

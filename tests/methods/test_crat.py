@@ -117,6 +117,31 @@ def test_presets_treat_absent_classes_differently(preset: str, factor: float) ->
         torch.testing.assert_close(crat.box_bank.energy[absent], factor * before[absent])
 
 
+@pytest.mark.parametrize("preset", ["persample", "v1"])
+def test_what_is_derived_from_the_statistic_follows_every_change(preset: str) -> None:
+    crat, head = warmed(preset=preset)
+    bank = crat.box_bank
+
+    def check(step: str) -> None:
+        torch.testing.assert_close(bank._summary().norms, bank.energy.flatten(1).norm(dim=1), msg=step)
+        assert torch.equal(bank.seen(), bank.energy.flatten(1).any(dim=1)), step
+
+    check("first batch")
+    for seed in range(3):
+        run(crat, head, seed=seed)
+        check(f"batch {seed}")
+    bank.energy[2] = 0
+    check("written in place")
+    bank.load_state_dict({"energy": 2 * bank.energy})
+    check("loaded")
+    bank.energy = bank.energy.flip(0)
+    check("replaced")
+    crat.double().float()
+    check("converted there and back")
+    run(copy.deepcopy(crat), head, seed=7)
+    check("copy trained on")
+
+
 def test_options_override_the_preset() -> None:
     crat = part(preset="v1", momentum=0.5, decay_absent=False, temperature=1.0, sample_stat="first_signed")
     assert (crat.box_bank.momentum, crat.box_bank.decay_absent) == (0.5, False)

@@ -22,15 +22,16 @@ def test_class_sums_is_the_weight_gradient_of_a_linear_layer() -> None:
 def test_update_leaves_absent_rows_alone_or_decays_them() -> None:
     torch.manual_seed(0)
     start = torch.rand(4, 4, 3)
-    present = torch.tensor([True, False, True, False])
-    value = torch.rand(4, 4, 3) * present[:, None, None]
+    present, absent = torch.tensor([0, 2]), torch.tensor([1, 3])
+    value = torch.rand(2, 4, 3)
     kept, decayed, untouched = start.clone(), start.clone(), start.clone()
     functions.update_energy(kept, value, present, 0.01, decay_absent=False)
-    assert torch.equal(kept[~present], start[~present])
-    torch.testing.assert_close(kept[present], 0.99 * start[present] + 0.01 * value[present])
+    assert torch.equal(kept[absent], start[absent])
+    torch.testing.assert_close(kept[present], 0.99 * start[present] + 0.01 * value)
     functions.update_energy(decayed, value, present, 0.1, decay_absent=True)
-    torch.testing.assert_close(decayed[~present], 0.9 * start[~present])
-    functions.update_energy(untouched, torch.zeros_like(start), torch.zeros(4, dtype=torch.bool), 0.1, True)
+    torch.testing.assert_close(decayed[absent], 0.9 * start[absent])
+    torch.testing.assert_close(decayed[present], 0.9 * start[present] + 0.1 * value)
+    functions.update_energy(untouched, torch.zeros(0, 4, 3), torch.zeros(0, dtype=torch.long), 0.1, True)
     assert torch.equal(untouched, start)
 
 
@@ -40,7 +41,7 @@ def test_similarity_is_the_cosine_of_the_outer_products() -> None:
     energy[3], v[2] = 0, 0
     outer = torch.einsum("pc,pd->pcd", u, v).flatten(1)
     expected = F.cosine_similarity(outer[:, None], energy.flatten(1)[None], dim=2, eps=1e-12)
-    found = functions.similarity(u, v, energy)
+    found = functions.similarity(u, v, energy, functions.class_norms(energy))
     torch.testing.assert_close(found, expected)
     assert not found[:, 3].any() and not found[2].any()
 

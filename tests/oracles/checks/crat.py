@@ -106,7 +106,8 @@ def _signed_average(average: Tensor | None, gradient: Tensor, labels: Tensor, nu
     """The older state's average of signed gradients, which it keeps beside the squared ones and never reads."""
     gradient = gradient.view(num_classes, 4, -1)
     average = torch.zeros_like(gradient) if average is None else average
-    update_energy(average, gradient, torch.bincount(labels, minlength=num_classes) > 0, 0.1, decay_absent=True)
+    present = labels.unique()
+    update_energy(average, gradient[present], present, 0.1, decay_absent=True)
     return average
 
 
