@@ -1,5 +1,6 @@
 # make run      the whole chain on the toy data, ending with the report (about 20 minutes on two cores)
 # make test     lint and all tests
+# make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
 # make lint     ruff and mypy
 # make clean    remove results, logs and toy data; the environment stays
@@ -23,7 +24,7 @@ export OMP_WAIT_POLICY ?= passive
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := run
-.PHONY: run test install lint clean
+.PHONY: run test test-slurm install lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -35,6 +36,9 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed
 	ruff check .
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
+
+test-slurm: $(VENV)/.installed
+	OMP_NUM_THREADS=1 python -m pytest -m slurm tests/slurm
 
 lint: $(VENV)/.installed
 	ruff check .

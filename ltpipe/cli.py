@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ltpipe import __version__
 from ltpipe.errors import EXIT_CODE, UserError
-from ltpipe.launch import first_to_fail
+from ltpipe.launch import first_to_fail, join
 from ltpipe.time_limit import Stopped, set_deadline
 
 STOPPED = 75
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
                 "--processes",
                 type=int,
                 metavar="N",
-                help="processes, one per GPU; default: all visible GPUs that can share a batch",
+                help="processes per node, one per GPU; default: all visible GPUs that can share a batch",
             )
             verb.add_argument(
                 "--time-limit",
@@ -135,11 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        if first_to_fail():
+        if first_to_fail(EXIT_CODE):
             print(f"ltpipe {arguments.verb}: {error}", file=sys.stderr)
         return EXIT_CODE
     except Stopped as stop:
-        first_to_fail()  # the other processes lose their connection now, which is no error to tell of
+        first_to_fail(STOPPED)  # the other processes lose their connection now, which is no error to tell of
         print(f"ltpipe {arguments.verb}: {stop}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except Exception:
-        if first_to_fail():
+        if first_to_fail(1):
             raise
         return 1
 
@@ -186,6 +186,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         keys[name] = getattr(arguments, name)
         if keys[name] is not None:
             _check_key(exp, verb, keys[name])
+    join()
     launched = "WORLD_SIZE" in os.environ
     if verb in _RESUMING and arguments.fresh and not launched:
         from ltpipe.stages._run import forget
@@ -194,17 +195,30 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
     if verb in _PARALLEL:
         set_deadline(arguments.time_limit)
     if verb in _PARALLEL and not launched:
-        from ltpipe.launch import launch, processes_for
-
         block = exp.base if verb == "base" else exp.lst
         assert block is not None
-        processes = processes_for(block.schedule.batch_size) if arguments.processes is None else arguments.processes
-        if processes > 1:
-            return launch(arguments.given, processes)
+        code = _launch(arguments, block.schedule.batch_size, paths.folder(verb, *keys.values()))
+        if code is not None:
+            return code
     if verb not in _WITHOUT_TORCH:
         _load_formatter()
     importlib.import_module(f"ltpipe.stages.{verb}").run(exp, paths, **keys)
     return 0
+
+
+def _launch(arguments: argparse.Namespace, batch_size: int, folder: Path) -> int | None:
+    """Run a training in several processes; None if it shall run in this one."""
+    from ltpipe.launch import launch, launch_on_nodes, processes_for
+    from ltpipe.slurm import nodes as nodes_of_job
+
+    nodes = nodes_of_job()
+    processes = processes_for(batch_size, nodes) if arguments.processes is None else arguments.processes
+    if nodes > 1:
+        code = launch_on_nodes(arguments.given, nodes, processes, folder)
+        if code == STOPPED:  # below what srun has said
+            print(f"ltpipe {arguments.verb}: stopped; the next attempt continues", file=sys.stderr)
+        return code
+    return launch(arguments.given, processes) if processes > 1 else None
 
 
 def _load_formatter() -> None:

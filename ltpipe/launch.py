@@ -1,39 +1,48 @@
-"""Starting one training in several processes, through torchrun's launcher."""
+"""Starting one training in several processes: torchrun's launcher on one node, ``srun`` on the nodes of a Slurm job."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
+from ltpipe import slurm
 from ltpipe.errors import UserError
 
 FAILED = "LTPIPE_FAILED"
 
 
-def first_to_fail() -> bool:
+def first_to_fail(code: int) -> bool:
     """Whether no other process of this launch has failed yet; true for one of them only, and for a process alone.
 
     The others meet the same error, or lose their connection to the first, and say nothing.
+
+    Args:
+        code: Exit code of this process, for the launcher.
     """
     if FAILED not in os.environ:
         return True
     with suppress(FileExistsError):
-        os.close(os.open(os.environ[FAILED], os.O_CREAT | os.O_EXCL))
+        with open(os.environ[FAILED], "x", encoding="utf-8") as file:
+            file.write(str(code))
         return True
     return False
 
 
-def processes_for(batch_size: int) -> int:
-    """Return the largest number of visible GPUs that divides a batch; 1 without GPUs."""
+def processes_for(batch_size: int, nodes: int = 1) -> int:
+    """Return the largest number of visible GPUs that divides each node's share of a batch; 1 without GPUs."""
     import torch
 
-    return max(n for n in range(1, max(torch.cuda.device_count(), 1) + 1) if batch_size % n == 0)
+    visible = range(1, max(torch.cuda.device_count(), 1) + 1)
+    return max((n for n in visible if batch_size % (n * nodes) == 0), default=1)
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -86,3 +95,73 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     finally:
         os.environ.pop(FAILED, None)
     return 0
+
+
+def launch_on_nodes(arguments: Sequence[str], nodes: int, processes: int, folder: Path) -> int:
+    """Run the command line as a step of this Slurm job, the same number of processes on each of its nodes.
+
+    Args:
+        arguments: Arguments of ``ltpipe``.
+        nodes: Nodes of the job.
+        processes: Processes per node, one per GPU.
+        folder: Folder that all nodes see.
+
+    Returns:
+        Exit code of the process that failed first, 0 if none did. It has printed its error.
+
+    Raises:
+        UserError: A process was killed, or the step did not start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = (folder / f".failed-{uuid.uuid4().hex[:8]}").absolute()
+    layout = [f"--nodes={nodes}", f"--ntasks={nodes * processes}", f"--ntasks-per-node={processes}"]
+    # The step shares the CPUs, memory and GPUs of the step that this process may be in.
+    command = ["srun", "--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1", *layout]
+    environment = {
+        **slurm.step_environment(),
+        FAILED: str(failed),
+        "WORLD_SIZE": str(nodes * processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": slurm.first_address() or "",
+        "MASTER_PORT": str(_free_port()),
+    }
+    # srun ends its processes at once when it gets SIGTERM; Slurm itself tells them to save their state and stop.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        code = subprocess.run(
+            [*command, sys.executable, "-u", "-m", "ltpipe.cli", *arguments], env=environment
+        ).returncode
+        if code and failed.exists():
+            return int(failed.read_text(encoding="utf-8") or code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        failed.unlink(missing_ok=True)
+    if code:
+        raise UserError(
+            "a training process was killed, or srun could not start it",
+            where=f"{nodes} nodes, {processes} processes each",
+            got=f"exit code {code} of srun",
+            fix="see srun's messages above; the same command continues from the last saved state",
+        )
+    return 0
+
+
+def _run(command: Sequence[str], environment: dict[str, str]) -> int:
+    with subprocess.Popen(command, env=environment) as srun:
+        try:
+            return srun.wait()
+        except BaseException:
+            srun.terminate()
+            raise
+
+
+def join() -> None:
+    """Take the rank that srun gave this process, if :func:`launch_on_nodes` started it."""
+    if "WORLD_SIZE" in os.environ and "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+        os.environ.update(RANK=os.environ["SLURM_PROCID"], LOCAL_RANK=os.environ["SLURM_LOCALID"])
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])

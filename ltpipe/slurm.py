@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 
 _SECONDS = 30
+# All that a new step needs; the rest describes the step that this process is in, and would restrict the new one.
+_OF_THE_JOB = {"SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR"}
 
 
 def squeue(job: str, *options: str) -> str | None:
@@ -18,14 +21,17 @@ def squeue(job: str, *options: str) -> str | None:
     Returns:
         Its output without header; empty for a job that is over. None if Slurm does not answer.
     """
-    command = ["squeue", "--noheader", f"--jobs={job}", *options]
+    done = _ask("squeue", "--noheader", f"--jobs={job}", *options)
+    if done is None or done.returncode == 0:
+        return None if done is None else done.stdout.strip()
+    return "" if "Invalid job id" in done.stderr else None
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode == 0:
-        return done.stdout.strip()
-    return "" if "Invalid job id" in done.stderr else None
 
 
 def execution() -> dict[str, str] | None:
@@ -54,3 +60,28 @@ def is_over(one: dict[str, str]) -> bool:
 def _restarts(job: str) -> str | None:
     """How often a job was requeued; empty when it is over, None without an answer."""
     return squeue(job, "--Format=RestartCnt")
+
+
+def nodes() -> int:
+    """Number of nodes of this process's job; 1 outside a job or without an answer."""
+    job = os.environ.get("SLURM_JOB_ID")
+    answer = squeue(job, "--format=%D") if job else None
+    return int(answer) if answer and answer.isdigit() else 1
+
+
+def first_address() -> str | None:
+    """Address of the first node of this process's job, where the first process of a step runs; None if unknown."""
+    listed = squeue(os.environ["SLURM_JOB_ID"], "--format=%N")
+    names = _ask("scontrol", "show", "hostnames", listed) if listed else None
+    if names is None or not names.stdout.strip():
+        return None
+    first = names.stdout.split()[0]
+    node = _ask("scontrol", "show", "node", first)
+    address = re.search(r"NodeAddr=(\S+)", node.stdout) if node else None
+    return address[1] if address else first
+
+
+def step_environment() -> dict[str, str]:
+    """Environment for ``srun`` to start a step over the whole job, from inside another step."""
+    prefixes = ("SLURM_", "SRUN_", "SBATCH_")
+    return {key: value for key, value in os.environ.items() if key in _OF_THE_JOB or not key.startswith(prefixes)}

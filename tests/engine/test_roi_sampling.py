@@ -81,13 +81,27 @@ def test_every_random_sampler_of_a_config_is_wrapped() -> None:
 # ---- launches --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gpus", "batch", "processes"), [(0, 16, 1), (1, 16, 1), (3, 16, 2), (4, 16, 4), (8, 12, 6)])
-def test_processes_share_a_batch(monkeypatch: pytest.MonkeyPatch, gpus: int, batch: int, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "batch", "nodes", "processes"),
+    [
+        (0, 16, 1, 1),
+        (1, 16, 1, 1),
+        (3, 16, 1, 2),
+        (4, 16, 1, 4),
+        (8, 12, 1, 6),
+        (8, 12, 2, 6),
+        (8, 16, 4, 4),
+        (8, 9, 2, 1),
+    ],
+)
+def test_processes_share_a_batch(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, batch: int, nodes: int, processes: int
+) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    assert processes_for(batch) == processes
+    assert processes_for(batch, nodes) == processes
 
 
 def test_one_process_of_a_launch_speaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert first_to_fail() and first_to_fail(), "a process alone always does"
+    assert first_to_fail(1) and first_to_fail(1), "a process alone always does"
     monkeypatch.setenv(FAILED, str(tmp_path / "failed"))
-    assert [first_to_fail() for _ in range(3)] == [True, False, False]
+    assert [first_to_fail(code) for code in (75, 1, 1)] == [True, False, False]

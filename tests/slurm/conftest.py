@@ -13,6 +13,8 @@ from cluster import Cluster, missing
 
 sys.path.append(str(Path(__file__).parents[1] / "workflow"))
 
+from tiny_run import Project  # noqa: E402 - needs the path above
+
 
 @pytest.fixture
 def start_cluster() -> Iterator[Callable[..., Cluster]]:
@@ -22,7 +24,7 @@ def start_cluster() -> Iterator[Callable[..., Cluster]]:
     def start(**options: int) -> Cluster:
         reason = missing(accounting=bool(options.get("accounting")))
         if reason is not None:
-            pytest.skip(reason)
+            pytest.fail(f"{reason}; docs/cluster.md names the packages")
         cluster = Cluster(Path(tempfile.mkdtemp(prefix="slurm")), **options)  # type: ignore[arg-type]
         running.append(cluster)
         cluster.start()
@@ -32,3 +34,17 @@ def start_cluster() -> Iterator[Callable[..., Cluster]]:
     for cluster in running:
         cluster.stop()
         shutil.rmtree(cluster.folder)
+
+
+@pytest.fixture
+def start_project(start_cluster: Callable[..., Cluster], tmp_path: Path) -> Iterator[Callable[..., Project]]:
+    """Make a :class:`tiny_run.Project`, with its options, on a cluster of its own."""
+    projects: list[Project] = []
+
+    def start(**options: int) -> Project:
+        projects.append(Project(tmp_path / "w", start_cluster(cpus=16, memory=200000), **options))
+        return projects[-1]
+
+    yield start
+    for project in projects:
+        project.stop()

@@ -7,6 +7,7 @@ every image gives as many, or where losses are averaged over the whole batch; no
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from tiny_project import command_line, command_lines, experiment, run_stages, st
 
 from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.engine.roi_sampling import SeededSampler
-from ltpipe.launch import FAILED
+from ltpipe.errors import UserError
+from ltpipe.launch import FAILED, launch_on_nodes
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
@@ -136,6 +138,62 @@ def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path)
         alone.config("base").read_text().replace(str(alone.results), str(paths.results))
         == paths.config("base").read_text()
     ), "the config does not depend on the number of processes"
+
+
+SRUN = """#!{python}
+import os, subprocess, sys
+tasks, per_node = (int(a.split("=")[1]) for a in sys.argv if a.startswith("--ntasks"))
+command = sys.argv[sys.argv.index("{python}"):]
+assert not any(name.startswith("SLURM_STEP") for name in os.environ)
+running = [
+    subprocess.Popen(command, env={{**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i % per_node)}})
+    for i in range(tasks)
+]
+sys.exit(max(one.wait() for one in running))
+"""
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's commands as in a job of two nodes, both of which are this machine."""
+    programs = {
+        "squeue": '#!/bin/sh\ncase $3 in *%D) echo 2;; *%N) echo "n[1-2]";; *RestartCnt) echo 0;; esac\n',
+        "scontrol": '#!/bin/sh\n[ $2 = node ] && echo " NodeAddr=127.0.0.1 NodeHostName=n1" || printf "n1\\nn2\\n"\n',
+        "srun": SRUN.format(python=sys.executable),
+    }
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n1")
+
+
+def test_two_nodes_train_as_one_process(chain: Chain, tmp_path: Path, two_nodes: None) -> None:
+    exp = experiment(chain.folder, detector={"config": str(chain.folder / "boxes.py")}, base=SCHEDULE)
+    paths, alone = chain.copy(tmp_path / "two", exp), chain.copy(tmp_path / "one", exp)
+    code, text = command_line("base", exp.file, "--results", paths.results)
+    assert code == 0, text
+    assert (
+        '"processes": 2' in paths.record("base").read_text()
+        and '"job": "12"' in (paths.folder("base") / ".lock").read_text()
+    )
+    run_stages(exp, alone.results, "base")
+    one, two = state_of(alone.model("base")), state_of(paths.model("base"))
+    assert all(torch.allclose(one[key].float(), two[key].float(), atol=1e-4, rtol=1e-3) for key in one)
+    assert not list(paths.folder("base").glob(".failed*"))
+
+
+def test_a_step_that_fails(tmp_path: Path, two_nodes: None) -> None:
+    srun, folder = tmp_path / "bin" / "srun", tmp_path / "base"
+    srun.write_text(f"#!/bin/sh\nprintf 75 > ${FAILED}\nexit 137\n")
+    assert launch_on_nodes(["base"], 2, 1, folder) == 75, "the first process to end decides"
+    srun.write_text("#!/bin/sh\nexit 137\n")
+    with pytest.raises(UserError, match="exit code 137 of srun"):
+        launch_on_nodes(["base"], 2, 1, folder)
+    assert list(folder.iterdir()) == []
 
 
 def test_batches_that_cannot_be_divided_are_refused_once(chain: Chain, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""The experiment ``tiny`` with its real stages, on a local Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import Cluster
+from workspace import ROOT, Workspace
+
+
+class Project(Workspace):
+    """The experiment ``tiny`` on a cluster.
+
+    Args:
+        folder: A new folder.
+        cluster: Where the jobs run.
+        iterations: Of the base training.
+        processes: Processes per node, which would be the number of GPUs if there were any.
+    """
+
+    def __init__(self, folder: Path, cluster: Cluster, iterations: int = 2, processes: int = 1) -> None:
+        super().__init__(folder, stub=False)
+        self.cluster = cluster
+        self.running: list[subprocess.Popen[str]] = []
+        file = folder / "configs/experiments/tiny.yaml"
+        text = file.read_text()
+        schedule = "{iterations: 2, batch_size: 2, warmup_iterations: 0}"
+        assert text.count(schedule) == 1
+        file.write_text(text.replace(schedule, f"{{iterations: {iterations}, batch_size: 4, warmup_iterations: 0}}"))
+        command = folder / "bin" / "ltpipe"
+        several = f'[ "$1" = base ] && set -- "$@" --processes {processes}\n'
+        command.write_text(command.read_text().replace("exec", several + "exec"))
+
+    def start(self, resources: Sequence[str], *options: str) -> subprocess.Popen[str]:
+        """Start ``snakemake --profile slurm all_base``.
+
+        Args:
+            resources: Resources of rules, as ``--set-resources`` takes them.
+            *options: More options.
+        """
+        path = [str(self.folder / "bin"), str(Path(sys.executable).parent), self.cluster.environment["PATH"]]
+        process = subprocess.Popen(
+            ["snakemake", "--profile", "slurm", "all_base", "--config", "experiments=tiny", "--latency-wait", "20"]
+            + ["--ltslurm-init-seconds-before-status-checks", "3", *options, "--set-resources", *resources],
+            cwd=self.folder,
+            env={**self.cluster.environment, "PATH": os.pathsep.join(path), "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.running.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End what a failed test has left running."""
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+    def complete(self, resources: Sequence[str]) -> list[list[str]]:
+        """Run until all is done; return id, state and nodes of the Slurm jobs of rule ``base``."""
+        output, _ = self.start(resources).communicate(timeout=600)
+        assert "steps (100%) done" in output, output[-4000:] + self.log
+        return self.jobs()
+
+    def jobs(self) -> list[list[str]]:
+        """Id, state and nodes of the Slurm jobs of rule ``base``."""
+        listed = self.cluster.ask("squeue", "-h", "--states=all", "-o", "%A|%T|%N|%k").splitlines()
+        rows = (line.split("|") for line in listed if "|rule_base" in line)
+        return sorted([number, state, nodes] for number, state, nodes, _ in rows)
+
+    @property
+    def log(self) -> str:
+        """What the training has said."""
+        file = self.folder / "logs/tiny/base.log"
+        return file.read_text() if file.exists() else ""
+
+    @property
+    def record(self) -> dict[str, object]:
+        """Record of the training."""
+        content: dict[str, object] = json.loads((self.folder / "results/tiny/base/stage.json").read_text())
+        return content
