@@ -142,10 +142,10 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         self.daemons.clear()
-        for process in self._job_processes():
+        for process in self.job_processes():
             os.kill(process, signal.SIGKILL)
 
-    def _job_processes(self) -> list[int]:
+    def job_processes(self) -> list[int]:
         """Step daemons and jobs of this cluster: they outlive slurmd by design. Known by their environment."""
         mark, found = f"SLURM_CONF={self.config}".encode(), []
         for process in Path("/proc").glob("[0-9]*"):

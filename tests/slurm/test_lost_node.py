@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cluster import wait_for
+from cluster import Cluster, wait_for
 from tiny_run import Project
 
 from ltpipe.files import sha256_file
@@ -21,11 +21,14 @@ ITERATIONS = 40
 RESOURCES = ["base:gres='gpu:1'"]
 
 
-def alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+def programs(cluster: Cluster) -> set[int]:
+    """Processes in jobs of a cluster, without Slurm's own."""
+    found = set()
+    for process in cluster.job_processes():
+        with suppress(OSError):
+            if Path(f"/proc/{process}/comm").read_text().strip() not in ("slurmstepd", "srun"):
+                found.add(process)
+    return found
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -49,7 +52,7 @@ def test_a_lost_training_changes_nothing(start_project: Start, requeue: bool) ->
             cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
         output, _ = running.communicate(timeout=500)
         assert running.returncode == 0, output[-4000:] + project.log
-        assert alive(lost), "the lost process outlived its job"
+        assert lost in programs(cluster), "the lost process outlived its job"
         before = contents(folder)
     finally:
         os.kill(lost, signal.SIGCONT)
@@ -57,7 +60,7 @@ def test_a_lost_training_changes_nothing(start_project: Start, requeue: bool) ->
     assert len(states) == (1 if requeue else 2)
     assert states[number][0] == ("COMPLETED" if requeue else "NODE_FAIL")
     assert f"pid {lost}, Slurm job {number}" in project.log and "continuing from" in project.log, project.log
-    wait_for(lambda: not alive(lost), 120, "end of the lost process")
+    wait_for(lambda: not programs(cluster), 120, "end of the lost training and of the Snakemake around it")
     assert contents(folder) == before
     outputs = project.record["outputs"]
     assert isinstance(outputs, dict) and {name: before[name] for name in outputs} == outputs

@@ -55,6 +55,19 @@ def test_preempted_and_cancelled(start_cluster: Start, tmp_path: Path) -> None:
     assert run.complete() and len(run.attempts) == 2
 
 
+def test_preempted_and_requeued(start_cluster: Start, tmp_path: Path) -> None:
+    cluster = start_cluster(nodes=1, cpus=1)
+    run = Run(tmp_path, cluster, seconds=600)
+    run.start(partition="lowrequeue")
+    job = run.until_running()
+    cluster.ask("sbatch", "--partition=cpu", "--mem=100", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for(lambda: job in cluster.jobs("PENDING"), 60, "requeue")
+    # Slurm starts a requeued job after two minutes.
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    assert run.wait() == 0, run.output
+    assert run.complete() and run.attempts == [job, job]
+
+
 def test_slurmdbd_is_away(start_cluster: Start, tmp_path: Path) -> None:
     """The states come from slurmctld; what scancel did is seen all the same."""
     cluster = start_cluster(accounting=True)
