@@ -1,12 +1,14 @@
-"""Time and memory of a training step of the box head with each method, beside mmdet's own box head in the same run.
+"""Time and memory of a training step of both heads with each method, beside mmdet's own heads in the same run.
 
 Steps of a method and of plain mmdet alternate on the same rows, so that both feel the same load of the machine. A step
-is forward, losses, parts, backward and SGD, on pooled features of RoIs drawn as LVIS v1's instances are. Backbone and
-RoI pooling, which methods do not change, are left out: in a whole detector the relative cost is smaller.
+is forward, losses, parts, backward and SGD, on pooled features of RoIs drawn as LVIS v1's instances are. The box head
+and the mask head are timed apart: most methods leave the mask head as it is, and for them the time of mmdet's own is
+taken. Backbone and RoI pooling, which methods do not change, are left out: in a whole detector the relative cost is
+smaller.
 
 Run from the repository's root:
 
-    python benchmarks/training_step.py [--device cuda] [--steps 20] [--methods eqlv2 fasa crat]
+    python benchmarks/training_step.py [--device cuda] [--rois 512] [--steps 20] [--methods eqlv2 fasa crat]
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,48 +35,80 @@ from torch import Tensor, nn
 import ltpipe.engine
 import ltpipe.methods  # noqa: F401  registers everything
 from ltpipe.files import write_json
-from ltpipe.methods.base import BoxBatch
+from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import MODELS
 from ltpipe.spec import catalogue
 
-CHANNELS, SIZE, HIDDEN = 256, 7, 1024
+CHANNELS, SIZE, HIDDEN, MASK_SIZE = 256, 7, 1024, 14
 NUM_IMAGES, NUM_ANNOTATED = 100170, 99388  # LVIS v1
 PLAIN = "mmdet"
-Step = Callable[[], None]
+Step = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Pooled features of one iteration and their targets."""
+    """Pooled features of one iteration and their targets; the first ``len(masks)`` rows are objects."""
 
     features: Tensor
     rois: Tensor
     labels: Tensor
     bbox_targets: Tensor
     bbox_weights: Tensor
+    mask_features: Tensor
+    masks: Tensor
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Result of one method.
+    """A training step of one head.
 
     Attributes:
-        method: Its name.
-        seconds: Median time of a step; on the CPU, computing time of all threads.
-        plain_seconds: Median time of the steps of plain mmdet between them.
+        milliseconds: Median time; on the CPU, computing time of all threads.
+        plain_milliseconds: Median time of the steps of plain mmdet between them.
         overhead_percent: What it takes longer than plain mmdet.
         saved_mib: Memory kept for the backward pass, beyond parameters and inputs.
         state_mib: Parameters and buffers.
         peak_mib: Peak memory of a step on the GPU; None on the CPU.
     """
 
-    method: str
-    seconds: float
-    plain_seconds: float
+    milliseconds: float
+    plain_milliseconds: float
     overhead_percent: float
     saved_mib: float
     state_mib: float
     peak_mib: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A method.
+
+    Attributes:
+        method: Its name.
+        box: Step of the box head; None if the method leaves it as it is.
+        mask: Step of the mask head; None if the method leaves it as it is.
+        overhead_percent: What both heads together take longer than plain mmdet's.
+    """
+
+    method: str
+    box: Cost | None
+    mask: Cost | None
+    overhead_percent: float
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the two heads of a method.
+
+    Attributes:
+        modules: The head and its parts.
+        losses: Computes the sum of the losses.
+        before: What the other head has done by then; not timed.
+    """
+
+    modules: nn.ModuleList
+    losses: Callable[[], Tensor]
+    before: Callable[[], object]
 
 
 def read_counts(path: Path, num_classes: int) -> dict[str, Any]:
@@ -107,6 +141,8 @@ def draw_rows(counts: dict[str, Any], rois: int, device: str) -> Rows:
         labels,
         torch.randn(rois, 4, generator=generator) * foreground,
         foreground,
+        torch.randn(rois // 4, CHANNELS, MASK_SIZE, MASK_SIZE, generator=generator).relu(),
+        torch.rand(rois // 4, 2 * MASK_SIZE, 2 * MASK_SIZE, generator=generator).round(),
     )
     return Rows(*(tensor.to(device) for tensor in made))
 
@@ -118,7 +154,7 @@ def component(slot: str, name: str, counts: dict[str, Any]) -> dict[str, Any]:
     return config | {key: value for key, value in counts.items() if key in wanted}
 
 
-def build(slot: str, name: str, counts: dict[str, Any], device: str) -> tuple[nn.Module, nn.ModuleList]:
+def build_box(slot: str, name: str, counts: dict[str, Any], rows: Rows) -> tuple[Branch, list[HeadPart]]:
     """Return a box head with one method in it, and its parts; the slot :data:`PLAIN` is mmdet's own head."""
     chosen = {"classifier": "linear", "loss": "cross_entropy"}
     if slot in chosen:
@@ -135,46 +171,92 @@ def build(slot: str, name: str, counts: dict[str, Any], device: str) -> tuple[nn
         classifier = component("classifier", chosen["classifier"], counts)
         config |= {"cls_predictor_cfg": classifier, "loss_cls": component("loss", chosen["loss"], counts)}
     torch.manual_seed(0)
-    head = MODELS.build(config)
-    parts = nn.ModuleList([MODELS.build(component("part", name, counts))] if slot == "part" else [])
+    head: Any = MODELS.build(config)
+    parts: list[Any] = [MODELS.build(component("part", name, counts))] if slot == "part" else []
     for part in parts:
         part.epoch, part.hooked = 1, True  # after the first epoch, when every part is active
-    return head.to(device).train(), parts.to(device).train()
-
-
-def losses_of(head: Any, parts: nn.ModuleList, rows: Rows) -> Tensor:
-    """Return the sum of the losses of one step."""
+    modules = nn.ModuleList([head, *parts]).to(rows.features.device).train()
     weights = torch.ones_like(rows.labels, dtype=torch.float)
     targets = (rows.labels, weights, rows.bbox_targets, rows.bbox_weights)
-    if not hasattr(head, "shared_features"):
-        losses = head.loss(*head(rows.features), rows.rois, *targets)
-    else:
+
+    def losses() -> Tensor:
+        if slot == PLAIN:
+            return total(head.loss(*head(rows.features), rows.rois, *targets))
         features, for_reg = head.shared_features(rows.features)
         scores, deltas = head.fc_cls(features), head.fc_reg(for_reg)
-        losses = head.loss(scores, deltas, rows.rois, *targets)
-        batch = BoxBatch(features, scores, rows.labels, weights, rows.features, rows.rois, losses, deltas, *targets[2:])
+        found = head.loss(scores, deltas, rows.rois, *targets)
+        batch = BoxBatch(features, scores, *targets[:2], rows.features, rows.rois, found, deltas, *targets[2:])
         for part in parts:
-            losses.update(part.box_losses(head, batch))
+            found.update(part.box_losses(head, batch))
+        return total(found)
+
+    return Branch(modules, losses, lambda: None), parts
+
+
+def build_mask(
+    slot: str, name: str, counts: dict[str, Any], rows: Rows, before: Branch, parts: Sequence[Any]
+) -> Branch:
+    """Return a mask head with one method in it, which may be parts that act in the box head before."""
+    config = {
+        "type": "mmdet.FCNMaskHead",
+        "num_convs": 4,
+        "in_channels": CHANNELS,
+        "conv_out_channels": CHANNELS,
+        "num_classes": counts["num_classes"],
+        "loss_mask": {"type": "mmdet.CrossEntropyLoss", "use_mask": True},
+    }
+    if slot == "mask":
+        config |= component("mask", name, counts)
+    torch.manual_seed(0)
+    head: Any = MODELS.build(config)
+    rows_of_classes = torch.randn(counts["num_classes"] + 1, HIDDEN, device=rows.features.device)
+    labels = rows.labels[: len(rows.masks)]
+    given = dict(class_weight=rows_of_classes, labels=labels) if getattr(head, "needs_class_weight", False) else {}
+
+    def losses() -> Tensor:
+        seen: list[Tensor] = []
+        hook = head.conv_logits.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if parts else None
+        logits = head(rows.mask_features, **given)
+        if hook is not None:
+            hook.remove()
+        found = {"loss_mask": head.loss_mask(logits, rows.masks, torch.zeros_like(labels) if given else labels)}
+        for part in parts:
+            found.update(part.mask_losses(head, MaskBatch(seen[0], logits, rows.masks, labels, found)))
+        return total(found)
+
+    modules = nn.ModuleList([head, *parts]).to(rows.features.device).train()
+    return Branch(modules, losses, torch.no_grad()(before.losses) if parts else lambda: None)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """Return the sum of what is trained."""
     return torch.stack([value.sum() for key, value in losses.items() if "loss" in key]).sum()
 
 
-def make_step(head: nn.Module, parts: nn.ModuleList, rows: Rows) -> Step:
-    """Return a function that takes one training step and waits for its end."""
-    optimizer = torch.optim.SGD(head.parameters(), lr=1e-4, momentum=0.9)
+def make_step(branch: Branch) -> Step:
+    """Return a function that takes one training step and returns its seconds."""
+    optimizer = torch.optim.SGD(branch.modules[0].parameters(), lr=1e-4, momentum=0.9)
+    on_gpu = next(branch.modules.parameters()).is_cuda
+    # On the CPU other programs may run; the time that this one spends computing is hardly theirs.
+    clock = time.perf_counter if on_gpu else time.process_time
 
-    def step() -> None:
+    def step() -> float:
+        branch.before()
+        start = clock()
         optimizer.zero_grad()
-        losses_of(head, parts, rows).backward()
+        branch.losses().backward()
         optimizer.step()
-        if rows.features.is_cuda:
+        if on_gpu:
             torch.cuda.synchronize()
+        return clock() - start
 
     return step
 
 
-def saved_bytes(head: nn.Module, parts: nn.ModuleList, rows: Rows) -> int:
+def saved_bytes(branch: Branch, rows: Rows) -> int:
     """Return the bytes that one forward pass keeps for its backward pass, parameters and inputs not counted."""
-    known = {t.untyped_storage().data_ptr() for t in [*head.parameters(), *parts.buffers(), rows.features]}
+    fixed = [*branch.modules.parameters(), *branch.modules.buffers(), rows.features, rows.mask_features]
+    known = {t.untyped_storage().data_ptr() for t in fixed}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -183,64 +265,70 @@ def saved_bytes(head: nn.Module, parts: nn.ModuleList, rows: Rows) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    branch.before()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = losses_of(head, parts, rows)
+        loss = branch.losses()
     torch.autograd.backward(loss)
     return sum(kept.values())
 
 
-def timed(step: Step, clock: Callable[[], float]) -> float:
-    """Return the seconds of one step."""
-    start = clock()
-    step()
-    return clock() - start
-
-
-def measure(slot: str, name: str, counts: dict[str, Any], rows: Rows, plain: Step, steps: int) -> Cost:
+def measure(branch: Branch, plain: Step, rows: Rows, steps: int) -> Cost:
     """Alternate steps of a method and of plain mmdet."""
-    device = rows.features.device.type
-    head, parts = build(slot, name, counts, device)
-    step = make_step(head, parts, rows)
-    for _ in range(3):  # the first steps allocate memory and fill statistics
+    step = make_step(branch)
+    for _ in range(2):  # the first steps allocate memory and fill statistics
         step(), plain()
-    # On the CPU other programs may run; the time that this one spends computing is hardly theirs.
-    clock = time.perf_counter if rows.features.is_cuda else time.process_time
-    seconds, between = zip(*((timed(step, clock), timed(plain, clock)) for _ in range(steps)), strict=True)
+    seconds, between = zip(*((step(), plain()) for _ in range(steps)), strict=True)
     peak = None
     if rows.features.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         step()
         peak = torch.cuda.max_memory_allocated() / 2**20
-    state = sum(t.nbytes for module in (head, parts) for t in [*module.parameters(), *module.buffers()])
-    ours, theirs = statistics.median(seconds), statistics.median(between)
-    saved = saved_bytes(head, parts, rows)
-    return Cost(name or PLAIN, ours, theirs, 100 * (ours / theirs - 1), saved / 2**20, state / 2**20, peak)
+    state = sum(t.nbytes for t in [*branch.modules.parameters(), *branch.modules.buffers()])
+    ours, theirs = 1000 * statistics.median(seconds), 1000 * statistics.median(between)
+    return Cost(ours, theirs, 100 * (ours / theirs - 1), saved_bytes(branch, rows) / 2**20, state / 2**20, peak)
+
+
+def measure_all(counts: dict[str, Any], rows: Rows, steps: int, chosen: Sequence[str] | None) -> Iterator[Result]:
+    """Yield plain mmdet, then the methods."""
+    plain_box, _ = build_box(PLAIN, "", counts, rows)
+    plain_mask = build_mask(PLAIN, "", counts, rows, plain_box, [])
+    box_step, mask_step = make_step(plain_box), make_step(plain_mask)
+    box, mask = measure(plain_box, box_step, rows, steps), measure(plain_mask, mask_step, rows, steps)
+    yield Result(PLAIN, box, mask, 0.0)
+    alone = box.milliseconds, mask.milliseconds
+    slots = [(s, n) for s in ("loss", "classifier", "part", "mask") for n in catalogue.names(s)]
+    for slot, name in slots:
+        if chosen is not None and name not in chosen:
+            continue
+        branch, parts = build_box(slot, name, counts, rows)
+        parts_of_mask = [part for part in parts if type(part).mask_losses is not HeadPart.mask_losses]
+        found: list[Cost | None] = [None, None]
+        if slot != "mask":
+            found[0] = measure(branch, box_step, rows, steps)
+        if slot == "mask" or parts_of_mask:
+            found[1] = measure(build_mask(slot, name, counts, rows, branch, parts), mask_step, rows, steps)
+        extra = sum(cost.milliseconds - cost.plain_milliseconds for cost in found if cost is not None)
+        yield Result(name, *found, 100 * extra / sum(alone))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write ``benchmarks/results/training_step.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1203)
-    parser.add_argument("--rois", type=int, default=512)
+    parser.add_argument("--rois", type=int, default=512, help="RoIs of the batch, a quarter of them objects")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--methods", nargs="*", help="names; all losses, classifiers and parts by default")
+    parser.add_argument("--methods", nargs="*", help="names; all losses, classifiers, parts and mask heads by default")
     parser.add_argument("--counts", type=Path, default=Path("configs/classes/lvis_v1.json"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
     options = parser.parse_args(arguments)
     init_default_scope("mmdet")
     counts = read_counts(options.counts, options.classes)
     rows = draw_rows(counts, options.rois, options.device)
-    plain = make_step(*build(PLAIN, "", counts, options.device), rows)
     found = []
-    for slot, name in [(PLAIN, ""), *((s, n) for s in ("loss", "classifier", "part") for n in catalogue.names(s))]:
-        if slot == PLAIN or options.methods is None or name in options.methods:
-            found.append(measure(slot, name, counts, rows, plain, options.steps))
-            print(
-                f"{found[-1].method:15} {1000 * found[-1].seconds:8.1f} ms {found[-1].overhead_percent:+6.1f} %"
-                f"  saved {found[-1].saved_mib:7.1f} MiB  state {found[-1].state_mib:7.1f} MiB",
-                flush=True,
-            )
+    for result in measure_all(counts, rows, options.steps, options.methods):
+        found.append(result)
+        print(f"{result.method:15} both heads {result.overhead_percent:+6.1f} %  {words(result)}", flush=True)
     on_gpu = options.device == "cuda"
     write_json(
         options.output,
@@ -252,8 +340,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "onedl-mmdetection", "numpy")},
-            "methods": [asdict(cost) for cost in found],
+            "methods": [asdict(result) for result in found],
         },
+    )
+
+
+def words(result: Result) -> str:
+    """Describe the steps of a method in one line."""
+    costs = {"box": result.box, "mask": result.mask}
+    return "  ".join(
+        f"{name} {cost.milliseconds:7.1f} ms {cost.overhead_percent:+6.1f} % saved {cost.saved_mib:7.1f} MiB"
+        for name, cost in costs.items()
+        if cost is not None
     )
 
 

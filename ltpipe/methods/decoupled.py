@@ -32,7 +32,7 @@ from ltpipe.methods.base import (
     replace_classifier,
     shared_layers,
 )
-from ltpipe.registry import MODELS, method
+from ltpipe.registry import method
 
 _CROSS_ENTROPY = {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}
 
@@ -49,14 +49,16 @@ def lws_logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) ->
     return F.linear(x, weight * scale, bias)
 
 
-@MODELS.register_module()
+@method("classifier", "scaled_linear")
 class ScaledLinear(nn.Linear):
-    """Linear layer with frozen weights and a learnt scale per output, ``weight_scaler`` ``(C, 1)``.
+    """Linear layer with frozen weights and a learnt scale per output, ``weight_scaler`` ``(C, 1)``: LWS.
 
     Args:
         in_features: Width of the input.
         out_features: Outputs C.
     """
+
+    needs_start = True
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)

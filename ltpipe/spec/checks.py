@@ -14,6 +14,7 @@ from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry,
 from ltpipe.spec.load import read_merged
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.source import variables
+from ltpipe.spec.start import starting_experiment
 
 
 def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[str]:
@@ -125,7 +126,7 @@ def _few(items: Sequence[str]) -> str:
 
 def _check_start(exp: Experiment, *, data_missing: bool) -> list[str]:
     start = exp.detector.load_from
-    if start is None or start.is_file():
+    if start is None or start.is_file() or starting_experiment(exp) is not None:
         return []
     if data_missing:
         return [f"the checkpoint to start from is not there yet: {start}"]
@@ -219,6 +220,29 @@ def _parts_need_class_wise_heads(exp: Experiment) -> None:
                 got=f"model.mask.type: {exp.model.mask.type}",
                 allowed="model.mask.type: fcn or normed",
             )
+
+
+def _second_stage_needs_a_first(exp: Experiment) -> None:
+    """What is not trained, or only scaled, has to come from a trained detector."""
+    asked = {f"base.{key}": getattr(exp.base, key) for key in ("trained", "fresh")}
+    if catalogue.find("classifier", exp.model.classifier.type).flags.get("needs_start", False):
+        asked["model.classifier"] = exp.model.classifier.type
+    for key, value in asked.items():
+        if value and exp.detector.load_from is None:
+            raise UserError(
+                "this needs a trained detector to start from",
+                where=where(exp, key),
+                got=f"{list(value) if isinstance(value, tuple) else value}, and no detector.load_from",
+                fix="set detector.load_from to a checkpoint, e.g. results/<experiment>/base/model.pth",
+            )
+    transferred = catalogue.find("mask", exp.model.mask.type).flags.get("needs_class_weight", False)
+    if "conv_logits" in (exp.base.trained or ()) and (transferred or not has_mask_head(exp.detector.config)):
+        raise UserError(
+            "the detector has no mask predictor to train",
+            where=where(exp, "base.trained"),
+            got=f"conv_logits, with model.mask.type: {exp.model.mask.type} in {exp.detector.config}",
+            fix="leave conv_logits out",
+        )
 
 
 def _class_rows(exp: Experiment) -> None:
@@ -329,6 +353,7 @@ _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
     _masks_need_a_mask_head,
     _parts_only_once,
     _parts_need_class_wise_heads,
+    _second_stage_needs_a_first,
     _class_rows,
     _calibrators_need_their_inputs,
     _stored_level_is_exact,

@@ -20,6 +20,7 @@ STAGES = (
     "report",
 )
 Part = Literal["train", "val"]
+RESULTS = "results"
 
 
 class Paths:

@@ -111,11 +111,34 @@ class Model(Block):
     )
 
 
+LastLayer = Literal["fc_cls", "fc_reg", "conv_logits"]
+
+
 class Base(Block):
-    """Base training: all classes of a one-shot experiment, the base classes of an incremental one."""
+    """Base training: all classes of a one-shot experiment, the base classes of an incremental one.
+
+    With ``trained`` it is the second stage of a decoupled training on whole images: the detector comes from
+    ``detector.load_from``, often the result of another experiment, and only its last layers learn.
+    """
 
     sampler: Choice = Field(Choice(type="random"), description="order and repetition of the images of an epoch")
     schedule: Schedule = Field(Schedule(), description="length and optimiser")
+    trained: tuple[LastLayer, ...] | None = Field(
+        None,
+        min_length=1,
+        description="train these last layers only: classifier, box regressor, mask predictor (tztztztztz/eqlv2, its "
+        "cRT, LWS and group softmax: [fc_cls]); everything else stays as in detector.load_from; null: train all",
+    )
+    fresh: tuple[LastLayer, ...] = Field(
+        (), description="last layers that start anew although detector.load_from has them (cRT: [fc_cls])"
+    )
+
+    @model_validator(mode="after")
+    def _fresh_layers_are_trained(self) -> Base:
+        idle = [layer for layer in self.fresh if self.trained is not None and layer not in self.trained]
+        if idle:
+            raise ValueError(f"{idle[0]} would start anew and never be trained: add it to `trained`")
+        return self
 
 
 class Replay(Block):

@@ -14,11 +14,11 @@ from ltpipe.spec.checks import check_settings
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.load import list_experiments, load_experiment
 from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.spec.paths import RESULTS, Paths
 from ltpipe.spec.progress import holder
+from ltpipe.spec.start import starting_experiment
 from ltpipe.spec.status import needs_features, stage_keys
 
-RESULTS = "results"
 Wildcards = Any
 Files = list[str]
 
@@ -38,7 +38,7 @@ def growing(first: int, limit: int | None = None) -> Callable[[Wildcards, int], 
 
 
 class Pipeline:
-    """The active experiments and those they are compared with.
+    """The active experiments, those they are compared with and those they start from.
 
     Methods whose names are verbs in the rules return functions of wildcards, as Snakemake calls them.
 
@@ -59,6 +59,9 @@ class Pipeline:
             for other in exp.report.compare:
                 if other not in self.experiments:
                     self._add(load_experiment(other))
+        for exp in list(self.experiments.values()):
+            while (start := starting_experiment(exp)) is not None and start.name not in self.experiments:
+                exp = self._add(start)
         self._check_datasets()
         for exp in self.experiments.values():
             check_settings(exp, list_experiments())
@@ -165,6 +168,11 @@ class Pipeline:
             return [str(folder / "info.json"), str(folder / "statistics.csv")]
 
         return of_wildcards
+
+    def start(self, wildcards: Wildcards) -> Files:
+        """The checkpoint that base training starts from, if another experiment makes it."""
+        exp, _ = self.of(wildcards)
+        return [] if starting_experiment(exp) is None else [str(exp.detector.load_from)]
 
     def teacher(self, phase: int) -> Callable[[Wildcards], Files]:
         """The cached teacher of a phase, if the experiment uses one."""

@@ -14,6 +14,7 @@ from ltpipe.engine.config import assemble_model, training_config
 from ltpipe.engine.inputs import class_counts, stream_config
 from ltpipe.engine.predict import build_dataset
 from ltpipe.engine.processes import process_group
+from ltpipe.engine.second_stage import check_fixed_layers, with_trained_layers, without_layers
 from ltpipe.engine.train import fitting_weights, read_checkpoint, train, write_checkpoint
 from ltpipe.methods.lst_expand import trim_heads
 from ltpipe.registry import MODELS
@@ -43,6 +44,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
+        model = with_trained_layers(model, exp.base.trained)
         sampler = {"type": exp.base.sampler.type, **exp.base.sampler.options}
         dataset = stream_config(
             exp, paths, fragment, phase=0, num_classes=num_classes, seed=exp.seed, order={"sampler": sampler}
@@ -50,9 +52,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         epoch_length = build_dataset(dataset).stream.epoch_length()
         iterations = exp.base.schedule.total_iterations(epoch_length)
         category_ids = split.order[:num_classes].tolist()
-        start = (
-            foreign_start(exp.detector.load_from, model, category_ids, stage.folder) if exp.detector.load_from else None
-        )
+        start = starting_weights(exp, model, category_ids, stage.folder)
         config = training_config(
             model,
             dataset,
@@ -78,19 +78,22 @@ def run(exp: Experiment, paths: Paths) -> None:
         stage.notes["iterations"] = iterations
 
 
-def foreign_start(path: Path, model: ConfigDict, category_ids: list[int], folder: Path) -> Path:
+def starting_weights(exp: Experiment, model: ConfigDict, category_ids: list[int], folder: Path) -> Path | None:
     """Write the weights of a pretrained detector that can be reused, without those of another class list.
 
-    They stay beside the results, so that the stage's config alone repeats it.
+    They stay beside the results, so that the stage's config alone repeats it. None without such a detector.
     """
-    start = folder / "start.pth"
-    if not is_main_process():
-        return start
+    path, start = exp.detector.load_from, folder / "start.pth"
+    if path is None or not is_main_process():
+        return start if path else None
     content = read_checkpoint(path)
-    state = content["state_dict"]
+    state = without_layers(content["state_dict"], exp.base.fresh)
     if content["meta"].get("category_ids") != category_ids:
         state = trim_heads(state)
-    fits, fresh = fitting_weights(state, MODELS.build(model), path)
+    detector = MODELS.build(model)
+    fits, fresh = fitting_weights(state, detector, path)
+    if exp.base.trained is not None:
+        check_fixed_layers(detector, fresh, path)
     print(f"{path}: {len(fits)} tensors reused; {len(fresh)} of the detector start anew: {', '.join(fresh[:12])}")
     write_checkpoint(start, fits, {"source": str(path)})
     return start

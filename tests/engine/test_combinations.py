@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 REFUSED = {
     ("weight_transfer", "crat"): "mask filters of all classes",
     ("group_softmax", "weight_transfer"): "row of each class",
+    ("scaled_linear", "scaled_linear"): "trained detector to start from",
 }
 TOGETHER = [
     {"classifier": "normed_linear", "loss": "iif", "mask": "normed", "part": "fasa", "sampler": "repeat_factor"},

@@ -70,6 +70,20 @@ def test_shipped_experiments(empty: Workspace) -> None:
     assert jobs["validate"] == jobs["base"] == len(names)
 
 
+def test_a_second_stage_waits_for_the_first(finished: Workspace) -> None:
+    file = finished.folder / "configs" / "experiments" / "second.yaml"
+    file.write_text(
+        "extends: joint.yaml\ndetector: {load_from: results/joint/base/model.pth}\nbase: {trained: [fc_cls]}\n"
+    )
+    try:
+        jobs = {"validate": 1, "split": 1, "base": 1, "evaluate": 1, "report": 1}
+        assert finished.dry_run("all", "--config", "experiments=second") == jobs
+        again = finished.dry_run("results/second/base/model.pth", "--config", "experiments=second", "-R", "split")
+        assert again == {"split": 2, "base": 2}
+    finally:
+        file.unlink()
+
+
 def test_a_finished_chain_does_nothing(finished: Workspace) -> None:
     assert finished.dry_run("all") == {}
     calls = (finished.folder / "calls.txt").read_text().splitlines()
@@ -100,6 +114,8 @@ EDITS = [
     (JOINT, "detector:", "seed: 1\ndetector:", {"validate": 2, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
     (JOINT, "generate: {seed: 0", "generate: {seed: 1", {
         **START, "validate": 2, "split": 2, **SPLITS, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
+    (JOINT, "detector:", "base: {trained: [fc_cls]}\ndetector:\n  load_from: x.pth", {
+        "validate": 2, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
     ("configs/detectors/mask_rcnn_toy.py", "depth=18", "depth=34", {
         "validate": 2, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
 ]  # fmt: skip

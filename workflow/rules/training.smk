@@ -6,6 +6,7 @@ rule base:
     input:
         split="results/{experiment}/split/split.json",
         store=PIPELINE.store("train"),
+        start=PIPELINE.start,
     output:
         model="results/{experiment}/base/model.pth",
         config="results/{experiment}/base/config.py",
