@@ -1,0 +1,107 @@
+"""What all benchmarks share: work in a process of its own, its time and memory, and one form of results."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+from ltpipe.files import write_json
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work took.
+
+    Attributes:
+        seconds: Wall time, imports included if the work imports.
+        cpu_seconds: Computing time of all threads; on a shared machine the fairer number.
+        peak_mib: Largest resident memory of its process.
+        private_mib: Memory at the end that no other process shares.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+    private_mib: float
+
+    def text(self, scale: float = 1) -> str:
+        """Return seconds and peak for people; seconds are multiplied by ``scale``."""
+        return f"{scale * self.seconds:.3g} s, {self.peak_mib / 1024:.2g} GiB"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table in ``docs/speed.md``.
+
+    Attributes:
+        work: What is done.
+        ours: Our side, for people.
+        theirs: The other side.
+        ratio: How much better ours is; None where only an absolute aim exists.
+        aim: What was aimed at.
+        reached: Whether it was.
+        note: What the numbers do not say: slices, and where the remaining time goes.
+    """
+
+    work: str
+    ours: str
+    theirs: str
+    ratio: float | None
+    aim: str
+    reached: bool
+    note: str = ""
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Cost]:
+    """Run ``work(*arguments)`` in a new process; return its result and what it took.
+
+    ``work`` is a function of a module; arguments and result travel between processes.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measured, work, arguments).result()
+
+
+def _measured(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Cost]:
+    start, computing = time.perf_counter(), time.process_time()
+    result = work(*arguments)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - computing
+    # The peak in getrusage would be inherited from the parent.
+    peak = _kib("/proc/self/status", "VmHWM")
+    private = _kib("/proc/self/smaps_rollup", "Private_Clean") + _kib("/proc/self/smaps_rollup", "Private_Dirty")
+    return result, Cost(seconds, cpu, peak / 1024, private / 1024)
+
+
+def _kib(file: str, key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None, f"{file} has no {key}"
+    return int(found[1])
+
+
+def write_result(output: Path, arguments: Sequence[str] | None, rows: Sequence[Row], details: dict[str, Any]) -> None:
+    """Write ``benchmarks/results/<name>.json`` and print the rows."""
+    details = {key: asdict(value) if isinstance(value, Cost) else value for key, value in details.items()}
+    given = sys.argv[1:] if arguments is None else arguments
+    write_json(
+        output,
+        {
+            "command": shlex.join(["python", f"benchmarks/{output.stem}.py", *given]),
+            "rows": [asdict(row) for row in rows],
+            "details": details,
+            "machine": {"processor": platform.machine(), "cores": cpu_count()},
+            "versions": {name: version(name) for name in ("numpy", "pyarrow", "msgspec", "hotcoco", "vernier", "lvis")},
+        },
+    )
+    for row in rows:
+        ratio = "" if row.ratio is None else f", {row.ratio:.3g} times"
+        print(f"{row.work}: ours {row.ours}; theirs {row.theirs}{ratio} (aim {row.aim}) {row.note}")
