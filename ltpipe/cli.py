@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 flag, dest=name, type=kind, required=stage != "split", metavar=name.upper(), help=description
             )
+        if stage == "evaluate":
+            verb.add_argument(
+                "--cross-check",
+                action="store_true",
+                help="compute the stored evaluation again with a second engine; every cell must be equal",
+            )
         if stage in _RESUMING:
             verb.add_argument(
                 "--fresh", action="store_true", help="start anew instead of continuing where a killed run stopped"
@@ -186,6 +192,13 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         keys[name] = getattr(arguments, name)
         if keys[name] is not None:
             _check_key(exp, verb, keys[name])
+    if verb == "evaluate" and arguments.cross_check:
+        from ltpipe.evaluation.cross_check import cross_check
+
+        checkpoint = arguments.checkpoint
+        for line in cross_check(paths.store("val"), paths.predictions(checkpoint), paths.tensors(checkpoint)):
+            print(line)
+        return 0
     join()
     launched = "WORLD_SIZE" in os.environ
     if verb in _RESUMING and arguments.fresh and not launched:

@@ -139,3 +139,10 @@ def test_errors_say_all_they_know() -> None:
     error = UserError("fault", where="file: key", got=3, allowed=["a", "b"], fix="mend it")
     lines = str(error).splitlines()
     assert lines[0] == "fault" and [line.split()[0] for line in lines[1:]] == ["where:", "got:", "allowed:", "fix:"]
+
+
+def test_cross_check_needs_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", "lvis_v1_lst", "--checkpoint", "phase1", "--cross-check", "--results", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "cannot read the tensors" in error and "evaluate the checkpoint again" in error

@@ -9,7 +9,7 @@ their area is zero. Sources: the ``lvis`` 0.5.3 and ``pycocotools`` 2.0 packages
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,8 +19,9 @@ from ltpipe.errors import UserError, unknown_name
 from ltpipe.evaluation.groundtruth import GroundTruth, row_of
 from ltpipe.evaluation.predictions import Floats, Predictions
 
-IouType = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm", "boundary"]
 Protocol = Literal["lvis", "coco"]
+IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "boundary")
 MAX_DETECTIONS: dict[Protocol, int] = {"lvis": 300, "coco": 100}
 Rows = NDArray[np.int64]
 
@@ -32,7 +33,7 @@ class Selection:
     Attributes:
         gt: The ground truth.
         predictions: The detections.
-        iou_type: ``bbox`` or ``segm``.
+        iou_type: ``bbox``, ``segm`` or ``boundary``.
         protocol: ``lvis`` or ``coco``.
         max_detections: Per image (LVIS) or per image and category (COCO).
         categories: ``(K,)`` rows of ``gt.category_ids`` evaluated, by ascending id.
@@ -54,6 +55,26 @@ class Selection:
     dets: Rows
     areas: NDArray[np.float64]
     counts: dict[str, int]
+
+    def by_category(self, max_dets: int) -> Iterator[Selection]:
+        """Cut the evaluation into groups of categories with about ``max_dets`` detections each.
+
+        The numbers of a category do not depend on the others: the results, one after the other, are those of the whole.
+        """
+        place = row_of(self.predictions.category_ids[self.dets], self.gt.category_ids[self.categories])
+        used = np.cumsum(np.bincount(place, minlength=len(self.categories)))
+        group = np.maximum(used - 1, 0) // max_dets
+        of_ann = row_of(self.gt.ann_category[self.anns].astype(np.int64), self.categories)
+        for number in np.unique(group):
+            mine = group == number
+            dets, anns = mine[place], mine[of_ann]
+            yield replace(
+                self,
+                categories=self.categories[mine],
+                anns=self.anns[anns],
+                dets=self.dets[dets],
+                areas=self.areas[dets],
+            )
 
     def by_image(self) -> Iterator[tuple[int, slice, slice]]:
         """Yield ``(image row, slice of anns, slice of dets)`` for every image that has either, by ascending id."""
@@ -80,7 +101,8 @@ def select(
     Args:
         gt: Ground truth.
         predictions: Detections of any categories and images of it.
-        iou_type: What overlaps: ``bbox`` or ``segm``. Masks are sized by their area even when boxes are present.
+        iou_type: What overlaps: ``bbox``, ``segm``, or ``boundary`` (masks and their contours). Masks are sized by
+            their area even when boxes are present.
         protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
         max_detections: Default: 300 per image (LVIS), 100 per image and category (COCO); -1 for no cap.
         category_ids: Evaluate only these; the numbers of a category do not depend on which others are evaluated.
@@ -111,8 +133,8 @@ def _resolve(
     gt: GroundTruth, predictions: Predictions, iou_type: IouType, protocol: Protocol | None, max_detections: int | None
 ) -> tuple[Protocol, int]:
     """Fill in the defaults and refuse what cannot be evaluated."""
-    if iou_type not in ("bbox", "segm"):
-        raise unknown_name("IoU type", iou_type, ["bbox", "segm"])
+    if iou_type not in IOU_TYPES:
+        raise unknown_name("IoU type", iou_type, IOU_TYPES)
     protocol = protocol or ("lvis" if gt.federated else "coco")
     if protocol not in MAX_DETECTIONS:
         raise unknown_name("evaluation protocol", protocol, MAX_DETECTIONS)
@@ -231,7 +253,7 @@ def _pair(gt: GroundTruth, image_row: Rows, category_row: NDArray[np.integer]) -
 
 
 def _areas(predictions: Predictions, iou_type: IouType, dets: Rows) -> NDArray[np.float64]:
-    if iou_type == "segm" and predictions.masks is not None:
+    if iou_type != "bbox" and predictions.masks is not None:
         assert predictions.masks.areas is not None, "masks that nobody checked"
         return predictions.masks.areas[dets].astype(np.float64)
     if iou_type == "bbox" and predictions.boxes is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
-from ltpipe.evaluation.backends import engine_version, run_engine
+from ltpipe.evaluation.backends import BOUNDARY_RATIO, DEFAULT_ENGINES, engine_version, run_engine
 from ltpipe.evaluation.contract import IouType, Protocol, select
 from ltpipe.evaluation.groundtruth import GroundTruth
 from ltpipe.evaluation.predictions import Predictions
@@ -23,7 +23,6 @@ from ltpipe.files import atomic_path
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREAS = ("all", "s", "m", "l")  # any size, below 32 * 32 pixels, up to 96 * 96, above
-DEFAULT_ENGINE = "hotcoco"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,12 @@ class TensorInfo:
     """Where a set of tensors comes from.
 
     Attributes:
-        iou_type: ``bbox`` or ``segm``.
+        iou_type: ``bbox``, ``segm`` or ``boundary``.
         protocol: ``lvis`` or ``coco``.
         max_detections: The cap that was applied.
         engine: Name and version.
         counts: Detections and annotations removed by each rule, and used.
+        boundary_ratio: Width of the band along contours, as a part of the image's diagonal; None without one.
     """
 
     iou_type: IouType
@@ -43,6 +43,7 @@ class TensorInfo:
     max_detections: int
     engine: str
     counts: dict[str, int] = field(default_factory=dict)
+    boundary_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,18 @@ def evaluate(
     protocol: Protocol | None = None,
     max_detections: int | None = None,
     category_ids: Sequence[int] | NDArray[np.int64] | None = None,
-    engine: str = DEFAULT_ENGINE,
+    engine: str | None = None,
 ) -> Tensors:
     """Evaluate detections against ground truth by the official LVIS or COCO protocol.
 
     Args:
         gt: An annotation store, or what :func:`~ltpipe.evaluation.groundtruth.read_ground_truth` makes of a JSON file.
         predictions: The detections.
-        iou_type: ``bbox`` or ``segm``.
+        iou_type: ``bbox``, ``segm`` or ``boundary``.
         protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
         max_detections: Default: 300 per image (LVIS), 100 per image and category (COCO); -1 for no cap.
         category_ids: Evaluate only these, e.g. the classes a phase knows.
-        engine: ``hotcoco`` or ``vernier``.
+        engine: ``hotcoco`` or ``vernier``; default: hotcoco, and vernier for boundaries.
 
     Raises:
         UserError: See :func:`~ltpipe.evaluation.contract.select`.
@@ -89,10 +90,13 @@ def evaluate(
     selection = select(
         gt, predictions, iou_type, protocol=protocol, max_detections=max_detections, category_ids=category_ids
     )
+    engine = engine or DEFAULT_ENGINES[iou_type]
     precision, recall = run_engine(engine, selection)
     ids = gt.category_ids[selection.categories]
     assert precision.shape == (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(ids), len(AREAS)), precision.shape
-    info = TensorInfo(iou_type, selection.protocol, selection.max_detections, engine_version(engine), selection.counts)
+    ratio = BOUNDARY_RATIO if iou_type == "boundary" else None
+    origin = selection.protocol, selection.max_detections, engine_version(engine), selection.counts
+    info = TensorInfo(iou_type, *origin, ratio)
     return Tensors(precision, recall, ids, info)
 
 

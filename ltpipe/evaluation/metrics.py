@@ -98,6 +98,7 @@ def summarize(
         "max_detections": info.max_detections,
         "engine": info.engine,
         "counts": info.counts,
+        **({} if info.boundary_ratio is None else {"boundary_ratio": info.boundary_ratio}),
     }
 
 

@@ -58,7 +58,9 @@ def build_report(
     bodies = [page.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {anchor: name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))
-    footer = f"Written by ltpipe. Evaluation engine: {engines}. The numbers of the tables are in summary.csv."
+    bands = {item.metrics["boundary_ratio"] for item in evaluations if "boundary_ratio" in item.metrics}
+    band = "".join(f" Boundary AP: band of {ratio:g} of the image's diagonal." for ratio in sorted(bands))
+    footer = f"Written by ltpipe. Evaluation engine: {engines}.{band} The numbers of the tables are in summary.csv."
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(page.page(title, subtitle, links, bodies, footer), encoding="utf-8")
     pictures = [png.with_suffix(suffix) for png in figures.values() for suffix in (".png", ".svg")]

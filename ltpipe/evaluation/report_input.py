@@ -11,14 +11,14 @@ import pandas as pd
 
 from ltpipe.evaluation.page import Column
 
-IOU_NAMES = {"bbox": "boxes", "segm": "masks"}
+IOU_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 WHO = (Column("experiment", "experiment", "text"), Column("checkpoint", "checkpoint", "text"))
 PHASE = re.compile(r"phase(\d+)")
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One checkpoint, measured on boxes or on masks.
+    """One checkpoint, measured on boxes, masks or boundaries.
 
     Attributes:
         experiment: Name of the experiment.
@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def iou_type(self) -> str:
-        """``bbox`` or ``segm``."""
+        """``bbox``, ``segm`` or ``boundary``."""
         return str(self.metrics["iou_type"])
 
     @property
@@ -51,7 +51,7 @@ class Expectation:
     Attributes:
         experiment: Experiment it is compared with.
         checkpoint: Checkpoint it is compared with.
-        iou_type: ``bbox`` or ``segm``.
+        iou_type: ``bbox``, ``segm`` or ``boundary``.
         metric: A name of :func:`~ltpipe.evaluation.metrics.flatten`, e.g. ``APr`` or ``bin/0-10``.
         value: In percent, as papers print it.
         tolerance: Accepted difference, in percentage points.

@@ -201,7 +201,7 @@ def changes(evaluations: Sequence[Evaluation]) -> Parts:
     parts: Parts = []
     for experiment in experiments_of(evaluations):
         mine = [item for item in evaluations if item.experiment == experiment]
-        kind = "segm" if any(item.iou_type == "segm" for item in mine) else "bbox"
+        kind = max((item.iou_type for item in mine), key=("boundary", "bbox", "segm").index)
         mine = [item for item in mine if item.iou_type == kind]
         if len(mine) < 2:
             continue

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ltpipe.spec.base import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.spec.training import CalibrationSchedule
 
+IouType = Literal["bbox", "segm", "boundary"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -124,7 +125,11 @@ class Calibrator(Choice):
 class Evaluate(Block):
     """How every checkpoint is measured."""
 
-    iou_types: tuple[Literal["bbox", "segm"], ...] = Field(("bbox", "segm"), min_length=1, description="what to match")
+    iou_types: tuple[IouType, ...] = Field(
+        ("bbox", "segm"),
+        min_length=1,
+        description="what to match: boxes, masks, masks and their contours (Boundary AP, arXiv 2103.16562, band 0.02)",
+    )
     max_detections: Positive = Field(300, description="detections kept per image")
     score_threshold: Fraction = Field(1e-4, description="detections with this score or less are dropped")
     nms: Fraction = Field(0.5, description="overlap above which the weaker detection of a class is dropped")
@@ -158,7 +163,7 @@ class Expected(Block):
     """A published number, shown beside ours."""
 
     checkpoint: str = Field(description="checkpoint it is compared with")
-    iou_type: Literal["bbox", "segm"] = Field(description="bbox or segm")
+    iou_type: IouType = Field(description="bbox, segm or boundary")
     metric: str = Field(description="name in metrics.json, e.g. APr")
     value: float = Field(description="published value")
     tolerance: Annotated[float, Field(ge=0)] = Field(description="accepted difference")

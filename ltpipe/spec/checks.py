@@ -183,11 +183,12 @@ def _cached_teacher_needs_fixed_scale(exp: Experiment) -> None:
 
 
 def _masks_need_a_mask_head(exp: Experiment) -> None:
-    if "segm" in exp.evaluate.iou_types and not has_mask_head(exp.detector.config):
+    masks = [iou_type for iou_type in exp.evaluate.iou_types if iou_type != "bbox"]
+    if masks and not has_mask_head(exp.detector.config):
         raise UserError(
             "masks are evaluated, but the detector has no mask head",
             where=where(exp, "evaluate.iou_types"),
-            got=f"segm, and no mask_head in {exp.detector.config}",
+            got=f"{', '.join(masks)}, and no mask_head in {exp.detector.config}",
             allowed="iou_types: [bbox]",
         )
 

@@ -101,7 +101,7 @@ def predict(
         images = rescored_detections(
             model, dataset, lambda found: fusion.fuse_choices(found.bbox_feats, found.scores, choices)
         )
-    write_predictions(images, scored, split, masks="segm" in exp.evaluate.iou_types and model.with_mask)
+    write_predictions(images, scored, split, masks=set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask)
     return split.order[:num_classes], scored
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detection_cases import Detections, detections_near, make_empty
+from detection_cases import GROUND_TRUTH, Detections, boundary_evaluator, detections_near, make_empty
 from pycocotools import mask as coco_mask
 
-GROUND_TRUTH = Path(__file__).parents[1] / "data" / "lvis_val_100.json"
 Tensors = tuple[np.ndarray, np.ndarray]
 
 
@@ -90,7 +89,8 @@ def official_lvis() -> Iterator[Callable[..., Tensors]]:
         def run(gt: Path, detections: Detections, iou_type: str, max_dets: int = 300) -> Tensors:
             ground_truth = lvis.LVIS(str(gt))
             results = lvis.LVISResults(ground_truth, copy.deepcopy(detections), max_dets)
-            evaluation = lvis.LVISEval(ground_truth, results, iou_type)
+            kind = boundary_evaluator(lvis.LVISEval) if iou_type == "boundary" else lvis.LVISEval
+            evaluation = kind(ground_truth, results, "segm" if iou_type == "boundary" else iou_type)
             evaluation.run()
             return evaluation.eval["precision"], evaluation.eval["recall"]
 

@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detection_cases import encode
+from detection_cases import GROUND_TRUTH, encode
 
+from ltpipe.data.convert import build_store
+from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
+from ltpipe.evaluation import backends
+from ltpipe.evaluation.cross_check import cross_check
 from ltpipe.evaluation.engine import Tensors, differing_categories, evaluate, load_tensors, save_tensors
 from ltpipe.evaluation.groundtruth import read_ground_truth
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.results_json import read_results
+from ltpipe.evaluation.writer import PredictionWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[[str, str, int], list[dict[str, Any]]]
@@ -74,8 +79,9 @@ def test_without_cap(gt_path: Path, make_detections: Make, official_lvis: Any, t
         assert differing_categories(ours, evaluate(gt, predictions, "bbox", max_detections=cap, engine="vernier")) == []
 
 
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_awkward_ground_truth(
-    gt_document: dict[str, Any], make_detections: Make, official_lvis: Any, tmp_path: Path
+    iou_type: str, gt_document: dict[str, Any], make_detections: Make, official_lvis: Any, tmp_path: Path
 ) -> None:
     """Id 0, crowd, ignored and empty objects, contradictory lists, categories in reverse order, an image id order."""
     rng = np.random.default_rng(5)
@@ -98,11 +104,11 @@ def test_awkward_ground_truth(
     paths = tmp_path / "awkward.json", tmp_path / "clean.json"
     for path, content in zip(paths, (document, clean), strict=True):
         path.write_text(json.dumps(content), encoding="utf-8")
-    detections = make_detections("ties", "bbox", 6)
+    detections = make_detections("ties", iou_type, 6)
     gt, predictions = read_ground_truth(paths[0]), load(detections, tmp_path)
-    ours = evaluate(gt, predictions, "bbox")
-    assert_equal_bits(ours, official_lvis(paths[1], detections, "bbox"))
-    assert differing_categories(ours, evaluate(gt, predictions, "bbox", engine="vernier")) == []
+    ours = evaluate(gt, predictions, iou_type)
+    assert_equal_bits(ours, official_lvis(paths[1], detections, iou_type))
+    assert differing_categories(ours, evaluate(gt, predictions, iou_type, engine="vernier")) == []
     counts = ours.info.counts
     assert counts["gt"] == len(kept)
     assert min(counts[name] for name in ("gt_crowd", "gt_ignore", "gt_zero_area")) > 50
@@ -163,6 +169,63 @@ def test_image_order_does_not_matter(gt_path: Path, make_detections: Make, tmp_p
         predictions.boxes[order],
     )
     assert differing_categories(evaluate(gt, predictions, "bbox"), evaluate(gt, moved, "bbox")) == []
+
+
+def test_boundary_ap(gt_document: dict[str, Any], make_detections: Make, official_lvis: Any, tmp_path: Path) -> None:
+    """The official evaluator with the overlap of contours in the place of that of masks."""
+    images = gt_document["images"][:25]
+    chosen = {image["id"] for image in images}
+    anns = [ann for ann in gt_document["annotations"] if ann["image_id"] in chosen]
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(gt_document | {"images": images, "annotations": anns}), encoding="utf-8")
+    detections = [item for item in make_detections("zero_area", "segm", 11) if item["image_id"] in chosen]
+    gt, predictions = read_ground_truth(path), load(detections, tmp_path)
+    ours = evaluate(gt, predictions, "boundary")
+    assert_equal_bits(ours, official_lvis(path, detections, "boundary"))
+    assert (ours.info.boundary_ratio, ours.info.engine[:8]) == (0.02, "vernier ")
+    masks = evaluate(gt, predictions, "segm")
+    assert masks.info.boundary_ratio is None
+    assert (ours.precision <= masks.precision).all() and differing_categories(ours, masks)
+    with pytest.raises(UserError, match="knows no boundaries"):
+        evaluate(gt, predictions, "boundary", engine="hotcoco")
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm", "boundary"])
+def test_cutting_the_work_changes_nothing(
+    iou_type: str, gt_path: Path, make_detections: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images in small blocks on many threads, categories in small groups."""
+    kind = "bbox" if iou_type == "bbox" else "segm"
+    gt, predictions = read_ground_truth(gt_path), load(make_detections("ties", kind, 12), tmp_path)
+    engines = ("vernier",) if iou_type == "boundary" else ("hotcoco", "vernier")
+    whole = [evaluate(gt, predictions, iou_type, engine=engine) for engine in engines]
+    monkeypatch.setattr(backends, "RECORDS_PER_UPDATE", 40)
+    monkeypatch.setattr(backends, "DETECTIONS_PER_PART", 150)
+    monkeypatch.setattr(backends, "_cores", lambda: 5)
+    for engine, expected in zip(engines, whole, strict=True):
+        assert differing_categories(evaluate(gt, predictions, iou_type, engine=engine), expected) == []
+
+
+def test_cross_check(make_detections: Make, tmp_path: Path) -> None:
+    """A second engine confirms stored tensors; a changed cell is found and its category named."""
+    build_store(GROUND_TRUTH, tmp_path / "store", fmt="lvis", progress=False)
+    gt, predictions = AnnotationStore.open(tmp_path / "store"), load(make_detections("plain", "segm", 13), tmp_path)
+    with PredictionWriter(tmp_path / "found.arrow", boxes=False, masks=True, dtype="float64") as writer:
+        writer.extend(predictions)
+    chosen = gt.category_ids[::2]
+    tensors = {
+        "segm": evaluate(gt, predictions, "segm", max_detections=7, category_ids=chosen),
+        "boundary": evaluate(gt, predictions, "boundary", category_ids=chosen[:50]),
+    }
+    files = tmp_path / "store", tmp_path / "found.arrow", tmp_path / "tensors.npz"
+    save_tensors(files[2], tensors)
+    assert [line.split(":")[0] for line in cross_check(*files)] == ["segm", "boundary"]
+    tensors["segm"].precision[3, 50, 20, 0] += 1e-9
+    tensors["segm"].recall[0, 30, 1] += 0.5
+    save_tensors(files[2], tensors)
+    with pytest.raises(UserError, match="disagree") as raised:
+        list(cross_check(*files))
+    assert f"2 of {len(chosen)}" in str(raised.value) and str(sorted(chosen)[30]) in str(raised.value)
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])

@@ -36,7 +36,8 @@ def evaluation(experiment: str, checkpoint: str, level: float, iou_type: str = "
     precision, recall = np.full((10, 101, known, 4), level), np.full((10, known, 4), level)
     if known == K:
         precision[:, :, -1], recall[:, -1] = -1, -1
-    info = TensorInfo(iou_type, "lvis", 300, "hotcoco 1.3.0", {"detections": 12345, "evaluated": 9, "gt": 4})
+    counts = {"detections": 12345, "evaluated": 9, "gt": 4}
+    info = TensorInfo(iou_type, "lvis", 300, "hotcoco 1.3.0", counts, 0.02 if iou_type == "boundary" else None)
     tensors = Tensors(precision, recall, np.arange(known), info)
     phase = {"base": 0, "phase1": 1, "phase2": 2}.get(checkpoint)
     return Evaluation(
@@ -153,6 +154,14 @@ def test_smallest_report(tmp_path: Path) -> None:
     assert 'id="overview"' in text
     for absent in ("published", "phases", "changes", "methods", "provenance"):
         assert f'id="{absent}"' not in text
+
+
+def test_boundaries(tmp_path: Path) -> None:
+    """Boundary AP has its own section, and the page tells the width of the band."""
+    kinds = [evaluation("one", "base", level, kind) for level, kind in ((0.3, "segm"), (0.2, "boundary"))]
+    text = build_report(tmp_path, kinds, title="one")[0].read_text(encoding="utf-8")
+    assert "Boundaries" in text and "band of 0.02 of the image" in text
+    assert (tmp_path / "figures" / "groups_boundary.png").is_file()
 
 
 def test_unknown_expected_metric(tmp_path: Path) -> None:
