@@ -1,4 +1,8 @@
-"""What all benchmarks share: work in a process of its own, its time and memory, and one form of results."""
+"""What all benchmarks share: work in a process of its own, its time and memory, and one form of results.
+
+Times that are compared are computing times of all threads: other programs may run on the machine, and the time that
+this one spends computing is hardly theirs. Work on several cores takes less on the clock.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +28,20 @@ class Cost:
     """What a piece of work took.
 
     Attributes:
-        seconds: Wall time, imports included if the work imports.
-        cpu_seconds: Computing time of all threads; on a shared machine the fairer number.
+        seconds: Computing time of all threads, imports included if the work imports.
+        wall_seconds: Time on the clock.
         peak_mib: Largest resident memory of its process.
         private_mib: Memory at the end that no other process shares.
     """
 
     seconds: float
-    cpu_seconds: float
+    wall_seconds: float
     peak_mib: float
     private_mib: float
 
-    def text(self, scale: float = 1) -> str:
-        """Return seconds and peak for people; seconds are multiplied by ``scale``."""
-        return f"{scale * self.seconds:.3g} s, {self.peak_mib / 1024:.2g} GiB"
+    def text(self) -> str:
+        """Return seconds and peak for people."""
+        return f"{self.seconds:.3g} s, {self.peak_mib / 1024:.2g} GiB"
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def _measured(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any
     # The peak in getrusage would be inherited from the parent.
     peak = _kib("/proc/self/status", "VmHWM")
     private = _kib("/proc/self/smaps_rollup", "Private_Clean") + _kib("/proc/self/smaps_rollup", "Private_Dirty")
-    return result, Cost(seconds, cpu, peak / 1024, private / 1024)
+    return result, Cost(cpu, seconds, peak / 1024, private / 1024)
 
 
 def _kib(file: str, key: str) -> int:
