@@ -9,8 +9,9 @@ A *slot* is an image drawn for one class ``c``. Its RoIs are the ground truths f
 * ``G`` are at most ``rois - kept positives`` of the others with best overlap in ``[neg_iou_min, pos_iou)``.
 
 A step takes ``min(bg_ratio * sum|F|, sum|G|)`` of the negatives of all slots, then every ``F``. It needs the boxes and
-labels of all annotated classes of the image. All draws come from generators seeded with (seed, step, slot), so a plan
-is the same for any number of processes. Plain numpy: no detector, no GPU.
+labels of all annotated classes of the image. A slot without a class keeps the positives of all classes; with every
+negative these are the ordinary mini-batches of a detector's training. All draws come from generators seeded with (seed,
+step, slot), so a plan is the same for any number of processes. Plain numpy: no detector, no GPU.
 """
 
 from __future__ import annotations
@@ -55,12 +56,14 @@ class SlotRois:
         boxes: ``(n, 4) float32`` ground truths then proposals, xyxy, absolute pixels.
         positives: ``(P,) int64`` ascending rows of ``boxes``.
         labels: ``(P,) int64`` foreground labels of the positives.
+        matched: ``(P,) int64`` row of the ground truth that each positive belongs to.
         negatives: ``(Q,) int64`` ascending rows of ``boxes``.
     """
 
     boxes: Boxes
     positives: Indices
     labels: Indices
+    matched: Indices
     negatives: Indices
 
 
@@ -72,11 +75,13 @@ class StepRows:
         slot: ``(R,) int64`` slot within the step.
         index: ``(R,) int64`` row of that slot's ``boxes``.
         labels: ``(R,) int64``, background K.
+        matched: ``(R,) int64`` row of the ground truth in that slot's ``boxes``; of background the row itself.
     """
 
     slot: Indices
     index: Indices
     labels: Indices
+    matched: Indices
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -181,11 +186,12 @@ def select_slot(
     low = np.flatnonzero((assigned < 0) & (best >= np.float32(sampling.neg_iou_min)))
     negatives = sample_up_to(low, sampling.rois - len(kept), generator)
     positives = kept[wanted[kept]]
-    return SlotRois(np.concatenate([gt_boxes, proposals]), positives, labels[positives], negatives)
+    boxes = np.concatenate([gt_boxes, proposals])
+    return SlotRois(boxes, positives, labels[positives], assigned[positives], negatives)
 
 
 def draw_background(
-    num_positives: int, num_negatives: Sequence[int], generator: np.random.Generator, bg_ratio: float = 1.0
+    num_positives: int, num_negatives: Sequence[int], generator: np.random.Generator, bg_ratio: float | None = 1.0
 ) -> list[Indices]:
     """Draw the background rows of a step from the pool of all slots, given only the sizes.
 
@@ -193,7 +199,7 @@ def draw_background(
         num_positives: Foreground rows of all slots.
         num_negatives: Kept negatives of every slot.
         generator: From :func:`step_generator`; equal on all processes gives equal draws.
-        bg_ratio: Background rows per foreground row.
+        bg_ratio: Background rows per foreground row; None takes all.
 
     Returns:
         Per slot the ascending positions of the drawn negatives among that slot's kept ones.
@@ -201,12 +207,14 @@ def draw_background(
     sizes = np.asarray(num_negatives, np.int64)
     ends = np.cumsum(sizes)
     pool = int(sizes.sum())
+    if bg_ratio is None:
+        return [np.arange(size) for size in sizes]
     drawn = np.sort(generator.choice(pool, min(int(bg_ratio * num_positives), pool), replace=False))
     return [drawn[(drawn >= start) & (drawn < end)] - start for start, end in zip(ends - sizes, ends, strict=True)]
 
 
 def compose_step(
-    slots: Sequence[SlotRois], generator: np.random.Generator, num_classes: int, bg_ratio: float = 1.0
+    slots: Sequence[SlotRois], generator: np.random.Generator, num_classes: int, bg_ratio: float | None = 1.0
 ) -> StepRows:
     """Compose the mini-batch of one step.
 
@@ -214,7 +222,7 @@ def compose_step(
         slots: Selections of all slots of the step.
         generator: From :func:`step_generator`.
         num_classes: Foreground classes K; background is K.
-        bg_ratio: Background rows per foreground row.
+        bg_ratio: See :func:`draw_background`.
     """
     foreground = sum(len(s.positives) for s in slots)
     drawn = draw_background(foreground, [len(s.negatives) for s in slots], generator, bg_ratio)
@@ -224,4 +232,5 @@ def compose_step(
     sizes = [*map(len, background), *(len(s.positives) for s in slots)]
     slot = np.repeat(np.tile(np.arange(len(slots)), 2), sizes)
     labels = np.concatenate([np.full(len(index) - foreground, num_classes), *(s.labels for s in slots)])
-    return StepRows(slot, index, labels)
+    matched = np.concatenate([empty, *background, *(s.matched for s in slots)])
+    return StepRows(slot, index, labels, matched)

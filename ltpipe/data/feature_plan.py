@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.arrays import load_arrays, save_arrays
-from ltpipe.data.calibration_rois import RoiSampling, compose_step, select_slot, slot_generator, step_generator
+from ltpipe.data.calibration_rois import (
+    RoiSampling,
+    StepRows,
+    compose_step,
+    select_slot,
+    slot_generator,
+    step_generator,
+)
 
 Array = NDArray[np.int64]
 
@@ -40,6 +47,7 @@ class FeaturePlan:
         step_ptr: ``(S + 1,) int64``; step ``s`` uses ``rows[step_ptr[s]:step_ptr[s + 1]]``.
         rows: ``(R,) int64`` feature rows.
         labels: ``(R,) int64``, background last.
+        matched: ``(F, 4) float32`` ground truth of each box, same pixels; of background the box itself.
         num_classes: Foreground classes K.
     """
 
@@ -50,6 +58,7 @@ class FeaturePlan:
     step_ptr: Array
     rows: Array
     labels: Array
+    matched: NDArray[np.float32]
     num_classes: int
 
     @property
@@ -61,6 +70,11 @@ class FeaturePlan:
     def unit_boxes(self) -> list[NDArray[np.float32]]:
         """Boxes ``(n, 4)`` of every unit."""
         return np.split(self.boxes, self.box_ptr[1:-1])
+
+    def step_boxes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the boxes ``(R, 4)`` of a step's rows and the ground truths ``(R, 4)`` they belong to."""
+        rows = self.rows[self.step_ptr[index] : self.step_ptr[index + 1]]
+        return self.boxes[rows], self.matched[rows]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file, atomically."""
@@ -77,6 +91,38 @@ class FeaturePlan:
         return cls(**arrays, num_classes=info["num_classes"])
 
 
+def bound_rows(
+    unit_of_slot: Array,
+    slot_label: Array,
+    slots_per_step: int,
+    boxes_per_unit: Array,
+    sampling: RoiSampling,
+    bg_ratio: float | None,
+) -> tuple[int, int]:
+    """Return the fewest and the most distinct boxes that a plan can come to, before any proposal is known.
+
+    Every distinct (unit, class) has a ground truth at least. A slot keeps at most ``sampling.rois`` boxes, and a unit
+    has no more than its ground truths and proposals.
+
+    Args:
+        unit_of_slot: ``(S,)`` unit of every slot, step after step.
+        slot_label: ``(S,)`` class every slot was drawn for; -1 for all.
+        slots_per_step: Slots of one step.
+        boxes_per_unit: ``(U,)`` ground truths plus proposals of each unit, at most.
+        sampling: How RoIs are drawn from one image.
+        bg_ratio: Background rows per foreground row; None takes all.
+    """
+    slots = len(unit_of_slot)
+    fewest = len(np.unique(np.stack([unit_of_slot, slot_label]), axis=1).T)
+    positives = slots_per_step * int(sampling.rois * sampling.positive_fraction)
+    per_step = slots_per_step * sampling.rois
+    if bg_ratio is not None:
+        per_step = min(per_step, positives + int(bg_ratio * positives))
+    per_unit = np.bincount(unit_of_slot, minlength=len(boxes_per_unit)) * sampling.rois
+    most = min(-(-slots // slots_per_step) * per_step, int(np.minimum(per_unit, boxes_per_unit).sum()))
+    return min(fewest, most), most
+
+
 def plan_features(
     image_row: Array,
     flip: NDArray[np.bool_],
@@ -87,7 +133,7 @@ def plan_features(
     sampling: RoiSampling,
     *,
     num_classes: int,
-    bg_ratio: float,
+    bg_ratio: float | None,
     seed: int,
 ) -> FeaturePlan:
     """Select the rows of every step.
@@ -96,56 +142,53 @@ def plan_features(
         image_row: ``(U,)`` store row of every unit.
         flip: ``(U,)`` whether it is mirrored.
         unit_of_slot: ``(S,)`` unit of every slot, step after step.
-        slot_label: ``(S,)`` class every slot was drawn for.
+        slot_label: ``(S,)`` class every slot was drawn for; -1 takes the objects of all classes.
         slots_per_step: Slots of one step.
         candidates: Boxes of every unit.
         sampling: How RoIs are drawn from one image.
         num_classes: Foreground classes K; background is K.
-        bg_ratio: Background rows per foreground row.
+        bg_ratio: Background rows per foreground row; None takes all.
         seed: Seed of all draws.
     """
-    units: list[Array] = []
-    picks: list[Array] = []
-    labels: list[Array] = []
+    chosen: list[StepRows] = []
     for step, start in enumerate(range(0, len(unit_of_slot), slots_per_step)):
         members = range(start, min(start + slots_per_step, len(unit_of_slot)))
         slots = [
             select_slot(
                 *candidates.of(int(unit_of_slot[s])),
-                int(slot_label[s]),
+                int(slot_label[s]) if slot_label[s] >= 0 else None,
                 slot_generator(seed, step, s - start),
                 sampling,
             )
             for s in members
         ]
-        chosen = compose_step(slots, step_generator(seed, step), num_classes, bg_ratio)
-        units.append(unit_of_slot[start + chosen.slot])
-        picks.append(chosen.index)
-        labels.append(chosen.labels)
-    return _merge(image_row, flip, units, picks, labels, candidates, num_classes)
+        rows = compose_step(slots, step_generator(seed, step), num_classes, bg_ratio)
+        chosen.append(replace(rows, slot=unit_of_slot[start + rows.slot]))
+    return _merge(image_row, flip, chosen, candidates, num_classes)
 
 
 def _merge(
     image_row: Array,
     flip: NDArray[np.bool_],
-    units: Sequence[Array],
-    picks: Sequence[Array],
-    labels: Sequence[Array],
+    steps: Sequence[StepRows],
     candidates: Candidates,
     num_classes: int,
 ) -> FeaturePlan:
-    """Give every distinct (unit, box) one feature row."""
-    step_ptr = np.cumsum([0, *map(len, units)], dtype=np.int64)
-    unit, pick = np.concatenate(units).astype(np.int64), np.concatenate(picks).astype(np.int64)
+    """Give every distinct (unit, box) one feature row; ``slot`` of the steps holds units."""
+    step_ptr = np.cumsum([0, *map(len, steps)], dtype=np.int64)
+    unit, pick, labels, partner = (
+        np.concatenate([getattr(rows, name) for rows in steps]).astype(np.int64)
+        for name in ("slot", "index", "labels", "matched")
+    )
     stride = int(pick.max(initial=0)) + 1
-    keys, rows = np.unique(unit * stride + pick, return_inverse=True)
+    keys, first, rows = np.unique(unit * stride + pick, return_index=True, return_inverse=True)
     owner, index = np.divmod(keys, stride)
     box_ptr = np.searchsorted(owner, np.arange(len(image_row) + 1))
-    boxes = np.empty((len(keys), 4), np.float32)
+    boxes, matched = np.empty((2, len(keys), 4), np.float32)
     for u in range(len(image_row)):
         part = slice(box_ptr[u], box_ptr[u + 1])
         gt_boxes, _, proposals = candidates.of(u)
-        boxes[part] = np.concatenate([gt_boxes, proposals])[index[part]]
-    return FeaturePlan(
-        image_row, flip, box_ptr, boxes, step_ptr, rows.astype(np.int64), np.concatenate(labels), num_classes
-    )
+        every = np.concatenate([gt_boxes, proposals])
+        # A box has one ground truth whatever the slot: the assignment depends on the unit alone.
+        boxes[part], matched[part] = every[index[part]], every[partner[first[part]]]
+    return FeaturePlan(image_row, flip, box_ptr, boxes, step_ptr, rows.astype(np.int64), labels, matched, num_classes)

@@ -6,15 +6,16 @@ probability
     q_c ~ min(n_c, 100) ** tau        over the classes with n_c > 0 training instances
 
 and for each of them ``m`` of its images with replacement. A slot is one (class, image, flip); the slots of a step lie
-class-major. The plan is drawn as a whole, so it does not depend on the number of processes, and all random choices
-about images are known before any feature is computed.
+class-major. Instead of classes, images can be drawn, each once per pass over the data as in a detector's training
+(BAGS, arXiv 2006.10408); their slots have no class. The plan is drawn as a whole, so it does not depend on the number
+of processes, and all random choices about images are known before any feature is computed.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ class PlanInfo:
         seed: Seed of the draw.
         split: Digest of the class split that gives the labels their meaning.
         annotation_sha256: Checksum of the annotations.
+        draw: What a slot is drawn as: ``classes``, or ``images``.
     """
 
     steps: int
@@ -50,6 +52,7 @@ class PlanInfo:
     seed: int = 0
     split: str = ""
     annotation_sha256: str = ""
+    draw: Literal["classes", "images"] = "classes"
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -78,7 +81,7 @@ class CalibrationPlan:
     """The slots of all steps.
 
     Attributes:
-        class_label: ``(S,) int32``, ``S = steps * N * m``.
+        class_label: ``(S,) int32``, ``S = steps * N * m``; -1 where images are drawn.
         image_id: ``(S,) int64``.
         flip: ``(S,) bool``.
         info: How it was drawn.
@@ -144,12 +147,17 @@ def draw_plan(classes: ClassImages, info: PlanInfo) -> CalibrationPlan:
     Raises:
         UserError: No class has both an instance and an image.
     """
+    of_class, of_image, of_flip = map(np.random.default_rng, np.random.SeedSequence(info.seed).spawn(3))
+    flip = of_flip.random(info.steps * info.slots_per_step) < info.flip_probability
     probability = class_probabilities(np.where(classes.image_counts > 0, classes.annotation_counts, 0), info.tau)
     if not probability.any():
         raise UserError("no class has a training image", where="features.plan", fix="check the training annotations")
-    of_class, of_image, of_flip = map(np.random.default_rng, np.random.SeedSequence(info.seed).spawn(3))
+    if info.draw == "images":
+        every = np.unique(classes.image_id)
+        passes = -(-len(flip) // len(every))
+        images = np.concatenate([of_image.permutation(every) for _ in range(passes)])[: len(flip)]
+        return CalibrationPlan(np.full(len(flip), -1, np.int32), images, flip, info)
     drawn = of_class.choice(classes.num_classes, size=info.steps * info.classes_per_step, p=probability)
     label = np.repeat(drawn, info.images_per_class)
     pick = of_image.integers(classes.image_counts[label])
-    flip = of_flip.random(len(label)) < info.flip_probability
     return CalibrationPlan(label.astype(np.int32), classes.image_id[classes.ptr[label] + pick], flip, info)

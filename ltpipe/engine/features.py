@@ -96,6 +96,12 @@ class FrozenDetector:
         pooled = extractor(feats[: extractor.num_inputs], rois)
         return stored_features(self.model.roi_head.bbox_head, pooled, level)
 
+    @property
+    def max_proposals(self) -> int:
+        """Most proposals of one image."""
+        most: int = self.model.train_cfg.rpn_proposal.max_per_img
+        return most
+
     def shape_at(self, level: Level) -> tuple[int, ...]:
         """Return the shape of one row: ``(c, h, w)`` of pooled features, ``(d,)`` of a hidden layer."""
         if level == "roi":
@@ -166,10 +172,10 @@ def write_features(
         UserError: The features do not fit on the disk.
     """
     starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
-    shape = (int(starts[-1]), *detector.shape_at(level))
-    check_space(path.parent, shape, dtype)
+    rows, shape = int(starts[-1]), detector.shape_at(level)
     partial, marker = work / "features.npy", work / "features_done"
-    array, done = _open_partial(partial, marker, shape, dtype)
+    check_space(path.parent, (rows, rows), shape, dtype, reserved=partial)
+    array, done = _open_partial(partial, marker, (rows, *shape), dtype)
     for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
         if len(boxes[unit]):
             array[starts[unit] : starts[unit + 1]] = detector.pool(*units[unit], boxes[unit], level).cpu().numpy()
@@ -193,19 +199,44 @@ def _open_partial(path: Path, marker: Path, shape: tuple[int, ...], dtype: str) 
     return array, 0
 
 
-def check_space(folder: Path, shape: tuple[int, ...], dtype: str) -> None:
-    """Say how large the features will be, and refuse if the disk is too small."""
-    need = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+def check_space(
+    folder: Path, rows: tuple[int, int], shape: tuple[int, ...], dtype: str, reserved: Path | None = None
+) -> None:
+    """Say how large the features will be, and refuse if the disk is too small; a twentieth of it stays free.
+
+    Args:
+        folder: Where they go.
+        rows: Fewest and most boxes; equal once they are known.
+        shape: Shape of one row.
+        dtype: ``float16`` or ``float32``.
+        reserved: File of a killed run whose space will be used.
+
+    Raises:
+        UserError: Not even the fewest fit.
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(folder).free
-    print(f"features: {shape[0]} boxes, {need / 2**30:.2f} GiB as {dtype} ({free / 2**30:.1f} GiB free)", flush=True)
-    if need > 0.95 * free:
+    if reserved is not None and reserved.is_file():
+        free += 512 * reserved.stat().st_blocks
+    fewest, most = (count * size for count in rows)
+    number, need = str(rows[0]), _gib(fewest)
+    if rows[0] < rows[1]:
+        number, need = f"{rows[0]} to {rows[1]}", f"{_gib(fewest)} to {_gib(most)}"
+    print(f"features: {number} boxes, {need} as {dtype} ({_gib(free)} free)", flush=True)
+    if fewest <= 0.95 * free < most:
+        print("features: they may not fit; the size is certain, and checked again, after the proposals", flush=True)
+    if fewest > 0.95 * free:
         raise UserError(
             "the features do not fit on the disk",
             where=folder,
-            got=f"{need / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free",
+            got=f"{need} needed, {_gib(free)} free",
             fix="free space, use features.dtype: float16, fewer features.steps, a higher features.level "
             "(where the calibrators allow it), or features.storage: none",
         )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 class StoredRows:

@@ -20,7 +20,7 @@ from ltpipe.engine.train import BROKEN_FILE, save_atomically
 from ltpipe.errors import UserError
 from ltpipe.methods.base import Calibrator, all_reduce_sum, world_size
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def train_head(
     Args:
         calibrator: On its device, equal on all processes.
         batches: ``batches(step)`` yields rows and labels from that 0-based step on: ``x`` in the feature the calibrator
-            reads, any float type, and ``labels`` ``(n,)`` int64 with background K, best on the CPU.
+            reads, any float type, and ``labels`` ``(n,)`` int64 with background K; where the calibrator trains boxes
+            also the rows' boxes and their ground truths ``(n, 4)``. Best on the CPU.
         schedule: Length and learning rate.
         state: File to resume from, written every ``save_every`` steps by the first process.
         save_every: Steps between two states.
@@ -128,8 +129,7 @@ def train_head(
     calibrator.train()
     rows = batches(first)
     for step in range(first, schedule.iterations):
-        x, labels = next(rows)
-        facts = _step(calibrator, optimizer, trained, schedule, step, x, labels)
+        facts = _step(calibrator, optimizer, trained, schedule, step, *next(rows))
         skipped += facts is None
         done = step + 1
         if facts is not None and report and (done % report_every == 0 or done == schedule.iterations):
@@ -148,6 +148,7 @@ def _step(
     step: int,
     x: Tensor,
     labels: Tensor,
+    *boxes: Tensor,
 ) -> Callable[[], dict[str, float]] | None:
     """Take one step and return how to describe it, or None if it is skipped."""
     if world_size() == 1:
@@ -159,8 +160,7 @@ def _step(
     device = _device(calibrator)
     x, labels = x.to(device, non_blocking=True).float(), labels.to(device, non_blocking=True)
     calibrator.observe(x, labels)
-    cls_score = calibrator(x)
-    loss = calibrator.loss(cls_score, labels)
+    cls_score, loss = calibrator.train_losses(x, labels, *(part.to(device, non_blocking=True) for part in boxes))
     lr = schedule.learning_rate(step)
     if trained:
         optimizer.zero_grad()

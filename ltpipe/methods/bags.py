@@ -9,10 +9,12 @@ which then has K + G + 1 outputs for G groups; needs training instance counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from copy import deepcopy
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.models.losses import accuracy
 from torch import Tensor, nn
 
@@ -146,13 +148,35 @@ class GroupSoftmaxLoss(nn.Module):
         self._draws = int(self.draws)
 
 
+def box_loss(bbox_head: Any, deltas: Tensor, labels: Tensor, boxes: Tensor, matched: Tensor) -> Tensor:
+    """Return the box head's own regression loss, summed over foreground rows and divided by the number of all rows.
+
+    Args:
+        bbox_head: mmdet's box head.
+        deltas: ``(n, 4K)`` or ``(n, 4)`` float, its predictions.
+        labels: ``(n,)`` int64, background K.
+        boxes: ``(n, 4)`` float xyxy in pixels of the network input.
+        matched: ``(n, 4)`` float ground truths of the foreground rows, same pixels.
+    """
+    foreground = labels < bbox_head.num_classes
+    targets = matched if bbox_head.reg_decoded_bbox else bbox_head.bbox_coder.encode(boxes, matched)
+    weights = foreground[:, None].expand(-1, 4).to(deltas)
+    rois = F.pad(boxes, (1, 0))
+    found: Tensor = bbox_head.loss(None, deltas, rois, labels, None, targets.to(deltas), weights)["loss_bbox"]
+    return found
+
+
 @method("calibrator", "bags")
 class BAGS(Calibrator):
     """Grouped classifier trained on the frozen detector, instead of its own.
 
+    With the whole box head its layers and its regressor go on from the detector's own weights and are trained with the
+    detector's box loss as well; backbone, RPN and mask head stay as they are.
+
     Args:
         num_classes: Foreground classes K.
         instance_counts: Training instances per class.
+        trained: ``classifier`` as published, or ``box_head``: all of it (the repository's ``selectp`` 1 and 2).
         edges: Instance counts at which a new group begins; 10, 100, 1000 in the paper.
         beta: Others drawn per member of a group; 8 in the paper.
         reweight: Weight members by inverse frequency inside their group; the original's ``Reweight`` variant.
@@ -161,11 +185,13 @@ class BAGS(Calibrator):
 
     needs_features = True
     class_rows = False
+    lowest_level = {"trained": {"classifier": "last", "box_head": "roi"}}
 
     def __init__(
         self,
         num_classes: int,
         instance_counts: Sequence[int],
+        trained: Literal["classifier", "box_head"] = "classifier",
         edges: Sequence[int] = (10, 100, 1000),
         beta: float = 8.0,
         reweight: bool = False,
@@ -173,6 +199,7 @@ class BAGS(Calibrator):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.trains_boxes = trained == "box_head"
         self.loss_config: dict[str, Any] = {
             "num_classes": num_classes,
             "instance_counts": [int(n) for n in instance_counts],
@@ -181,19 +208,37 @@ class BAGS(Calibrator):
             "reweight": reweight,
             "seed": seed,
         }
-        self.loss_cls = GroupSoftmaxLoss(**self.loss_config)
+        self.head = nn.Module()
+        self.head.loss_cls = GroupSoftmaxLoss(**self.loss_config)
+
+    @property
+    def loss_cls(self) -> GroupSoftmaxLoss:
+        """The classification loss."""
+        loss: GroupSoftmaxLoss = self.head.loss_cls
+        return loss
 
     def initialise(self, bbox_head: Any) -> None:
-        """Make the new classifier, N(0, 0.01) with zero bias as in the repository."""
+        """Make the new classifier, N(0, 0.01) with zero bias as in the repository; copy what else is trained."""
         width = shared_layers(bbox_head)[-1].out_features
-        self.fc_cls = nn.Linear(width, self.loss_cls.get_cls_channels(self.num_classes))
-        nn.init.normal_(self.fc_cls.weight, std=0.01)
-        nn.init.zeros_(self.fc_cls.bias)
+        classifier = nn.Linear(width, self.loss_cls.get_cls_channels(self.num_classes))
+        nn.init.normal_(classifier.weight, std=0.01)
+        nn.init.zeros_(classifier.bias)
+        if self.trains_boxes:
+            loss, self.head, self.reads = self.loss_cls, deepcopy(bbox_head).requires_grad_(True), "roi"
+            self.head.loss_cls = loss
+        self.head.fc_cls = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(n, K + G + 1)`` of the last hidden layer after its ReLU."""
-        logits: Tensor = self.fc_cls(x.float())
+        """Return ``(n, K + G + 1)`` of what is read: the last hidden layer after its ReLU, or pooled features."""
+        logits: Tensor = self.head(x)[0] if self.trains_boxes else self.head.fc_cls(x.float())
         return logits
+
+    def train_losses(self, x: Tensor, labels: Tensor, *boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return classifier outputs and the group softmax loss, with the whole box head plus its box loss."""
+        if not self.trains_boxes:
+            return super().train_losses(x, labels)
+        cls_score, deltas = self.head(x)
+        return cls_score, self.loss(cls_score, labels) + box_loss(self.head, deltas, labels, *boxes)
 
     def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
         """Return the group softmax loss."""
@@ -211,5 +256,5 @@ class BAGS(Calibrator):
             state,
             classifier={"type": "Linear"},
             loss={"type": "ltpipe.GroupSoftmaxLoss", **self.loss_config},
-            weights=self.state_dict(),
+            weights=self.head.state_dict(),
         )

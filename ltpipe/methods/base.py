@@ -186,6 +186,7 @@ class Calibrator(nn.Module):
             the level for each of its values.
         fuses_scores: Whether the merged detector has two classifiers, with several ways to combine their scores.
         reads: Feature the rows hold, final after :meth:`initialise`; see :func:`read_features`.
+        trains_boxes: Whether :meth:`train_losses` needs the boxes of the rows, final after :meth:`initialise`.
         num_classes: Foreground classes K.
     """
 
@@ -197,6 +198,7 @@ class Calibrator(nn.Module):
     lowest_level: ClassVar[str | dict[str, dict[str, str]]] = "last"
     fuses_scores: ClassVar[bool] = False
     reads: Reads = "last"
+    trains_boxes: bool = False
     num_classes: int
 
     def initialise(self, bbox_head: Any) -> None:
@@ -215,6 +217,18 @@ class Calibrator(nn.Module):
             labels: ``(n,)`` int64, background K.
         """
         raise NotImplementedError
+
+    def train_losses(self, x: Tensor, labels: Tensor, *boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return raw classifier outputs ``(n, C)`` and the loss to minimise; :meth:`loss` unless boxes are trained too.
+
+        Args:
+            x: Rows as for :meth:`forward`.
+            labels: ``(n,)`` int64, background K.
+            *boxes: With ``trains_boxes`` the rows' boxes and the ground truths they belong to, each ``(n, 4)`` float
+                xyxy in pixels of the network input; otherwise not used.
+        """
+        cls_score: Tensor = self(x)
+        return cls_score, self.loss(cls_score, labels)
 
     def scores(self, cls_score: Tensor) -> Tensor:
         """Return probabilities ``(n, K + 1)``, background last."""

@@ -103,13 +103,22 @@ class Features(Block):
         description="what is stored: pooled RoI features, or the first or last hidden layer of the box head, which are "
         "some 12 times smaller and suit calibrators that train only the layers above",
     )
+    draw: Literal["classes", "images"] = Field(
+        "classes",
+        description="classes: an image is drawn for a class and gives objects of that class (SimCal); images: each "
+        "image once per pass, with the objects of all classes, as in a detector's training (BAGS)",
+    )
     classes_per_step: Positive = Field(16, description="classes drawn per mini-batch")
-    images_per_class: Positive = Field(1, description="images drawn per drawn class")
+    images_per_class: Positive = Field(
+        1, description="images drawn per drawn class; with draw: images a mini-batch has classes_per_step times as many"
+    )
     steps: Positive = Field(12000, description="mini-batches in the plan")
     rois: Positive = Field(512, description="RoIs sampled per image")
     positive_fraction: Fraction = Field(0.25, description="largest share of positives per image")
     neg_iou_min: Fraction = Field(0.1, description="smallest overlap of a negative with its best ground truth")
-    bg_ratio: Annotated[float, Field(ge=0)] = Field(1.0, description="background rows per foreground row")
+    bg_ratio: Annotated[float, Field(ge=0)] | None = Field(
+        1.0, description="background rows per foreground row; null: all that were sampled"
+    )
     cap_before_filter: bool = Field(True, description="cap positives before those of other classes are discarded")
     tau: Annotated[float, Field(ge=0)] = Field(0.0, description="exponent of min(count, 100) in the class draw")
     seed: NonNegative = Field(0, description="seed of the plan")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from ltpipe.errors import UserError
+from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.checks import check_settings
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.load import list_experiments, load_experiment
@@ -121,6 +122,10 @@ class Pipeline:
         """Experiments that have this phase."""
         return [name for name, phases in self.num_phases.items() if phases >= phase]
 
+    def with_holdout(self, held_out: bool) -> list[str]:
+        """Experiments that hold images out of training, or those that do not."""
+        return [name for name, exp in self.experiments.items() if (extra_images(exp) == "holdout") == held_out]
+
     def with_cached_teacher(self, phase: int) -> list[str]:
         """Experiments whose distill stage runs in this phase."""
         return [
@@ -173,6 +178,11 @@ class Pipeline:
         """The checkpoint that base training starts from, if another experiment makes it."""
         exp, _ = self.of(wildcards)
         return [] if starting_experiment(exp) is None else [str(exp.detector.load_from)]
+
+    def holdout(self, wildcards: Wildcards) -> Files:
+        """The list of the images held out of training, if the experiment has one."""
+        exp, paths = self.of(wildcards)
+        return [str(paths.holdout)] if extra_images(exp) == "holdout" else []
 
     def teacher(self, phase: int) -> Callable[[Wildcards], Files]:
         """The cached teacher of a phase, if the experiment uses one."""

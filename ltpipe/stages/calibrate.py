@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.config import ConfigDict
-from torch import Tensor
 
 from ltpipe.data.feature_plan import FeaturePlan
 from ltpipe.data.split import Split
 from ltpipe.engine.config import build_component, read_config
 from ltpipe.engine.features import FrozenDetector, LiveRows, StoredRows
-from ltpipe.engine.head_training import HeadSchedule, train_head
+from ltpipe.engine.head_training import Batch, HeadSchedule, train_head
 from ltpipe.engine.inputs import class_counts
 from ltpipe.engine.predict import load_model
 from ltpipe.engine.train import read_checkpoint, write_checkpoint
@@ -62,14 +61,15 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             level = exp.features.level if exp.features.storage == "cached" else "roi"
             schedule = HeadSchedule.of(spec.schedule, len(rows))
 
-            def batches(step: int) -> Iterator[tuple[Tensor, Tensor]]:
+            def batches(step: int) -> Iterator[Batch]:
                 while True:
                     features, labels = rows.step(step % len(rows))
                     # The block ends before the yield: a suspended generator would keep gradients off for its caller.
                     with torch.no_grad():
                         features = features.to(next(detector.parameters()).device)
                         read = read_features(detector.roi_head.bbox_head, features, calibrator.reads, level)
-                    yield read, labels
+                    boxes = plan.step_boxes(step % len(rows)) if calibrator.trains_boxes else ()
+                    yield read, labels, *map(torch.from_numpy, boxes)
                     step += 1
 
             state = stage.work / "head.pth"

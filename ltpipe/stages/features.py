@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ltpipe.data.calibration_rois import RoiSampling
-from ltpipe.data.feature_plan import plan_features
+from ltpipe.data.feature_plan import bound_rows, plan_features
 from ltpipe.data.plan import PlanInfo, draw_plan
 from ltpipe.data.split import Split
 from ltpipe.engine.config import read_detector
-from ltpipe.engine.features import FrozenDetector, collect_boxes, write_features
+from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.predict import build_dataset, load_model
 from ltpipe.files import discard
@@ -48,12 +48,23 @@ def run(exp: Experiment, paths: Paths) -> None:
             seed=spec.seed,
             split=view.split.digest,
             annotation_sha256=view.store.info["sha256"],
+            draw=spec.draw,
         )
         slots = draw_plan(view.class_images, info)
         image_id, flip, unit_of_slot = slots.units()
         by_id = np.argsort(view.store.image_ids)
         rows = by_id[np.searchsorted(view.store.image_ids[by_id], image_id)]
         units = list(zip(rows.tolist(), flip.tolist(), strict=True))
+        sampling = RoiSampling(
+            rois=spec.rois,
+            positive_fraction=spec.positive_fraction,
+            neg_iou_min=spec.neg_iou_min,
+            cap_before_filter=spec.cap_before_filter,
+        )
+        if spec.storage == "cached":
+            most = np.bincount(view.store.ann_image, minlength=len(by_id))[rows] + detector.max_proposals
+            bounds = bound_rows(unit_of_slot, slots.class_label, info.slots_per_step, most, sampling, spec.bg_ratio)
+            check_space(paths.features.parent, bounds, detector.shape_at(spec.level), spec.dtype)
         plan = plan_features(
             rows,
             flip,
@@ -61,12 +72,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             slots.class_label,
             info.slots_per_step,
             collect_boxes(detector, units, stage.work),
-            RoiSampling(
-                rois=spec.rois,
-                positive_fraction=spec.positive_fraction,
-                neg_iou_min=spec.neg_iou_min,
-                cap_before_filter=spec.cap_before_filter,
-            ),
+            sampling,
             num_classes=view.num_classes,
             bg_ratio=spec.bg_ratio,
             seed=spec.seed,

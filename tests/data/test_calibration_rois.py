@@ -180,3 +180,29 @@ def test_background_ratio_and_no_foreground() -> None:
     gt, labels, proposals = image(0)
     absent = next(c for c in range(K) if c not in labels)
     assert len(compose_step([select_slot(gt, labels, proposals, absent, generator)], generator, K)) == 0
+
+
+def test_matched_rows() -> None:
+    """Every foreground row names a ground truth of its label that it overlaps; background names itself."""
+    slots = [select_slot(*image(seed), label, slot_generator(0, 0, seed)) for seed, label in enumerate([0, 1, 2, None])]
+    rows = compose_step(slots, step_generator(0, 0), K)
+    assert (rows.labels < K).any() and (rows.labels == K).any()
+    for slot, index, label, matched in zip(rows.slot, rows.index, rows.labels, rows.matched, strict=True):
+        if label == K:
+            assert matched == index
+            continue
+        gt, labels, _ = image(int(slot))
+        assert labels[matched] == label
+        overlap = box_iou(gt[matched : matched + 1], slots[slot].boxes[index : index + 1])[0, 0]
+        assert overlap >= 0.5
+
+
+def test_without_classes_a_step_holds_the_ordinary_samples() -> None:
+    """As many RoIs per image as a detector samples, positives of all classes among them, background of any overlap."""
+    sampling = RoiSampling(rois=64, neg_iou_min=0.0)
+    slots = [select_slot(*image(seed), None, slot_generator(0, 0, seed), sampling) for seed in range(3)]
+    rows = compose_step(slots, step_generator(0, 0), K, bg_ratio=None)
+    assert np.bincount(rows.slot).tolist() == [64, 64, 64]
+    for slot in range(3):
+        labels = rows.labels[rows.slot == slot]
+        assert (labels < K).sum() == 16 and len(set(labels.tolist())) > 2

@@ -130,3 +130,16 @@ def test_legacy_draw_follows_the_same_probabilities(classes: ClassImages) -> Non
     assert all(i in classes.images_of(c) for i, c in zip(image[:200], label[:200], strict=True))
     with pytest.raises(UserError, match="do not fill"):
         legacy_bilevel(classes, steps=1, batch_size=30, classes_per_step=16, tau=0, seed=0)
+
+
+def test_images_are_drawn_once_per_pass(classes: ClassImages) -> None:
+    every = np.unique(classes.image_id)
+    steps = 2 * len(every) // 8
+    plan = draw_plan(classes, PlanInfo(steps=steps, classes_per_step=4, images_per_class=2, seed=1, draw="images"))
+    assert (plan.class_label == -1).all() and len(plan.image_id) == 8 * steps
+    passes = plan.image_id[: len(every)], plan.image_id[len(every) : 2 * len(every)]
+    assert_array_equal(np.sort(passes[0]), every)
+    assert len(np.unique(passes[1])) == len(passes[1]) and (passes[0][:20] != passes[1][:20]).any()
+    short = draw_plan(classes, PlanInfo(steps=3, classes_per_step=4, images_per_class=2, seed=1, draw="images"))
+    assert_array_equal(short.image_id, plan.image_id[:24])
+    assert_array_equal(short.flip, plan.flip[:24])

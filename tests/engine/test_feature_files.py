@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from ltpipe.data.calibration_rois import RoiSampling
+from ltpipe.data.feature_plan import bound_rows, plan_features
 from ltpipe.engine import features
 from ltpipe.engine.features import StoredRows, write_features
 from ltpipe.errors import UserError
@@ -56,6 +58,56 @@ def test_size_is_said_before_anything_is_computed(
     stored = np.load(tmp_path / "f.npy")
     assert detector.pooled == [10, 30] and stored.dtype == np.float16
     assert stored[:, 0, 0, 0].tolist() == [12, 12, 33, 33, 33]
+
+
+def test_a_killed_run_does_not_pay_twice_for_its_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has reserved on the disk is taken into account when it continues."""
+    free(monkeypatch, 43)
+    (tmp_path / "features.npy").write_bytes(b"\0" * 8192)
+    features.check_space(tmp_path, (200, 200), (4,), "float16", reserved=tmp_path / "features.npy")
+    with pytest.raises(UserError, match="do not fit"):
+        features.check_space(tmp_path, (200, 200), (4,), "float16")
+
+
+def test_bounds_are_shown_before_the_proposals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free(monkeypatch, 100)
+    features.check_space(tmp_path, (5, 10), (4,), "float16")
+    out = capsys.readouterr().out
+    assert "5 to 10 boxes" in out and "may not fit" not in out
+    features.check_space(tmp_path, (5, 20), (4,), "float16")
+    assert "may not fit" in capsys.readouterr().out
+    with pytest.raises(UserError, match="do not fit"):
+        features.check_space(tmp_path, (13, 20), (4,), "float16")
+
+
+@pytest.mark.parametrize(("bg_ratio", "label"), [(1.0, None), (0.5, None), (None, None), (None, -1)])
+def test_bounds_hold(bg_ratio: float | None, label: int | None) -> None:
+    """The plan made afterwards lies between the bounds."""
+    rng = np.random.default_rng(0)
+    units = [(rng.uniform(0, 50, (3, 2)), rng.integers(0, 4, 3)) for _ in range(6)]
+    boxes = [np.concatenate([c, c + 20], axis=1).astype(np.float32) for c, _ in units]
+    proposals = [np.repeat(b, 9, axis=0) + rng.normal(0, 4, (27, 4)).astype(np.float32) for b in boxes]
+    candidates = SimpleNamespace(of=lambda u: (boxes[u], units[u][1], proposals[u]))
+    unit_of_slot = rng.integers(0, 6, 40)
+    labels = np.array([units[u][1][0] if label is None else label for u in unit_of_slot])
+    sampling = RoiSampling(rois=16)
+    low, high = bound_rows(unit_of_slot, labels, 4, np.full(6, 30), sampling, bg_ratio)
+    plan = plan_features(
+        np.arange(6), np.zeros(6, bool), unit_of_slot, labels, 4, candidates, sampling,
+        num_classes=4, bg_ratio=bg_ratio, seed=0,
+    )  # fmt: skip
+    assert 0 < low <= len(plan.boxes) <= high <= 6 * 30
+    few = bound_rows(unit_of_slot[:4], labels[:4], 4, np.full(6, 30), sampling, bg_ratio)[1]
+    assert few == {1.0: 4 * 8, 0.5: 4 * 6}.get(bg_ratio, 4 * 16) or few == 30 * len(set(unit_of_slot[:4].tolist()))
+    for row in range(len(plan.boxes)):
+        unit = int(np.searchsorted(plan.box_ptr, row, side="right")) - 1
+        label = plan.labels[plan.rows == row][0]
+        if label < 4:
+            assert any(np.array_equal(plan.matched[row], b) for b in boxes[unit][units[unit][1] == label])
+        else:
+            assert np.array_equal(plan.matched[row], plan.boxes[row])
 
 
 def test_rows_of_a_step_come_in_its_order(tmp_path: Path) -> None:

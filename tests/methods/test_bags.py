@@ -246,7 +246,9 @@ def test_calibrator_replaces_only_the_classifier() -> None:
     state = {f"roi_head.bbox_head.{k}": v for k, v in head.state_dict().items()}
     calibrator = BAGS(K, COUNTS)
     calibrator.initialise(head)
-    assert abs(float(calibrator.fc_cls.weight.detach().std()) - 0.01) < 2e-3 and not calibrator.fc_cls.bias.any()
+    assert (
+        abs(float(calibrator.head.fc_cls.weight.detach().std()) - 0.01) < 2e-3 and not calibrator.head.fc_cls.bias.any()
+    )
     merged_model, merged_state = calibrator.merge(model, state)
     merged = MODELS.build(merged_model["roi_head"]["bbox_head"])
     merged.load_state_dict({k.removeprefix("roi_head.bbox_head."): v for k, v in merged_state.items()})
@@ -279,3 +281,61 @@ def test_synchronised_average_equals_one_process(tmp_path: Path) -> None:
     group_losses(score * scale, group_labels(labels, loss.label_map), weights, loss.sizes).sum().backward()
     gradients = run_pair(tmp_path, part_of_the_rows)
     torch.testing.assert_close((gradients[0] + gradients[1]) / 2, scale.grad)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_the_whole_box_head_is_trained_with_its_box_loss(agnostic: bool) -> None:
+    """Loss and gradients are those of mmdet's box head with the grouped classifier in it; the detector stays."""
+    head = MODELS.build(head_config(reg_class_agnostic=agnostic))
+    before = copy.deepcopy(head.state_dict())
+    calibrator = BAGS(K, COUNTS, trained="box_head", beta=1e6)
+    calibrator.initialise(head)
+    assert calibrator.reads == "roi" and all(p.requires_grad for p in calibrator.parameters())
+    for name in ("shared_fcs.0.weight", "fc_reg.weight"):
+        assert torch.equal(calibrator.head.state_dict()[name], before[name])
+    loss = {"type": "ltpipe.GroupSoftmaxLoss", "num_classes": K, "instance_counts": COUNTS, "beta": 1e6}
+    twin = MODELS.build(head_config(reg_class_agnostic=agnostic, loss_cls=loss))
+    twin.load_state_dict(calibrator.head.state_dict())
+    x, labels = torch.randn(12, 4, 3, 3), torch.tensor([0, K, 1, 3, K, 9, *[K] * 6])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0]]).repeat(12, 1) + torch.arange(12.0)[:, None]
+    matched = boxes + torch.tensor([1.0, 2.0, -3.0, 4.0])
+    _, total = calibrator.train_losses(x, labels, boxes, matched)
+    targets, weights = twin.bbox_coder.encode(boxes, matched), (labels < K).float()[:, None].expand(-1, 4)
+    losses = twin.loss(*twin(x), torch.cat([torch.zeros(12, 1), boxes], 1), labels, torch.ones(12), targets, weights)
+    torch.testing.assert_close(total, losses["loss_cls"] + losses["loss_bbox"])
+    assert losses["loss_bbox"].item() > 0.1
+    total.backward()
+    (losses["loss_cls"] + losses["loss_bbox"]).backward()
+    for (name, ours), theirs in zip(calibrator.head.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_a_whole_box_head_without_foreground_or_rows() -> None:
+    calibrator = BAGS(K, COUNTS, trained="box_head")
+    calibrator.initialise(MODELS.build(head_config()))
+    for number in (3, 0):
+        boxes = torch.zeros(number, 4) + torch.tensor([0.0, 0.0, 5.0, 5.0])
+        _, total = calibrator.train_losses(torch.randn(number, 4, 3, 3), torch.full((number,), K), boxes, boxes)
+        total.backward()
+        assert torch.isfinite(total) and all(torch.isfinite(p.grad).all() for p in calibrator.parameters())
+
+
+def test_the_whole_box_head_is_merged() -> None:
+    head = MODELS.build(head_config())
+    state = {f"roi_head.bbox_head.{k}": v for k, v in head.state_dict().items()} | {"neck.weight": torch.ones(1)}
+    calibrator = BAGS(K, COUNTS, trained="box_head")
+    calibrator.initialise(head)
+    with torch.no_grad():
+        for parameter in calibrator.parameters():
+            parameter += 0.1
+    model, merged = calibrator.merge({"roi_head": {"bbox_head": head_config()}}, state)
+    other = MODELS.build(model["roi_head"]["bbox_head"])
+    other.load_state_dict({k.removeprefix("roi_head.bbox_head."): v for k, v in merged.items() if k != "neck.weight"})
+    x = torch.randn(5, 4, 3, 3)
+    for ours, theirs in zip(other(x), calibrator.head(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(other.probabilities(other(x)[0]), calibrator.scores(calibrator(x)))
+    assert merged["neck.weight"] == 1 and set(merged) - set(state) == {
+        f"roi_head.bbox_head.loss_cls.{name}" for name in ("label_map", "draws")
+    }

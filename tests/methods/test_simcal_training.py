@@ -44,18 +44,26 @@ def batch(step: int, rows: int = 12) -> Batch:
     return torch.randn(rows, 4, 3, 3, generator=generator), labels
 
 
+def boxes_of(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A box per row, and the ground truth beside it."""
+    corner = 10.0 * labels[:, None].expand(-1, 2)
+    boxes = torch.cat([corner, corner + 20], dim=1)
+    return boxes, boxes + torch.tensor([1.0, -2.0, 3.0, 4.0])
+
+
 def stream(prepare: Callable[[Tensor], Tensor] = lambda x: x) -> Callable[[int], Iterator[Batch]]:
     def batches(first: int) -> Iterator[Batch]:
         for step in range(first, STEPS):
             x, labels = batch(step)
-            yield prepare(x), labels
+            yield prepare(x), labels, *boxes_of(labels)
 
     return batches
 
 
 def make(name: str, **kwargs: Any) -> Calibrator:
     torch.manual_seed(1)
-    built = {"bags": BAGS, "crt": CRT}.get(name)
+    built = {"bags": BAGS, "bags_head": BAGS, "crt": CRT}.get(name)
+    kwargs |= {"trained": "box_head"} if name == "bags_head" else {}
     calibrator = built(K, COUNTS, **kwargs) if built else LWS(K) if name == "lws" else SimCal(K, COUNTS, head=name)
     calibrator.initialise(box_head())
     return calibrator
@@ -66,7 +74,8 @@ def reading(calibrator: Calibrator) -> Callable[[Tensor], Tensor]:
     return lambda x: read_features(head, x, calibrator.reads).detach()
 
 
-EVERY = ["2fc_rand", "3fc_rand", "3fc_ft", "3fc_ft_freeze1", "cls_ft", "cls_rand", "2fc_ncm", "bags", "crt", "lws"]
+HEADS = ["2fc_rand", "3fc_rand", "3fc_ft", "3fc_ft_freeze1", "cls_ft", "cls_rand", "2fc_ncm"]
+EVERY = [*HEADS, "bags", "bags_head", "crt", "lws"]
 
 
 def equal_states(a: nn.Module, b: nn.Module) -> bool:
@@ -159,7 +168,10 @@ def test_declared_level_is_what_is_read(name: str) -> None:
     """What ``validate`` knows of a calibrator agrees with what it does; features of that level give the same rows."""
     calibrator, head, (x, _) = make(name), box_head(), batch(0)
     lowest = calibrator.lowest_level
-    level = lowest["head"][name] if isinstance(lowest, dict) else lowest
+    options = {"head": name, "trained": "box_head" if name == "bags_head" else "classifier"}
+    for option, by_value in lowest.items() if isinstance(lowest, dict) else ():
+        lowest = by_value[options[option]]
+    level = lowest
     assert level == calibrator.reads.removesuffix("_raw")
     expected = read_features(head, x, calibrator.reads)
     for stored in LEVELS:

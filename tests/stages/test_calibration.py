@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,10 @@ import pytest
 import torch
 from tiny_project import experiment, run_stages, state_of
 
+from ltpipe.data.feature_plan import FeaturePlan
+from ltpipe.engine import features
+from ltpipe.engine.features import FrozenDetector
+from ltpipe.errors import UserError
 from ltpipe.evaluation.metrics import flatten
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.spec.models import Experiment
@@ -37,6 +42,48 @@ def test_activations_can_be_stored_instead(chain: Chain, tmp_path: Path, level: 
         weights.append(state_of(paths.model("simcal")))
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_disk_is_noticed_before_the_proposals(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = chain.copy(tmp_path)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(FrozenDetector, "proposals", lambda *_: pytest.fail("the detector ran"))
+    with pytest.raises(UserError, match="do not fit on the disk"):
+        run_stages(chain.exp, paths.results, "features")
+    assert " to " in capsys.readouterr().out
+
+
+def test_bags_in_both_scopes_on_ordinary_mini_batches(chain: Chain, tmp_path: Path) -> None:
+    """Images are drawn instead of classes; live and stored features train the same box head; the rest stays."""
+    scopes = {"classifier": {}, "head": {"trained": "box_head"}}
+    calibrate = {name: {"type": "bags", "schedule": SCHEDULE, **own} for name, own in scopes.items()}
+    states = {}
+    for storage in ("cached", "none"):
+        plan = {"draw": "images", "bg_ratio": None, "neg_iou_min": 0.0, "storage": storage, "dtype": "float32"}
+        exp = experiment(chain.folder, features=plan, calibrate=calibrate)
+        paths = chain.copy(tmp_path / storage, exp)
+        run_stages(exp, paths.results, "features", ("calibrate", "classifier"), ("calibrate", "head"))
+        states[storage] = {name: state_of(paths.model(name)) for name in scopes}
+    drawn, before = FeaturePlan.load(paths.plan), state_of(paths.model("phase2"))
+    assert len(drawn.units) == 4 * 3 <= len(drawn.rows) and len(set(drawn.labels.tolist())) > 4
+    for name, trained in (
+        ("classifier", ("fc_cls", "loss_cls")),
+        ("head", ("shared_fcs", "fc_reg", "fc_cls", "loss_cls")),
+    ):
+        state = states["cached"][name]
+        changed = {
+            k for k in before.keys() | state if k not in before or k not in state or not same(state[k], before[k])
+        }
+        assert {key.removeprefix("roi_head.bbox_head.").split(".")[0] for key in changed} == set(trained)
+        for key, value in states["none"][name].items():
+            torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
+    run_stages(exp, paths.results, ("evaluate", "head"))
+
+
+def same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 def test_seeds_and_rates_side_by_side(chain: Chain, tmp_path: Path) -> None:

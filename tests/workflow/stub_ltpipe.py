@@ -7,12 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.load import load_experiment
+from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
 
-def outputs(paths: Paths, stage: str, key: str | int | None) -> list[Path]:
+def outputs(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> list[Path]:
     """Files that a stage writes before its record."""
     store = [
         paths.store(part) / name  # type: ignore[arg-type]
@@ -26,11 +28,12 @@ def outputs(paths: Paths, stage: str, key: str | int | None) -> list[Path]:
             "statistics.csv",
         )
     ]
+    held = [paths.holdout] if extra_images(exp) == "holdout" else []
     model = [paths.folder(stage, key) / name for name in ("model.pth", "config.py")] if stage != "index" else []
     return {
         "validate": [paths.lock],
         "index": store,
-        "split": [paths.replay(key) if isinstance(key, int) else paths.split],
+        "split": [paths.replay(key)] if isinstance(key, int) else [paths.split, *held],
         "base": model,
         "distill": [paths.folder("distill", key) / "teacher.npz"],
         "lst": model,
@@ -63,7 +66,7 @@ def main() -> None:
         paths = Paths("results", exp)
         # Phase 0 of `split` is the stage itself.
         key = given.phase or given.name or given.checkpoint
-        files = outputs(paths, given.stage, key)
+        files = outputs(exp, paths, given.stage, key)
         record = paths.record(given.stage, key)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -151,6 +151,19 @@ def test_one_phase_again(finished: Workspace) -> None:
     assert jobs == {"lst_phase_2": 1, "evaluate": 2, **AFTER_PHASES}
 
 
+def test_held_out_images_are_an_output_of_the_split(tmp_path: Path) -> None:
+    """Only where a part asks for them; base training waits for them."""
+    workspace = Workspace(tmp_path / "w")
+    with workspace.edited(JOINT, "detector:", "model:\n  parts: [{type: fasa}]\ndetector:"):
+        one = ("--config", "experiments=joint")
+        workspace.snakemake("all_base", "--cores", "2", *one)
+        file = workspace.folder / "results/joint/split/holdout.npz"
+        assert file.is_file() and workspace.dry_run("all_base", *one) == {}
+        file.unlink()
+        assert workspace.dry_run(str(file.relative_to(workspace.folder)), *one) == {"split_holdout": 1}
+    assert "split_holdout" not in workspace.dry_run("all_base", *one)
+
+
 def test_rulegraph_shows_the_chain(empty: Workspace) -> None:
     graph = empty.snakemake("all", "--rulegraph")
     names = dict(re.findall(r'(\d+)\[label = "(\w+)"', graph))

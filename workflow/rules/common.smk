@@ -13,8 +13,13 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 
+def names(allowed):
+    """A pattern for these names and no others."""
+    return "|".join(map(re.escape, allowed)) or "none"
+
+
 wildcard_constraints:
-    experiment="|".join(map(re.escape, PIPELINE.experiments)),
-    dataset="|".join(map(re.escape, PIPELINE.datasets)),
-    calibrator="|".join(map(re.escape, PIPELINE.calibrators)) or "none",
-    checkpoint="|".join(map(re.escape, PIPELINE.checkpoints)),
+    experiment=names(PIPELINE.experiments),
+    dataset=names(PIPELINE.datasets),
+    calibrator=names(PIPELINE.calibrators),
+    checkpoint=names(PIPELINE.checkpoints),

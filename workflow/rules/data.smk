@@ -36,7 +36,7 @@ rule toy_data:
     benchmark:
         "logs/datasets/{dataset}.toy_data.benchmark.tsv"
     wildcard_constraints:
-        dataset="|".join(map(re.escape, PIPELINE.drawn)) or "none",
+        dataset=names(PIPELINE.drawn),
     threads: 1
     resources:
         mem_mb=growing(2000),
@@ -100,6 +100,8 @@ rule split:
         "logs/{experiment}/split.log",
     benchmark:
         "logs/{experiment}/split.benchmark.tsv"
+    wildcard_constraints:
+        experiment=names(PIPELINE.with_holdout(False)),
     threads: 1
     resources:
         mem_mb=growing(4000),
@@ -113,6 +115,16 @@ rule split:
         "ltpipe split --experiment {params.file} --phase 0 > {log} 2>&1"
 
 
+# The same for experiments that hold images out of training: one output more.
+use rule split as split_holdout with:
+    output:
+        split="results/{experiment}/split/split.json",
+        holdout="results/{experiment}/split/holdout.npz",
+        record="results/{experiment}/split/stage.json",
+    wildcard_constraints:
+        experiment=names(PIPELINE.with_holdout(True)),
+
+
 for phase in PHASES:
 
     rule:
@@ -120,6 +132,7 @@ for phase in PHASES:
             f"split_phase_{phase}"
         input:
             split="results/{experiment}/split/split.json",
+            holdout=PIPELINE.holdout,
             store=PIPELINE.store("train"),
         output:
             replay=f"results/{{experiment}}/split/phase{phase}/replay.npz",
@@ -129,7 +142,7 @@ for phase in PHASES:
         benchmark:
             f"logs/{{experiment}}/split.phase{phase}.benchmark.tsv"
         wildcard_constraints:
-            experiment="|".join(map(re.escape, PIPELINE.with_phase(phase))),
+            experiment=names(PIPELINE.with_phase(phase)),
         threads: 1
         resources:
             mem_mb=growing(4000),

@@ -5,6 +5,7 @@
 rule base:
     input:
         split="results/{experiment}/split/split.json",
+        holdout=PIPELINE.holdout,
         store=PIPELINE.store("train"),
         start=PIPELINE.start,
     output:
@@ -49,7 +50,7 @@ for phase in PHASES:
             benchmark:
                 f"logs/{{experiment}}/distill.phase{phase}.benchmark.tsv"
             wildcard_constraints:
-                experiment="|".join(map(re.escape, PIPELINE.with_cached_teacher(phase))),
+                experiment=names(PIPELINE.with_cached_teacher(phase)),
             threads: 4
             resources:
                 mem_mb=growing(8000),
@@ -71,6 +72,7 @@ for phase in PHASES:
             config=f"results/{{experiment}}/{previous}/config.py",
             split="results/{experiment}/split/split.json",
             replay=f"results/{{experiment}}/split/phase{phase}/replay.npz",
+            holdout=PIPELINE.holdout,
             store=PIPELINE.store("train"),
             teacher=PIPELINE.teacher(phase),
         output:
@@ -82,7 +84,7 @@ for phase in PHASES:
         benchmark:
             f"logs/{{experiment}}/lst.phase{phase}.benchmark.tsv"
         wildcard_constraints:
-            experiment="|".join(map(re.escape, PIPELINE.with_phase(phase))),
+            experiment=names(PIPELINE.with_phase(phase)),
         threads: 8
         resources:
             mem_mb=growing(16000),
