@@ -52,9 +52,10 @@ class PerClassLossMeter:
     def __init__(self, num_classes: int, device: torch.device | str | None = None) -> None:
         self.totals = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.totals)
+        self.paused = False
 
     def add(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Add one batch.
+        """Add one batch, unless ``paused``.
 
         Args:
             rows: ``(N,)`` losses with label weights applied.
@@ -64,8 +65,9 @@ class PerClassLossMeter:
             The mean over the rows, for the log (0 for an empty batch).
         """
         rows = rows.detach().to(self.totals)
-        self.totals.index_add_(0, labels, rows)
-        self.counts += torch.bincount(labels, minlength=len(self.counts))
+        if not self.paused:
+            self.totals.index_add_(0, labels, rows)
+            self.counts += torch.bincount(labels, minlength=len(self.counts))
         return rows.sum() / max(len(rows), 1)
 
     def reduced(self) -> tuple[Tensor, Tensor]:

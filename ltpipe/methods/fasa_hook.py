@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -61,12 +61,12 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
 class FASAAdaptationHook(Hook):
     """Tells every FASA part the epoch and adapts it after each epoch, before the checkpoint is written.
 
-    Writes ``fasa/epoch_<e>.npz`` (``prob``, ``loss``, ``groups``) to the work folder and logs the drawn features, the
-    mean probability of rare, common and frequent classes, and how many groups moved.
+    Writes ``history/fasa/epoch_<e>.npz`` (``prob``, ``loss``, ``groups`` and the logged numbers) to the work folder and
+    logs the drawn features, the mean probability of rare, common and frequent classes, and how many groups moved.
 
     Args:
         dataloader: Config of the adaptation images: a finite dataset with annotations and the training pipeline, the
-            same number of batches on every process.
+            same number of batches on every process. With one image per batch every image counts exactly once.
         iterations_per_epoch: Length of an epoch in iteration-based loops; None for epoch-based ones.
         seed: Seed of the pass (augmentation and RoI sampling); it also depends on the epoch and the process.
 
@@ -138,11 +138,16 @@ class FASAAdaptationHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if self._loader is None:
             self._loader = runner.build_dataloader(self.dataloader, seed=self.seed)
+        own = -(-(len(self._loader.dataset) - get_rank()) // get_world_size())
         seed = int(np.random.SeedSequence([self.seed, epoch, get_rank()]).generate_state(1)[0])
         with ExitStack() as stack:
             meters = [stack.enter_context(part.collecting()) for part in self.parts]
             with untouched(model, seed), runner.optim_wrapper.optim_context(model):
-                for batch in self._loader:
+                for index, batch in enumerate(self._loader):
+                    # Samplers repeat images to give every process as many batches; those must not count twice.
+                    if index * self._loader.batch_size >= own:
+                        for meter in meters:
+                            meter.paused = True
                     model._run_forward(model.data_preprocessor(batch, True), mode="loss")
         return [part.adapt(*meter.reduced()) for part, meter in zip(self.parts, meters, strict=True)]
 
@@ -170,6 +175,7 @@ class FASAAdaptationHook(Hook):
         runner.visualizer.add_scalars(values, step=runner.iter + 1)
         runner.logger.info(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if is_main_process() and result is not None:
-            with atomic_path(Path(runner.work_dir) / "fasa" / f"epoch_{epoch}{suffix}.npz") as path:
-                prob, loss, groups = (t.cpu().numpy() for t in (part.prob, part.prev_loss, result.groups))
-                np.savez(path, prob=prob, loss=loss, groups=groups)
+            file = Path(runner.work_dir) / "history" / "fasa" / f"epoch_{epoch}{suffix}.npz"
+            arrays = {"prob": part.prob, "loss": part.prev_loss, "groups": result.groups}
+            with atomic_path(file) as path:
+                np.savez(path, **{name: t.cpu().numpy() for name, t in arrays.items()}, **values)

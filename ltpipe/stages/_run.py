@@ -35,7 +35,8 @@ class StageRun:
 
     Attributes:
         folder: Folder of the stage's results.
-        work: Folder of its resume state; it survives a kill and vanishes when the stage completes.
+        work: Folder of its resume state; it survives a kill and vanishes when the stage completes, except for
+            ``history``, which becomes a result.
         outputs: Result files; set by the stage before it ends.
         notes: Facts to add to the record, e.g. the number of iterations.
     """
@@ -89,6 +90,7 @@ def stage_run(
             run = StageRun(folder, folder / "work")
             _prepare(run, {"stage": stage, "digest": digest, "seed": seed, "inputs": checksums})
             yield run
+            run.outputs += _keep_history(run)
             record = {
                 "stage": stage,
                 "label": stage if folder.name == stage else f"{stage} {folder.name}",
@@ -107,6 +109,17 @@ def stage_run(
             }
             write_json(folder / RECORD, record)
             discard(run.work)
+
+
+def _keep_history(run: StageRun) -> list[Path]:
+    """Move what hooks wrote to ``work/history`` beside the results, in place of an earlier run's; return its files."""
+    kept, made = run.folder / "history", run.work / "history"
+    if kept.is_dir():
+        shutil.rmtree(kept)
+    if not made.is_dir():
+        return []
+    made.replace(kept)
+    return sorted(file for file in kept.rglob("*") if file.is_file())
 
 
 def forget(stage: str, folder: Path) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from pairs import run_pair
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import ltpipe.engine  # noqa: F401  (registers the seeding hook)
 from ltpipe.errors import UserError
-from ltpipe.methods.base import BoxBatch
+from ltpipe.methods.base import BoxBatch, world_size
 from ltpipe.methods.fasa import FASA
 from ltpipe.methods.fasa_hook import FASAAdaptationHook, untouched
 from ltpipe.methods.softmax import SoftmaxLoss
@@ -120,7 +122,7 @@ def own_scope() -> Iterator[None]:
 
 
 def arrays(folder: Path, epoch: int) -> dict[str, np.ndarray]:
-    with np.load(folder / "fasa" / f"epoch_{epoch}.npz") as file:
+    with np.load(folder / "history" / "fasa" / f"epoch_{epoch}.npz") as file:
         return dict(file)
 
 
@@ -134,6 +136,8 @@ def test_epoch_and_iteration_loops_do_the_same(tmp_path: Path) -> None:
     for epoch in range(3):
         for name, value in arrays(tmp_path / "e", epoch).items():
             np.testing.assert_array_equal(value, arrays(tmp_path / "i", epoch)[name])
+    logged = {"num_virtual", "p_mean_r", "p_mean_c", "groups", "groups_up", "groups_down"}
+    assert {f"fasa/{name}" for name in logged} <= arrays(tmp_path / "e", 2).keys()
     for key, value in by_epoch.model.state_dict().items():
         assert torch.equal(value, by_iteration.model.state_dict()[key]), key
     # 4 training batches, then 3 forward-only batches of the 7 held-out samples
@@ -152,7 +156,7 @@ def test_killed_and_resumed_run_ends_the_same(tmp_path: Path) -> None:
 
 def test_interval(tmp_path: Path) -> None:
     run(tmp_path, EPOCHS, {}, interval=2)
-    assert [p.name for p in sorted((tmp_path / "fasa").iterdir())] == ["epoch_1.npz"]
+    assert [p.name for p in sorted((tmp_path / "history" / "fasa").iterdir())] == ["epoch_1.npz"]
 
 
 def test_pass_arithmetic(tmp_path: Path) -> None:
@@ -188,6 +192,37 @@ def hooked(model: Net, data: Dataset) -> tuple[FASAAdaptationHook, Any]:
     hook = FASAAdaptationHook({})
     hook.before_train(runner)
     return hook, runner
+
+
+def two_passes(rank: int) -> dict[str, Tensor]:
+    """Both adaptations of a net on seven samples, of which each process sees its part, the last one a repeated one."""
+    torch.manual_seed(0)
+    model, data = Net(), Rows(7, 1, shift=0)
+    own = slice(rank, None, world_size())
+    model.fasa.update(torch.randn(20, D, generator=torch.Generator().manual_seed(2))[own], (torch.arange(20) % C)[own])
+    hook, runner = hooked(model, data)
+    sampler = DefaultSampler(data, shuffle=False)
+    batches = torch.utils.data.DataLoader(data, batch_size=1, sampler=sampler)
+    runner.build_dataloader = lambda config, seed: batches
+    states = {"images": torch.tensor(len(batches))}
+    for epoch in range(2):
+        (result,) = hook.adapt(runner, epoch)
+        states |= {f"{epoch}.{k}": v.clone() for k, v in model.fasa.state_dict().items()}
+        states[f"{epoch}.moved"] = torch.tensor([result.raised, result.lowered])
+        with torch.no_grad():
+            model.fc_cls.weight += 0.3 * torch.arange(C + 1.0)[:, None]
+    return states
+
+
+def test_two_processes_adapt_as_one(tmp_path: Path) -> None:
+    """Seven samples on two processes: an image is repeated, which must not count."""
+    first, second = run_pair(tmp_path, two_passes)
+    one = two_passes(0)
+    assert (int(one.pop("images")), int(first.pop("images")), int(second.pop("images"))) == (7, 4, 4)
+    for key, value in one.items():
+        torch.testing.assert_close(first[key], value, msg=key)
+        assert torch.equal(first[key], second[key]), key
+    assert one["1.moved"].sum() > 0 and not torch.equal(one["0.prob"], one["1.prob"])
 
 
 def test_pass_touches_no_weights_statistics_modes_or_generators() -> None:
