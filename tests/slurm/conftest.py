@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from tiny_run import Project  # noqa: E402 - needs the path above
 def start_cluster() -> Iterator[Callable[..., Cluster]]:
     """Start a cluster with the options of :class:`Cluster`; it is stopped and removed after the test."""
     running: list[Cluster] = []
+    # A test run that is told to end must not leave a cluster behind.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def start(**options: int) -> Cluster:
         reason = missing(accounting=bool(options.get("accounting")))
@@ -34,6 +37,7 @@ def start_cluster() -> Iterator[Callable[..., Cluster]]:
     for cluster in running:
         cluster.stop()
         shutil.rmtree(cluster.folder)
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

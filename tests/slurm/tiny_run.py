@@ -14,7 +14,7 @@ from workspace import ROOT, Workspace
 
 
 class Project(Workspace):
-    """The experiment ``tiny`` on a cluster.
+    """The experiment ``tiny`` on a cluster; what its base training needs is there.
 
     Args:
         folder: A new folder.
@@ -35,6 +35,8 @@ class Project(Workspace):
         command = folder / "bin" / "ltpipe"
         several = f'[ "$1" = base ] && set -- "$@" --processes {processes}\n'
         command.write_text(command.read_text().replace("exec", several + "exec"))
+        for stage in ("toy-data", "validate", "index", "split"):
+            self.ltpipe(stage, "--experiment", "configs/experiments/tiny.yaml")
 
     def start(self, resources: Sequence[str], *options: str) -> subprocess.Popen[str]:
         """Start ``snakemake --profile slurm all_base``.
