@@ -182,6 +182,36 @@ def plot_sweep(rows: pd.DataFrame, path: Path, *, title: str) -> Path:
         return _save(figure, path)
 
 
+def plot_affinity(cosine: np.ndarray, groups: Mapping[str, int], path: Path, *, title: str) -> Path:
+    """Draw the cosine of every two classes.
+
+    Args:
+        cosine: ``(K, K)`` float, group after group.
+        groups: Classes per frequency group, in the order of the rows.
+        path: File without suffix; ``.png`` and ``.svg`` are written.
+        title: Heading.
+
+    Returns:
+        The PNG file.
+    """
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set_title(title, pad=12)
+        image = axes.imshow(cosine, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
+        edges = np.cumsum([0, *groups.values()])
+        middles = (edges[:-1] + edges[1:] - 1) / 2
+        for edge in edges[1:-1]:
+            axes.axhline(edge - 0.5, color="white", linewidth=0.8)
+            axes.axvline(edge - 0.5, color="white", linewidth=0.8)
+        axes.set_xticks(middles, list(groups))
+        axes.set_yticks(middles, list(groups), rotation=90, va="center")
+        axes.tick_params(length=0)
+        figure.colorbar(image, ax=axes, label="cosine", shrink=0.85)
+        return _save(figure, path)
+
+
 def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)

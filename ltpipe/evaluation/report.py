@@ -8,8 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from ltpipe.evaluation import page
+from ltpipe.evaluation.affinity import Affinity
 from ltpipe.evaluation.metrics import flatten
-from ltpipe.evaluation.plots import COLOURS, plot_class_curve, plot_forgetting, plot_group_bars, plot_sweep
+from ltpipe.evaluation.plots import (
+    COLOURS,
+    plot_affinity,
+    plot_class_curve,
+    plot_forgetting,
+    plot_group_bars,
+    plot_sweep,
+)
 from ltpipe.evaluation.report_input import (
     IOU_NAMES,
     Evaluation,
@@ -35,6 +43,7 @@ def build_report(
     cards: Sequence[ExperimentCard] = (),
     expectations: Sequence[Expectation] = (),
     sweeps: Sequence[Sweep] = (),
+    affinities: Sequence[Affinity] = (),
 ) -> list[Path]:
     """Write ``report.html``, ``summary.csv`` and the figures (PNG and SVG) in ``figures/``.
 
@@ -46,15 +55,17 @@ def build_report(
         cards: Methods, schedules and provenance of the experiments.
         expectations: Published numbers to show beside ours.
         sweeps: Modes and thresholds of checkpoints with two classifiers.
+        affinities: Checkpoints whose method compares classes.
 
     Returns:
         The files written, the page first.
     """
     folder = Path(folder)
-    figures = draw_figures(folder / "figures", evaluations) | draw_sweeps(folder / "figures", sweeps)
+    drawn = folder / "figures"
+    figures = draw_figures(drawn, evaluations) | draw_sweeps(drawn, sweeps) | draw_affinities(drawn, affinities)
     with atomic_path(folder / "summary.csv") as temporary:
         summary_table(evaluations).to_csv(temporary, index=False)
-    chapters = all_sections(evaluations, cards, expectations, figures, sweeps)
+    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities)
     bodies = [page.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {anchor: name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))
@@ -117,6 +128,20 @@ def draw_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> dict[str, Path]:
                 path = folder / f"sweep_{one.experiment}_{one.checkpoint}_{kind}"
                 title = f"{one.experiment}, {one.checkpoint}: AP by threshold, {name}"
                 figures[f"sweep.{one.experiment}.{one.checkpoint}.{kind}"] = plot_sweep(rows, path, title=title)
+    return figures
+
+
+def draw_affinities(folder: Path, affinities: Sequence[Affinity]) -> dict[str, Path]:
+    """Draw the cosines of all classes: ``affinity.<experiment>.<checkpoint>``."""
+    figures = {}
+    for one in affinities:
+        frequency = one.table.drop_duplicates("category_id")["frequency"]
+        names = {"f": "frequent", "c": "common", "r": "rare"}
+        groups = {name: int((frequency == letter).sum()) for letter, name in names.items()}
+        path = folder / f"affinity_{one.experiment}_{one.checkpoint}"
+        title = f"{one.experiment}, {one.checkpoint}: likeness of the classes"
+        shown = {name: count for name, count in groups.items() if count}
+        figures[f"affinity.{one.experiment}.{one.checkpoint}"] = plot_affinity(one.cosine, shown, path, title=title)
     return figures
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ltpipe.errors import unknown_name
 from ltpipe.evaluation import page
+from ltpipe.evaluation.affinity import Affinity
 from ltpipe.evaluation.metrics import flatten
 from ltpipe.evaluation.page import Column
 from ltpipe.evaluation.report_input import (
@@ -23,6 +24,7 @@ from ltpipe.evaluation.report_input import (
     phases_of,
     who,
 )
+from ltpipe.evaluation.sections_affinity import affinity
 from ltpipe.evaluation.sections_context import accounting, methods, provenance, terms
 from ltpipe.evaluation.sections_sweep import sweep
 from ltpipe.evaluation.sweep import Sweep
@@ -38,6 +40,7 @@ def all_sections(
     expectations: Sequence[Expectation],
     figures: Mapping[str, Path],
     sweeps: Sequence[Sweep] = (),
+    affinities: Sequence[Affinity] = (),
 ) -> Chapters:
     """Return the sections that have content: anchor to title and parts.
 
@@ -47,6 +50,7 @@ def all_sections(
         expectations: Published numbers.
         figures: PNG files under the names of :func:`ltpipe.evaluation.report.draw_figures`.
         sweeps: Modes and thresholds of checkpoints with two classifiers.
+        affinities: Checkpoints whose method compares classes.
     """
     chapters: Chapters = {
         "overview": ("Overview", overview(evaluations, figures)),
@@ -54,6 +58,7 @@ def all_sections(
         "bins": ("Frequent to rare classes", bins(evaluations, figures)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
+        "affinity": ("Which classes are alike", affinity(affinities, figures)),
         "changes": ("Classes that changed most", changes(evaluations)),
         "methods": ("Methods and schedules", methods(cards)),
         "accounting": ("Which detections counted", accounting(evaluations)),

@@ -24,12 +24,15 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
 from ltpipe.errors import UserError
-from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch, is_plain_linear, rectifies
+from ltpipe.methods.base import BoxBatch, ClassAffinity, HeadPart, MaskBatch, is_plain_linear, rectifies
 from ltpipe.methods.crat_bank import FisherBank, SampleGradients
 from ltpipe.methods.crat_functions import (
     box_transfer_loss,
+    class_affinity,
     classes_of,
+    effective_sources,
     mask_transfer_loss,
+    nearest_sources,
     prune_weights,
     transfer_weights,
 )
@@ -42,6 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # A sum over 1024 RoIs with 0.001 and over 256 positives with 0.01 weighs as much as these means.
 LOSS_WEIGHTS = {"sum": (0.001, 0.01), "avg_factor": (1.024, 2.56)}
+NEIGHBOURS = 5  # classes named beside each class in the report
 
 
 @method("part", "crat")
@@ -202,9 +206,23 @@ class CRAT(HeadPart):
                 loss = loss / max(len(logits), 1)
         return {"loss_mask_trans": loss}
 
+    def class_affinity(self) -> ClassAffinity | None:
+        """Return the cosines between the box statistics of the classes; neighbours are classes that give."""
+        seen = self.box_bank.seen()
+        if not seen.any():
+            return None
+        cosine = class_affinity(self.box_bank.energy)
+        classes = torch.arange(self.num_classes, device=cosine.device)
+        nearest, similarity = nearest_sources(cosine, classes, self.source & seen, NEIGHBOURS)
+        weights = transfer_weights(cosine, classes, self.temperature, self._receivers(self.box_bank))
+        return ClassAffinity(cosine, nearest, similarity, effective_sources(weights))
+
+    def _receivers(self, bank: FisherBank) -> Tensor:
+        return self.target & bank.seen() if self.exclude_unseen else self.target
+
     def _weights(self, bank: FisherBank, grads: SampleGradients, labels: Tensor, temperature: float) -> Tensor:
-        receivers = self.target & bank.seen() if self.exclude_unseen else self.target
-        weights = transfer_weights(bank.cosine(grads, self.sample_stat), labels, temperature, receivers)
+        cosine = bank.cosine(grads, self.sample_stat)
+        weights = transfer_weights(cosine, labels, temperature, self._receivers(bank))
         return prune_weights(weights * self.source[labels, None], self.threshold, self.top_k)
 
     def _check_box_head(self, head: Any, batch: BoxBatch) -> None:

@@ -149,6 +149,10 @@ class Paths:
         """Metrics of a checkpoint with two classifiers by mode and threshold, CSV; there only if asked for."""
         return self.folder("evaluate", checkpoint) / "sweep.csv"
 
+    def affinity(self, checkpoint: str) -> Path:
+        """Neighbours of each class by a method that compares classes, CSV; the matrix lies beside it as ``.npz``."""
+        return self.folder("evaluate", checkpoint) / "affinity.csv"
+
     @property
     def report(self) -> Path:
         """The report page."""

@@ -18,12 +18,14 @@ from ltpipe.engine.config import read_config
 from ltpipe.engine.inputs import test_config
 from ltpipe.engine.oracle import OracleLabels
 from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
+from ltpipe.evaluation.affinity import neighbours, save_affinity
 from ltpipe.evaluation.engine import Tensors, evaluate, save_tensors
 from ltpipe.evaluation.metrics import per_class_table, summarize
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.sweep import sweep_rows, write_sweep
 from ltpipe.evaluation.writer import PredictionWriter
 from ltpipe.files import atomic_path, discard, write_json
+from ltpipe.methods.base import ClassAffinity
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -48,8 +50,9 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         inputs=inputs,
     ) as stage:
         discard(paths.sweep(checkpoint))
+        discard(paths.affinity(checkpoint))
         split = Split.load(paths.split)
-        known, scored = predict(exp, paths, checkpoint, split, stage.work)
+        known, scored, affinity = predict(exp, paths, checkpoint, split, stage.work)
         tensors = measure(exp, paths, paths.predictions(checkpoint), known)
         write_tables(exp, paths, checkpoint, split, tensors)
         save_tensors(paths.tensors(checkpoint), tensors)
@@ -58,6 +61,9 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         if scored[0].names:
             write_sweep_table(exp, paths, checkpoint, split, known, scored, tensors)
             stage.outputs.append(paths.sweep(checkpoint))
+        # A calibrated checkpoint has its detector's.
+        if affinity is not None and checkpoint not in exp.calibrate:
+            stage.outputs += write_affinity(paths, checkpoint, split, known, affinity)
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,12 @@ class Scored:
 
 def predict(
     exp: Experiment, paths: Paths, checkpoint: str, split: Split, work: Path
-) -> tuple[NDArray[np.int64], list[Scored]]:
-    """Write the detections of the checkpoint; return the ids of the categories it knows and what was written.
+) -> tuple[NDArray[np.int64], list[Scored], ClassAffinity | None]:
+    """Write the detections of the checkpoint.
 
-    The first entry is what the checkpoint itself detects; the others, in the work folder, are its other modes.
+    Returns:
+        The ids of the categories it knows; what was written: first what the checkpoint itself detects, then, in the
+        work folder, its other modes; and how alike the classes are to a part of it that says so.
     """
     config = read_config(paths.config(checkpoint))
     limits = config.model.test_cfg.rcnn
@@ -102,7 +110,8 @@ def predict(
             model, dataset, lambda found: fusion.fuse_choices(found.bbox_feats, found.scores, choices)
         )
     write_predictions(images, scored, split, masks=set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask)
-    return split.order[:num_classes], scored
+    found = (part.class_affinity() for part in getattr(model.roi_head, "parts", ()))
+    return split.order[:num_classes], scored, next((item for item in found if item is not None), None)
 
 
 def write_predictions(
@@ -160,6 +169,17 @@ def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, t
     tables = [per_class_table(item, classes).assign(iou_type=iou) for iou, item in tensors.items()]
     with atomic_path(paths.per_class(checkpoint)) as temporary:
         pd.concat(tables).to_csv(temporary, index=False)
+
+
+def write_affinity(
+    paths: Paths, checkpoint: str, split: Split, known: NDArray[np.int64], affinity: ClassAffinity
+) -> list[Path]:
+    """Write how alike the classes are; return the files."""
+    file = paths.affinity(checkpoint)
+    fields = (affinity.nearest, affinity.similarity, affinity.effective)
+    table = neighbours(*(tensor.cpu().numpy() for tensor in fields), known, class_table(paths, split))
+    save_affinity(file, table, affinity.cosine.cpu().numpy(), known)
+    return [file, file.with_suffix(".npz")]
 
 
 def write_sweep_table(

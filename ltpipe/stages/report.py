@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ltpipe.data.split import Split
+from ltpipe.evaluation.affinity import load_affinity
 from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.spec.base import Choice
 from ltpipe.spec.digest import stage_digest
@@ -28,13 +29,16 @@ def run(exp: Experiment, paths: Paths) -> None:
         for one, place in shown
         for checkpoint in one.evaluated_checkpoints()
     }
-    swept = [
-        (one, place.sweep(checkpoint), checkpoint)
-        for one, place in shown
-        for checkpoint in one.evaluated_checkpoints()
-        if place.sweep(checkpoint).is_file()
-    ]
-    inputs |= {f"evaluate:{one.name}/{checkpoint}/sweep": file for one, file, checkpoint in swept}
+    swept, alike = (
+        [
+            (one.name, checkpoint, table(place, checkpoint))
+            for one, place in shown
+            for checkpoint in one.evaluated_checkpoints()
+            if table(place, checkpoint).is_file()
+        ]
+        for table in (Paths.sweep, Paths.affinity)
+    )
+    inputs |= {f"evaluate:{name}/{checkpoint}/{file.stem}": file for name, checkpoint, file in (*swept, *alike)}
     with stage_run(
         "report", paths.folder("report"), experiment=exp.name, digest=stage_digest(exp, "report"), seed=0, inputs=inputs
     ) as stage:
@@ -45,7 +49,8 @@ def run(exp: Experiment, paths: Paths) -> None:
             subtitle=exp.description,
             cards=[_card(one, place) for one, place in shown],
             expectations=[Expectation(exp.name, **item.model_dump()) for item in exp.report.expected],
-            sweeps=[Sweep(one.name, checkpoint, pd.read_csv(file)) for one, file, checkpoint in swept],
+            sweeps=[Sweep(name, checkpoint, pd.read_csv(file)) for name, checkpoint, file in swept],
+            affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
         )
 
 

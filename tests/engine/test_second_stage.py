@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from method_project import tiny_experiment, write_project
@@ -18,7 +21,7 @@ from ltpipe.engine.predict import load_model
 from ltpipe.engine.second_stage import partly_trained, with_trained_layers, without_layers
 from ltpipe.errors import UserError
 from ltpipe.spec.paths import Paths
-from ltpipe.stages import base, index, split
+from ltpipe.stages import base, evaluate, index, report, split
 
 SHORT = {"schedule": {"iterations": 2, "batch_size": 2, "warmup_iterations": 0, "lr": 0.02}}
 FIRST = "results/first/base/model.pth"
@@ -44,6 +47,25 @@ def train(folder: Path, name: str, **blocks: Any) -> Paths:
     split.run(exp, paths)
     base.run(exp, paths)
     return paths
+
+
+def test_crat_says_which_classes_are_alike(project: Path) -> None:
+    exp = tiny_experiment(project, "alike", model={"parts": [{"type": "crat"}]}, base=SHORT)
+    paths = train(project, "alike", model={"parts": [{"type": "crat"}]}, base=SHORT)
+    evaluate.run(exp, paths, "base")
+    table = pd.read_csv(paths.affinity("base"))
+    with np.load(paths.affinity("base").with_suffix(".npz")) as file:
+        cosine, ids = file["cosine"], file["category_ids"].tolist()
+    assert cosine.shape == (9, 9) and set(table["category_id"]) == set(ids)
+    for row in table.dropna().to_dict("records"):
+        pair = ids.index(row["category_id"]), ids.index(row["neighbour_id"])
+        assert row["cosine"] == pytest.approx(cosine[pair], abs=1e-6) and row["category_id"] != row["neighbour_id"]
+    report.run(exp, paths)
+    assert (
+        "Which classes are alike" in paths.report.read_text() and (paths.figures / "affinity_alike_base.png").exists()
+    )
+    outputs = json.loads(paths.record("evaluate", "base").read_text())["outputs"]
+    assert {"affinity.csv", "affinity.npz"} <= set(outputs)
 
 
 def second(folder: Path, name: str, trained: list[str], model: Any = None, **options: Any) -> Paths:
