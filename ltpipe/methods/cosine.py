@@ -12,13 +12,35 @@ Needs nothing from the data. mmdet's ``NormedLinear`` differs: additive eps of 1
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ltpipe.registry import method
 
 EPS = 1e-12
+
+
+class _UnitRows(torch.autograd.Function):
+    """``x / max(|x|, EPS)`` with the backward pass in one expression: the classifier's rows are many and long."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_(min=EPS)
+        rows = vectors / norms
+        ctx.save_for_backward(rows, norms)
+        return rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        rows, norms = ctx.saved_tensors
+        along = torch.linalg.vecdot(grad, rows)[..., None]
+        result: Tensor = torch.addcmul(grad, rows, along, value=-1).div_(norms)
+        return result
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -31,7 +53,8 @@ def unit(vectors: Tensor) -> Tensor:
         ``(..., d)`` of the same dtype.
     """
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    return F.normalize(wide, dim=-1, eps=EPS).to(vectors.dtype)
+    rows: Tensor = _UnitRows.apply(wide)  # type: ignore[no-untyped-call]
+    return rows.to(vectors.dtype)
 
 
 def cosine_similarity(x: Tensor, weight: Tensor) -> Tensor:

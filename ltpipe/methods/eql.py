@@ -39,10 +39,10 @@ def eql_rows(logits: Tensor, labels: Tensor, tail: Tensor) -> Tensor:
         ``(N,)`` float32.
     """
     num_classes = logits.shape[1]
-    target = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(logits.dtype)
-    foreground = (labels < num_classes)[:, None]
-    weight = 1 - (foreground & tail).to(logits.dtype) * (1 - target)
-    return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum(dim=1)
+    target = logits.new_zeros(len(logits), num_classes + 1).scatter_(1, labels[:, None], 1.0)[:, :num_classes]
+    spared = (labels < num_classes)[:, None] & tail
+    weight = torch.maximum((~spared).to(logits.dtype), target)
+    return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(dim=1)
 
 
 @method("loss", "eql")

@@ -55,10 +55,11 @@ def eqlv2_rows(logits: Tensor, labels: Tensor, positive: Tensor, negative: Tenso
     Returns:
         Losses ``(N,)`` and absolute gradients ``(N, K + 1)`` (without graph), both float32.
     """
-    target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    weight = positive * target + negative * (1 - target)
-    losses = (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum(dim=1)
-    gradients = weight * (logits.detach().sigmoid() - target).abs()
+    own = labels[:, None]
+    target = torch.zeros_like(logits, requires_grad=False).scatter_(1, own, 1.0)
+    weight = negative.expand_as(logits).scatter(1, own, positive[own])
+    losses = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(dim=1)
+    gradients = logits.detach().sigmoid().sub_(target).abs_().mul_(weight)
     return losses, gradients
 
 
@@ -129,7 +130,7 @@ class EQLv2Loss(nn.Module):
             weights = eqlv2_weights(self.pos_neg, self.gamma, self.mu, self.alpha)
             rows, gradients = eqlv2_rows(cls_score.float(), label, *weights)
             if self.training:
-                self._collect(gradients if weight is None else gradients * weight[:, None], label)
+                self._collect(gradients if weight is None else gradients.mul_(weight[:, None]), label)
         reduction = reduction_override or "mean"
         if reduction == "mean" and avg_factor is None:
             avg_factor = max(len(rows), 1)
@@ -138,11 +139,11 @@ class EQLv2Loss(nn.Module):
 
     @torch.no_grad()
     def _collect(self, gradients: Tensor, labels: Tensor) -> None:
-        """Add the absolute gradients ``(N, K + 1)`` of a batch to the accumulators of the classes."""
-        target = F.one_hot(labels, self.num_classes + 1)
-        positive = (gradients * target).sum(dim=0)[:-1]
-        negative = (gradients * (1 - target)).sum(dim=0)[:-1]
-        positive, negative = all_reduce_sum(torch.stack([positive, negative]))
+        """Add the absolute gradients ``(N, K + 1)`` of a batch, which are used up, to the accumulators."""
+        own = labels[:, None]
+        positive = gradients.new_zeros(self.num_classes + 1).index_add_(0, labels, gradients.gather(1, own).squeeze(1))
+        negative = gradients.scatter_(1, own, 0.0).sum(dim=0)
+        positive, negative = all_reduce_sum(torch.stack([positive, negative])[:, :-1])
         self.pos_grad += positive
         self.neg_grad += negative
         self.pos_neg.copy_(self.pos_grad / (self.neg_grad + 1e-10))

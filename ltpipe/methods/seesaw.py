@@ -11,11 +11,58 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.losses import SeesawLoss
+from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor
 
 from ltpipe.methods.base import all_reduce_sum
 from ltpipe.registry import method
+
+
+def seesaw_class_loss(
+    cls_score: Tensor,
+    labels: Tensor,
+    label_weights: Tensor | None,
+    cum_samples: Tensor,
+    num_classes: int,
+    p: float,
+    q: float,
+    eps: float,
+    reduction: str = "mean",
+    avg_factor: float | None = None,
+) -> Tensor:
+    """Return the loss between the classes, ``-log softmax(z + log S_i)[i]``, as mmdet's ``seesaw_ce_loss``.
+
+    mmdet makes the ``(K, K)`` matrix of all mitigation factors in every step; here only the rows of the labels are
+    computed, in logarithms, in which the own class's entries are 0 by themselves.
+
+    Args:
+        cls_score: ``(P, K)`` float32 logits of the foreground RoIs.
+        labels: ``(P,)`` int64 in ``0..K-1``.
+        label_weights: ``(P,)`` float32, or None for 1.
+        cum_samples: ``(K,)`` float32, ``n``.
+        num_classes: ``K``.
+        p: Exponent of the mitigation factor; not positive: off.
+        q: Exponent of the compensation factor; not positive: off.
+        eps: Smallest divisor of the compensation factor.
+        reduction: ``none``, ``mean`` or ``sum``.
+        avg_factor: Divisor of the sum; None: ``P``.
+
+    Returns:
+        Scalar, or ``(P,)`` without reduction.
+    """
+    own = labels[:, None]
+    shifted = cls_score
+    if p > 0:
+        logs = cum_samples.clamp(min=1).log()
+        shifted = shifted + p * (logs - logs[own]).clamp_(max=0)
+    if q > 0:
+        logs = cls_score.detach().log_softmax(dim=1)
+        shifted = shifted + q * (logs - logs.gather(1, own).exp().clamp(min=eps).log()).clamp_(min=0)
+    losses = F.cross_entropy(shifted, labels, reduction="none")
+    loss: Tensor = weight_reduce_loss(losses, label_weights, reduction, avg_factor)
+    return loss
 
 
 @method("loss", "seesaw")
@@ -43,6 +90,7 @@ class SyncedSeesawLoss(SeesawLoss):
         sync: bool = True,
     ) -> None:
         super().__init__(p=p, q=q, num_classes=num_classes, eps=eps, loss_weight=loss_weight)
+        self.cls_criterion = seesaw_class_loss
         self.sync = sync
 
     def forward(
