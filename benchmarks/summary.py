@@ -1,6 +1,6 @@
 """Writes the table of ``docs/speed.md`` from the results of all benchmarks.
 
-    python benchmarks/summary.py [--write]
+python benchmarks/summary.py [--write]
 """
 
 from __future__ import annotations

@@ -67,23 +67,6 @@ class MaskBatch:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class ClassAffinity:
-    """How alike the classes are to a part that works between them, in label order.
-
-    Attributes:
-        cosine: ``(K, K)`` float32, symmetric; 0 for classes about which nothing is known.
-        nearest: ``(K, n)`` int64 labels of the other classes most like each class, best first; -1 for none.
-        similarity: ``(K, n)`` float32, their cosines.
-        effective: ``(K,)`` float32, number of classes over which a RoI of the class spreads its weights.
-    """
-
-    cosine: Tensor
-    nearest: Tensor
-    similarity: Tensor
-    effective: Tensor
-
-
 class HeadPart(nn.Module):
     """Extension of a head, called at fixed points during training. Every call point does nothing by default.
 
@@ -136,9 +119,15 @@ class HeadPart(nn.Module):
         """
         return {}
 
-    def class_affinity(self) -> ClassAffinity | None:
-        """Return how alike the classes are to this part after training, for the report; None if it does not say."""
-        return None
+    def class_affinity(self) -> dict[str, Tensor]:
+        """Return how alike the classes are to this part after training, in label order; empty if it does not say.
+
+        Returns:
+            ``cosine`` ``(K, K)`` float32, 0 for unseen classes; ``nearest`` ``(K, n)`` int64 labels of the classes most
+            like each class, -1 for none; ``similarity`` ``(K, n)`` float32, their cosines; ``effective`` ``(K,)``
+            float32, the number of classes over which a RoI of the class spreads its weights.
+        """
+        return {}
 
 
 def world_size() -> int:

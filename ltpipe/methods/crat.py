@@ -24,7 +24,7 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
 from ltpipe.errors import UserError
-from ltpipe.methods.base import BoxBatch, ClassAffinity, HeadPart, MaskBatch, is_plain_linear, rectifies
+from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch, is_plain_linear, rectifies
 from ltpipe.methods.crat_bank import FisherBank, SampleGradients
 from ltpipe.methods.crat_functions import (
     box_transfer_loss,
@@ -206,16 +206,17 @@ class CRAT(HeadPart):
                 loss = loss / max(len(logits), 1)
         return {"loss_mask_trans": loss}
 
-    def class_affinity(self) -> ClassAffinity | None:
+    def class_affinity(self) -> dict[str, Tensor]:
         """Return the cosines between the box statistics of the classes; neighbours are classes that give."""
         seen = self.box_bank.seen()
         if not seen.any():
-            return None
+            return {}
         cosine = class_affinity(self.box_bank.energy)
         classes = torch.arange(self.num_classes, device=cosine.device)
         nearest, similarity = nearest_sources(cosine, classes, self.source & seen, NEIGHBOURS)
         weights = transfer_weights(cosine, classes, self.temperature, self._receivers(self.box_bank))
-        return ClassAffinity(cosine, nearest, similarity, effective_sources(weights))
+        effective = effective_sources(weights)
+        return {"cosine": cosine, "nearest": nearest, "similarity": similarity, "effective": effective}
 
     def _receivers(self, bank: FisherBank) -> Tensor:
         return self.target & bank.seen() if self.exclude_unseen else self.target

@@ -25,7 +25,6 @@ from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.sweep import sweep_rows, write_sweep
 from ltpipe.evaluation.writer import PredictionWriter
 from ltpipe.files import atomic_path, discard, write_json
-from ltpipe.methods.base import ClassAffinity
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -62,7 +61,7 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
             write_sweep_table(exp, paths, checkpoint, split, known, scored, tensors)
             stage.outputs.append(paths.sweep(checkpoint))
         # A calibrated checkpoint has its detector's.
-        if affinity is not None and checkpoint not in exp.calibrate:
+        if affinity and checkpoint not in exp.calibrate:
             stage.outputs += write_affinity(paths, checkpoint, split, known, affinity)
 
 
@@ -83,7 +82,7 @@ class Scored:
 
 def predict(
     exp: Experiment, paths: Paths, checkpoint: str, split: Split, work: Path
-) -> tuple[NDArray[np.int64], list[Scored], ClassAffinity | None]:
+) -> tuple[NDArray[np.int64], list[Scored], dict[str, NDArray[Any]]]:
     """Write the detections of the checkpoint.
 
     Returns:
@@ -111,7 +110,8 @@ def predict(
         )
     write_predictions(images, scored, split, masks=set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask)
     found = (part.class_affinity() for part in getattr(model.roi_head, "parts", ()))
-    return split.order[:num_classes], scored, next((item for item in found if item is not None), None)
+    affinity = {key: value.cpu().numpy() for key, value in next(filter(None, found), {}).items()}
+    return split.order[:num_classes], scored, affinity
 
 
 def write_predictions(
@@ -172,13 +172,12 @@ def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, t
 
 
 def write_affinity(
-    paths: Paths, checkpoint: str, split: Split, known: NDArray[np.int64], affinity: ClassAffinity
+    paths: Paths, checkpoint: str, split: Split, known: NDArray[np.int64], affinity: dict[str, NDArray[Any]]
 ) -> list[Path]:
     """Write how alike the classes are; return the files."""
     file = paths.affinity(checkpoint)
-    fields = (affinity.nearest, affinity.similarity, affinity.effective)
-    table = neighbours(*(tensor.cpu().numpy() for tensor in fields), known, class_table(paths, split))
-    save_affinity(file, table, affinity.cosine.cpu().numpy(), known)
+    fields = (affinity[key] for key in ("nearest", "similarity", "effective"))
+    save_affinity(file, neighbours(*fields, known, class_table(paths, split)), affinity["cosine"], known)
     return [file, file.with_suffix(".npz")]
 
 

@@ -143,19 +143,19 @@ def test_what_is_derived_from_the_statistic_follows_every_change(preset: str) ->
 
 
 def test_affinity_names_the_classes_that_give() -> None:
-    assert part().class_affinity() is None, "nothing seen yet"
+    assert part().class_affinity() == {}, "nothing seen yet"
     crat, head = part(source=">=100", target="rc", exclude_unseen=True), BoxHead()
     run(crat, head, [0, 0, 1, 2, 5, K])
     found = crat.class_affinity()
     rows = F.normalize(crat.box_bank.energy.flatten(1), dim=1)
-    torch.testing.assert_close(found.cosine, rows @ rows.T)
-    assert not found.cosine[[3, 4]].any() and found.nearest.shape == found.similarity.shape == (K, 3)
-    assert set(found.nearest[5].tolist()) == {0, 1, 2} and found.nearest[0, 2] == -1
-    torch.testing.assert_close(found.similarity[5], found.cosine[5, found.nearest[5]])
+    torch.testing.assert_close(found["cosine"], rows @ rows.T)
+    assert not found["cosine"][[3, 4]].any() and found["nearest"].shape == found["similarity"].shape == (K, 3)
+    assert set(found["nearest"][5].tolist()) == {0, 1, 2} and found["nearest"][0, 2] == -1
+    torch.testing.assert_close(found["similarity"][5], found["cosine"][5, found["nearest"][5]])
     # Receivers are the seen classes among labels 2 to 5.
-    weights = (found.cosine[0, [2, 5]] / crat.temperature).softmax(0)
-    torch.testing.assert_close(found.effective[0], torch.special.entr(weights).sum().exp())
-    assert found.effective[5] == 1
+    weights = (found["cosine"][0, [2, 5]] / crat.temperature).softmax(0)
+    torch.testing.assert_close(found["effective"][0], torch.special.entr(weights).sum().exp())
+    assert found["effective"][5] == 1
 
 
 def test_options_override_the_preset() -> None:
