@@ -71,8 +71,13 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
 
 
 def stage_digest(exp: Experiment, stage: str, key: str | int | None = None) -> str:
-    """SHA-256 of :func:`stage_slice`, 16 hexadecimal digits."""
-    text = json.dumps(stage_slice(exp, stage, key), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Digest of :func:`stage_slice`."""
+    return slice_digest(stage_slice(exp, stage, key))
+
+
+def slice_digest(part: Mapping[str, Any]) -> str:
+    """SHA-256 of what :func:`stage_slice` returned, 16 hexadecimal digits."""
+    text = json.dumps(part, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

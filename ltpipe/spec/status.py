@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.spec.progress import describe, failure, holder, rate, submitted_jobs
+from ltpipe.spec.records import changes, read_json
+
+# Changes that are told of one stage.
+REASONS = 6
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class StageStatus:
     Attributes:
         label: Stage and key, e.g. ``lst phase2``.
         state: ``done``, ``running``, ``failed``, ``stopped`` (resume state is left), ``stale`` or ``waiting``.
-        reason: Why it is not done, where it runs and how fast, or the error; the time it took when it is done.
+        reason: Where it runs and how fast, the error, or which settings and inputs have changed; the time it took when
+            it is done.
     """
 
     label: str
@@ -55,17 +58,19 @@ def needs_features(exp: Experiment) -> bool:
 def status(exp: Experiment, paths: Paths) -> list[StageStatus]:
     """State of every stage; a stage is stale when its part of the experiment or an input has changed."""
     found = []
-    changed: set[str] = set()
+    unfinished: set[str] = set()
     jobs = submitted_jobs()
     for stage, key in stage_keys(exp):
         suffix = "" if key is None else f" phase{key}" if isinstance(key, int) else f" {key}"
         record = paths.record(stage, key)
         state, reason = _unfinished(paths, stage, key, jobs)
-        if state != "running" and record.is_file():
-            reason = _stale(exp, stage, key, json.loads(record.read_text(encoding="utf-8")), changed)
-            state = "done" if reason.startswith("took") else "stale"
+        content = read_json(record)
+        if state != "running" and content is not None:
+            reasons = _stale(exp, paths, stage, key, content, unfinished)
+            state = "stale" if reasons else "done"
+            reason = "\n".join(reasons) or f"took {content['seconds']} s"
         if state != "done":
-            changed.add(str(record.parent))
+            unfinished.add(str(record.parent))
         found.append(StageStatus(stage + suffix, state, reason))
     return found
 
@@ -87,34 +92,21 @@ def _unfinished(paths: Paths, stage: str, key: str | int | None, jobs: dict[str,
     return "waiting", f"no {record}"
 
 
-def _stale(exp: Experiment, stage: str, key: str | int | None, record: dict[str, object], changed: set[str]) -> str:
-    """Why a finished stage would run again; ``took ...`` when it would not."""
-    if record["digest"] != stage_digest(exp, stage, key):
-        return "its part of the experiment has changed"
-    inputs = record["inputs"]
+def _stale(
+    exp: Experiment, paths: Paths, stage: str, key: str | int | None, record: dict[str, object], unfinished: set[str]
+) -> list[str]:
+    """Why a finished stage would run again; empty when it would not."""
+    reasons = changes(exp, paths, stage, key)
+    inputs = record.get("inputs")
     assert isinstance(inputs, dict)
-    for name in inputs:
-        path = Path(name)
-        if not path.exists():
-            return f"its input {path} is gone"
-        if _remade(path, inputs[name]):
-            return f"its input {path} was made again"
-        maker = next((folder for folder in changed if path.is_relative_to(folder)), None)
-        if maker is not None:
-            return f"{maker} is not up to date"
-    return f"took {record['seconds']} s"
-
-
-def _remade(path: Path, checksum: str) -> bool:
-    """Whether the record beside an input has another checksum for it than the one it was read with."""
-    record = path.parent / "stage.json"
-    if not record.is_file():
-        return False
-    return bool(json.loads(record.read_text(encoding="utf-8"))["outputs"].get(path.name, checksum) != checksum)
+    reasons += sorted(
+        {f"{maker} is not up to date" for maker in unfinished for name in inputs if Path(name).is_relative_to(maker)}
+    )
+    return reasons if len(reasons) <= REASONS else [*reasons[: REASONS - 1], f"and {len(reasons) - REASONS + 1} more"]
 
 
 def print_status(exp: Experiment, paths: Paths) -> None:
-    """Print one line per stage, and more below it for an error."""
+    """Print one line per stage, and more below it for an error or several changes."""
     rows = status(exp, paths)
     width = max(len(row.label) for row in rows)
     indent = "\n" + " " * (width + 12)

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.errors import UserError, from_worker
-from ltpipe.files import discard, sha256_file, write_json
+from ltpipe.files import discard, move, sha256_file, write_json
 from ltpipe.spec.catalogue import extra_images
+from ltpipe.spec.digest import slice_digest
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import STAGES, Paths
+from ltpipe.spec.records import RECORD, read_json, recorded_checksum
 from ltpipe.stages._lock import exclusive
 
-RECORD = "stage.json"
 PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "hotcoco")
 DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENOLCK".split()}
 
@@ -53,21 +54,21 @@ def stage_run(
     folder: Path,
     *,
     experiment: str,
-    digest: str,
+    settings: Mapping[str, Any],
     seed: int,
     inputs: Mapping[str, Path],
     parallel: bool = False,
 ) -> Iterator[StageRun]:
     """Run a stage: check its inputs, keep its resume state, write ``stage.json`` last.
 
-    The resume state is kept under a key made of the digest and the inputs' checksums; it is removed when the key
-    changes and when the stage completes, so a repeated run starts afresh while a killed one continues.
+    The resume state is kept under a key made of the settings' digest and the inputs' checksums; it is removed when the
+    key changes and when the stage completes, so a repeated run starts afresh while a killed one continues.
 
     Args:
         stage: Name of the stage.
         folder: Folder of the stage's results.
         experiment: Name of the experiment (or of the data set).
-        digest: Digest of the part of the experiment that the stage reads.
+        settings: The part of the experiment that the stage reads.
         seed: Seed of the run.
         inputs: Input files by the stage that makes them, or by the experiment's key that names them (a repeated one may
             carry a suffix after ``:``).
@@ -84,7 +85,7 @@ def stage_run(
         if rank > 0:
             yield StageRun(folder, folder / "work")
             return
-        checksums = _check_inputs(stage, experiment, inputs)
+        checksums, digest = _check_inputs(stage, experiment, inputs), slice_digest(settings)
         started, clock = datetime.now(UTC), time.monotonic()
         with exclusive(folder, stage):
             run = StageRun(folder, folder / "work")
@@ -96,6 +97,7 @@ def stage_run(
                 "label": stage if folder.name == stage else f"{stage} {folder.name}",
                 "experiment": experiment,
                 "digest": digest,
+                "settings": settings,
                 "seed": seed,
                 "inputs": checksums,
                 "outputs": {str(path.relative_to(folder)): sha256_file(path) for path in run.outputs},
@@ -114,11 +116,10 @@ def stage_run(
 def _keep_history(run: StageRun) -> list[Path]:
     """Move what hooks wrote to ``work/history`` beside the results, in place of an earlier run's; return its files."""
     kept, made = run.folder / "history", run.work / "history"
-    if kept.is_dir():
-        shutil.rmtree(kept)
     if not made.is_dir():
+        discard(kept)
         return []
-    made.replace(kept)
+    move(made, kept)
     return sorted(file for file in kept.rglob("*") if file.is_file())
 
 
@@ -179,7 +180,7 @@ def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> di
                 else f"check {name} of the experiment",
             )
         checksums[str(path)] = found = sha256_file(path)
-        if _recorded(path) not in (None, found):
+        if recorded_checksum(path) not in (None, found):
             raise UserError(
                 f"damaged input of stage {stage}",
                 where=path,
@@ -189,27 +190,10 @@ def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> di
     return checksums
 
 
-def _recorded(path: Path) -> str | None:
-    """Return the checksum that the stage which made a file recorded, or None."""
-    for folder in (path.parent, path.parent.parent):
-        outputs = (_read_json(folder / RECORD) or {}).get("outputs", {})
-        if str(path.relative_to(folder)) in outputs:
-            return str(outputs[str(path.relative_to(folder))])
-    return None
-
-
-def _read_json(path: Path) -> Any:
-    """Return the content of a JSON file, None if there is no such file or it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _prepare(run: StageRun, key: dict[str, Any]) -> None:
     """Drop the record of an earlier run, and the resume state unless it belongs to the same run."""
     record, key_file = run.folder / RECORD, run.work / "run_key.json"
-    if record.is_file() or _read_json(key_file) != key:
+    if record.is_file() or read_json(key_file) != key:
         discard(run.work)
         run.work.mkdir()
         write_json(key_file, key)

@@ -18,7 +18,7 @@ from ltpipe.engine.second_stage import check_fixed_layers, with_trained_layers, 
 from ltpipe.engine.train import fitting_weights, read_checkpoint, train, write_checkpoint
 from ltpipe.methods.lst_expand import trim_heads
 from ltpipe.registry import MODELS
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import held_out_input, stage_run
@@ -34,7 +34,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             "base",
             paths.folder("base"),
             experiment=exp.name,
-            digest=stage_digest(exp, "base"),
+            settings=stage_slice(exp, "base"),
             seed=exp.seed,
             inputs=inputs,
             parallel=True,

@@ -18,7 +18,7 @@ from ltpipe.engine.train import read_checkpoint, write_checkpoint
 from ltpipe.files import atomic_path
 from ltpipe.methods.base import Calibrator, read_features
 from ltpipe.registry import MODELS
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import stage_run
@@ -44,7 +44,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         "calibrate",
         paths.folder("calibrate", name),
         experiment=exp.name,
-        digest=stage_digest(exp, "calibrate", name),
+        settings=stage_slice(exp, "calibrate", name),
         seed=seed,
         inputs=inputs,
     ) as stage:

@@ -16,7 +16,7 @@ from ltpipe.engine.predict import build_dataset, load_model
 from ltpipe.files import sha256_file
 from ltpipe.methods.lst_distill import teacher_rows
 from ltpipe.methods.lst_teacher import ImageRows, TeacherLogits
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import stage_run
@@ -30,7 +30,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         "distill",
         paths.folder("distill", phase),
         experiment=exp.name,
-        digest=stage_digest(exp, "distill", phase),
+        settings=stage_slice(exp, "distill", phase),
         seed=exp.seed,
         inputs={
             "index": paths.store("train") / "info.json",

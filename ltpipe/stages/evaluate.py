@@ -25,7 +25,7 @@ from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.sweep import sweep_rows, write_sweep
 from ltpipe.evaluation.writer import PredictionWriter
 from ltpipe.files import atomic_path, discard, write_json
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import stage_run
@@ -44,7 +44,7 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
         "evaluate",
         paths.folder("evaluate", checkpoint),
         experiment=exp.name,
-        digest=stage_digest(exp, "evaluate", checkpoint),
+        settings=stage_slice(exp, "evaluate", checkpoint),
         seed=exp.seed,
         inputs=inputs,
     ) as stage:

@@ -13,7 +13,7 @@ from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, w
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.predict import build_dataset, load_model
 from ltpipe.files import discard
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import stage_run
@@ -29,7 +29,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         "features",
         paths.folder("features"),
         experiment=exp.name,
-        digest=stage_digest(exp, "features"),
+        settings=stage_slice(exp, "features"),
         seed=spec.seed,
         inputs={
             "index": paths.store("train") / "info.json",

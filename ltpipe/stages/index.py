@@ -11,7 +11,7 @@ from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path, move
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import stage_run
@@ -25,7 +25,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         "index",
         paths.dataset,
         experiment=exp.name,
-        digest=stage_digest(exp, "index"),
+        settings=stage_slice(exp, "index"),
         seed=0,
         inputs=dict(zip(makers, (data.train.annotations, data.val.annotations), strict=True)),
     ) as stage:

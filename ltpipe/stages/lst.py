@@ -16,7 +16,7 @@ from ltpipe.engine.processes import process_group
 from ltpipe.engine.train import train
 from ltpipe.files import sha256_file
 from ltpipe.methods.lst_freeze import freezing_options
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.spec.training import Lst
@@ -46,7 +46,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             "lst",
             paths.folder("lst", phase),
             experiment=exp.name,
-            digest=stage_digest(exp, "lst", phase),
+            settings=stage_slice(exp, "lst", phase),
             seed=seed,
             inputs=inputs,
             parallel=True,

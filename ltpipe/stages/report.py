@@ -12,7 +12,7 @@ from ltpipe.data.split import Split
 from ltpipe.evaluation.affinity import load_affinity
 from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.spec.base import Choice
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.load import load_experiment
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -40,7 +40,12 @@ def run(exp: Experiment, paths: Paths) -> None:
     )
     inputs |= {f"evaluate:{name}/{checkpoint}/{file.stem}": file for name, checkpoint, file in (*swept, *alike)}
     with stage_run(
-        "report", paths.folder("report"), experiment=exp.name, digest=stage_digest(exp, "report"), seed=0, inputs=inputs
+        "report",
+        paths.folder("report"),
+        experiment=exp.name,
+        settings=stage_slice(exp, "report"),
+        seed=0,
+        inputs=inputs,
     ) as stage:
         stage.outputs += build_report(
             paths.folder("report"),

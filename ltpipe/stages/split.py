@@ -14,7 +14,7 @@ from ltpipe.data.replay import build_replay
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.spec.catalogue import extra_images
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import held_out_input, stage_run
@@ -41,7 +41,7 @@ def write_split(exp: Experiment, paths: Paths) -> None:
         "split",
         paths.folder("split"),
         experiment=exp.name,
-        digest=stage_digest(exp, "split"),
+        settings=stage_slice(exp, "split"),
         seed=0,
         inputs={"index": paths.store("train") / "info.json", "index:statistics": paths.statistics("train")},
     ) as stage:
@@ -72,7 +72,7 @@ def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
         "split",
         paths.folder("split", phase),
         experiment=exp.name,
-        digest=stage_digest(exp, "split", phase),
+        settings=stage_slice(exp, "split", phase),
         seed=lst.replay.seed,
         inputs={"index": paths.store("train") / "info.json", "split": paths.split, **held_out_input(exp, paths)},
     ) as stage:

@@ -9,7 +9,7 @@ import yaml
 from ltpipe import __version__
 from ltpipe.files import atomic_path, sha256_file
 from ltpipe.spec.checks import check_experiment
-from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.load import list_experiments
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -22,7 +22,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         "validate",
         paths.folder("validate"),
         experiment=exp.name,
-        digest=stage_digest(exp, "validate"),
+        settings=stage_slice(exp, "validate"),
         seed=exp.seed,
         inputs={},
     ) as stage:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from small_project import Load
 
-from ltpipe.spec.digest import stage_digest
+from ltpipe.files import sha256_file
+from ltpipe.spec.digest import slice_digest, stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.spec.status import stage_keys, status
@@ -41,7 +43,8 @@ def finish(exp: Experiment, paths: Paths) -> None:
         for name in ("model.pth", "split.json"):
             (record.parent / name).touch()
         content = {
-            "digest": stage_digest(exp, stage, key),
+            "digest": slice_digest(stage_slice(exp, stage, key)),
+            "settings": stage_slice(exp, stage, key),
             "inputs": {str(path): "1" for path in inputs.get(stage, [])},
             "outputs": {"model.pth": "1", "split.json": "1"},
             "seconds": 3,
@@ -87,6 +90,78 @@ def test_a_remade_input_makes_what_follows_stale(load: Load) -> None:
     paths.record("base").write_text(json.dumps(record))
     found = states(exp, paths)
     assert found["base"] == "done" and found["lst phase1"] == "stale" and found["features"] == "done"
+
+
+def reasons(exp: Experiment) -> dict[str, str]:
+    """What is told of the stages that are stale."""
+    return {row.label: row.reason for row in status(exp, Paths("out", exp)) if row.state == "stale"}
+
+
+def test_stale_stages_name_the_settings_that_changed(load: Load) -> None:
+    finish(load(), Paths("out", load()))
+    edits = [("{epochs: 2}", "{epochs: 3}"), ("type: cosine", "type: cosine, scale: 9")]
+    edits += [("{iterations: 20}", "{iterations: 20, lr: 0.5}"), ("step: 3", "step: 2")]
+    exp = load(*(text for edit in edits for text in edit))
+    found = reasons(exp)
+    assert found["base"].splitlines() == [
+        "model.classifier.scale: 10.0 -> 9.0",
+        "split.step: 3 -> 2",
+        "base.schedule.epochs: 2.0 -> 3.0",
+        "out/small/split is not up to date",
+    ]
+    assert found["calibrate head"] == "calibrate.head.schedule.lr: 0.01 -> 0.5"
+    assert found["split"] == "split.step: 3 -> 2"
+    assert found["lst phase1"] == "out/small/base is not up to date"
+
+
+def test_a_phase_names_its_own_iterations(load: Load) -> None:
+    phases = "{iterations: 10}\n  iterations_per_phase: [%d, %d]"
+    finish(load("{iterations: 10}", phases % (5, 6)), Paths("out", load()))
+    found = reasons(load("{iterations: 10}", phases % (5, 7)))
+    assert found["lst phase2"].startswith("lst.iterations_per_phase.2: 6 -> 7")
+    assert "lst phase1" not in found
+
+
+def test_stale_stages_name_the_detector_file(load: Load) -> None:
+    finish(load(), Paths("out", load()))
+    Path("detector.py").write_text(Path("detector.py").read_text() + "# another\n")
+    assert reasons(load())["base"].splitlines() == ["the text of detector.py has changed"]
+
+
+def test_many_changes_are_counted(load: Load) -> None:
+    finish(load(), Paths("out", load()))
+    schedule = "{epochs: 3, lr: 0.5, batch_size: 4, momentum: 0.1, weight_decay: 0.1, warmup_iterations: 3, gamma: 0.3}"
+    lines = reasons(load("{epochs: 2}", schedule))["base"].splitlines()
+    assert len(lines) == 6 and lines[-1] == "and 2 more"
+
+
+def test_files_that_no_stage_made_are_compared_when_they_are_younger(load: Load) -> None:
+    exp = load()
+    paths, data = Paths("out", exp), Path("data/val.json")
+    finish(exp, paths)
+    record = json.loads(paths.record("index").read_text())
+    paths.record("index").write_text(json.dumps(record | {"inputs": {str(data): sha256_file(data)}}))
+    os.utime(data, (2e9, 2e9))
+    assert "index" not in reasons(exp), "touched only"
+    data.write_text(data.read_text() + "\n")
+    os.utime(data, (1e9, 1e9))
+    assert "index" not in reasons(exp), "as Snakemake has it"
+    os.utime(data, (2e9, 2e9))
+    assert reasons(exp)["index"] == f"its input {data} has changed"
+    data.unlink()
+    assert reasons(exp)["index"] == f"its input {data} is gone"
+
+
+def test_records_without_settings_and_damaged_ones(load: Load) -> None:
+    paths = Paths("out", load())
+    finish(load(), paths)
+    record = json.loads(paths.record("base").read_text())
+    del record["settings"]
+    paths.record("base").write_text(json.dumps(record))
+    paths.record("split").write_text("{cut off")
+    exp = load("{epochs: 2}", "{epochs: 3}")
+    assert reasons(exp)["base"].startswith("its part of the experiment has changed")
+    assert states(exp, paths)["split"] == "waiting"
 
 
 def test_a_stopped_stage_says_so(load: Load) -> None:
