@@ -44,7 +44,7 @@ _KEYS = {
     "calibrate": ("--name", "name", str, "name of the calibrator in the experiment"),
     "evaluate": ("--checkpoint", "checkpoint", str, "base, phase1 .., or a calibrator's name"),
 }
-_RESUMING = ("base", "lst", "features", "calibrate")
+_RESUMING = ("base", "distill", "lst", "features", "calibrate", "evaluate")
 _PARALLEL = ("base", "lst")
 _WITHOUT_TORCH = ("validate", "index", "split", "report")
 

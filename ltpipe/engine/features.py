@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ltpipe.engine import shards
+from ltpipe.engine.shards import in_shards
 from ltpipe.engine.train import BROKEN_FILE
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path, move
 from ltpipe.methods.base import Level, shared_layers, stored_features
-
-SAVE_EVERY = 200
 
 
 @dataclass(frozen=True)
@@ -119,33 +119,35 @@ def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], w
         units: (store row, flip).
         work: Folder for the state of a killed run.
     """
-    state = work / "boxes.npz"
-    parts: list[list[NDArray[Any]]] = [[], [], []]
-    sizes: list[list[int]] = [[], []]
-    with suppress(*BROKEN_FILE), np.load(state) as saved:
-        kept = [[saved["gt_boxes"]], [saved["gt_labels"]], [saved["proposals"]]]
-        parts, sizes = kept, [saved["gt_sizes"].tolist(), saved["sizes"].tolist()]
-    for done in tqdm(range(len(sizes[0]), len(units)), desc="proposals", unit="image", mininterval=5):
-        gt_boxes, gt_labels, proposals = detector.proposals(*units[done])
-        for part, value in zip(parts, (gt_boxes, gt_labels, proposals), strict=True):
-            part.append(value)
-        sizes[0].append(len(gt_boxes))
-        sizes[1].append(len(proposals))
-        if (done + 1) % SAVE_EVERY == 0 or done + 1 == len(units):
-            joined = [np.concatenate(part) for part in parts]
-            parts = [[value] for value in joined]
-            with atomic_path(state) as temporary:
-                np.savez(
-                    temporary,
-                    gt_boxes=joined[0].astype(np.float32),
-                    gt_labels=joined[1].astype(np.int64),
-                    proposals=joined[2].astype(np.float32),
-                    gt_sizes=sizes[0],
-                    sizes=sizes[1],
-                )
-    with np.load(state) as saved:
-        pointers = [np.concatenate([[0], np.cumsum(saved[key])]) for key in ("gt_sizes", "sizes")]
-        return UnitBoxes(pointers[0], saved["gt_boxes"], saved["gt_labels"], pointers[1], saved["proposals"])
+
+    def boxes_from(first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        rest = units[first:]
+        for unit in tqdm(rest, desc="proposals", unit="image", initial=first, total=len(units), mininterval=5):
+            yield detector.proposals(*unit)
+
+    (files,) = in_shards(work, ["boxes.npz"], len(units), boxes_from, _write_boxes)
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for file in files:
+        with np.load(file) as saved:
+            for name in saved.files:
+                parts.setdefault(name, []).append(saved[name])
+    joined = {name: np.concatenate(part) for name, part in parts.items()}
+    gt_ptr, ptr = (np.concatenate([[0], np.cumsum(joined[name])]) for name in ("gt_sizes", "sizes"))
+    return UnitBoxes(gt_ptr, joined["gt_boxes"], joined["gt_labels"], ptr, joined["proposals"])
+
+
+def _write_boxes(files: list[Path], found: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]) -> None:
+    """Write ground-truth boxes, labels and proposals of a shard of units."""
+    gt_boxes, gt_labels, proposals = zip(*found, strict=True)
+    with atomic_path(files[0]) as temporary:
+        np.savez(
+            temporary,
+            gt_boxes=np.concatenate(gt_boxes).astype(np.float32),
+            gt_labels=np.concatenate(gt_labels).astype(np.int64),
+            proposals=np.concatenate(proposals).astype(np.float32),
+            gt_sizes=np.array([len(one) for one in gt_boxes]),
+            sizes=np.array([len(one) for one in proposals]),
+        )
 
 
 def write_features(
@@ -179,7 +181,7 @@ def write_features(
     for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
         if len(boxes[unit]):
             array[starts[unit] : starts[unit + 1]] = detector.pool(*units[unit], boxes[unit], level).cpu().numpy()
-        if (unit + 1) % SAVE_EVERY == 0 or unit + 1 == len(units):
+        if (unit + 1) % shards.SIZE == 0 or unit + 1 == len(units):
             array.flush()
             with atomic_path(marker) as temporary:
                 temporary.write_text(str(unit + 1))

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ltpipe.engine.config import loader_workers, read_config
@@ -58,26 +58,31 @@ def build_dataset(config: dict[str, Any]) -> Dataset[Any]:
 
 
 @torch.no_grad()
-def detections(model: nn.Module, dataset: Dataset[Any], batch_size: int = 1) -> Iterator[dict[str, Any]]:
+def detections(
+    model: nn.Module, dataset: Dataset[Any], batch_size: int = 1, first: int = 0
+) -> Iterator[dict[str, Any]]:
     """Yield the detections of every image in dataset order.
 
     Args:
         model: Detector in evaluation mode.
         dataset: Test dataset.
         batch_size: Images per forward pass.
+        first: Image to start with.
 
     Yields:
         ``image_id`` int, ``labels`` ``(D,)`` int64, ``scores`` ``(D,)`` float32, ``bboxes`` ``(D, 4)`` float32 xyxy in
         pixels of the original image, ``masks`` list of ``D`` compressed RLE dicts, or None without a mask head,
         ``size`` (height, width) of the original image.
     """
-    for batch in _batches(dataset, batch_size):
+    for batch in _batches(dataset, batch_size, first):
         for sample in model.test_step(batch):
             yield _image(sample, sample.pred_instances)
 
 
 @torch.no_grad()
-def rescored_detections(model: nn.Module, dataset: Dataset[Any], rescore: Rescore) -> Iterator[list[dict[str, Any]]]:
+def rescored_detections(
+    model: nn.Module, dataset: Dataset[Any], rescore: Rescore, first: int = 0
+) -> Iterator[list[dict[str, Any]]]:
     """Yield the detections of every image for each set of scores, from one run of the detector.
 
     Only what follows the scores is repeated: choosing boxes and, for these boxes, masks.
@@ -86,11 +91,12 @@ def rescored_detections(model: nn.Module, dataset: Dataset[Any], rescore: Rescor
         model: Detector in evaluation mode, with :class:`~ltpipe.engine.heads.LTRoIHead`.
         dataset: Test dataset.
         rescore: Makes sets of final scores from those of the box head.
+        first: Image to start with.
 
     Yields:
         One dict as of :func:`detections` per set of scores.
     """
-    for batch in _batches(dataset, 1):
+    for batch in _batches(dataset, 1, first):
         data = model.data_preprocessor(batch, False)
         samples = data["data_samples"]
         maps = model.extract_feat(data["inputs"])
@@ -99,9 +105,11 @@ def rescored_detections(model: nn.Module, dataset: Dataset[Any], rescore: Rescor
         yield [_image(samples[0], results[0]) for results in sets]
 
 
-def _batches(dataset: Dataset[Any], batch_size: int) -> Iterable[Any]:
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate)
-    return tqdm(loader, desc="detect", unit="batch", mininterval=5)
+def _batches(dataset: Any, batch_size: int, first: int) -> Iterable[Any]:
+    rest = Subset(dataset, range(first, len(dataset)))
+    loader = DataLoader(rest, batch_size=batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate)
+    done = first // batch_size
+    return tqdm(loader, desc="detect", unit="batch", initial=done, total=done + len(loader), mininterval=5)
 
 
 def _image(sample: Any, found: Any) -> dict[str, Any]:

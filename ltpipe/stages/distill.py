@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from tqdm import tqdm
@@ -13,7 +15,8 @@ from ltpipe.engine.config import read_detector
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.predict import build_dataset, load_model
-from ltpipe.files import sha256_file
+from ltpipe.engine.shards import in_shards
+from ltpipe.files import atomic_path, sha256_file
 from ltpipe.methods.lst_distill import teacher_rows
 from ltpipe.methods.lst_teacher import ImageRows, TeacherLogits
 from ltpipe.spec.digest import stage_slice
@@ -50,16 +53,45 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             "split": split.digest,
             "pipeline": repr(Config(dict(p=data["pipeline"])).p),
         }
-        passes = [list(_rows(detector, num_old, flip)) for flip in (False, True)]
+        passes = _passes(detector, num_old, stage.work)
         TeacherLogits.collect(passes, num_old, metadata, dtype="float32").save(paths.teacher(phase))
         stage.outputs.append(paths.teacher(phase))
 
 
+def _passes(detector: FrozenDetector, num_old: int, work: Path) -> list[list[ImageRows]]:
+    """Return the teacher rows of every image with an object of a new class: as they are, then flipped."""
+    images = detector.dataset.view.new_images.tolist()
+    units = [(row, flip) for flip in (False, True) for row in images]
+
+    def rows_from(first: int) -> Iterator[ImageRows]:
+        rest = units[first:]
+        for row, flip in tqdm(rest, desc="teacher", unit="image", initial=first, total=len(units), mininterval=5):
+            yield _rows(detector, num_old, row, flip)
+
+    (files,) = in_shards(work, ["rows.npz"], len(units), rows_from, _write)
+    rows = [row for file in files for row in _read(file)]
+    return [rows[: len(images)], rows[len(images) :]]
+
+
 @torch.no_grad()
-def _rows(detector: FrozenDetector, num_old: int, flip: bool) -> Iterator[ImageRows]:
-    """Yield the teacher rows of every image with an object of a new class."""
-    images = detector.dataset.view.new_images
-    for row in tqdm(images.tolist(), desc=f"teacher, {'flipped' if flip else 'plain'}", unit="image", mininterval=5):
-        batch = detector.sample(row, flip)
-        feats = detector.model.extract_feat(batch["inputs"])
-        yield from teacher_rows(detector.model.roi_head, feats, batch["data_samples"], num_old)
+def _rows(detector: FrozenDetector, num_old: int, row: int, flip: bool) -> ImageRows:
+    batch = detector.sample(row, flip)
+    feats = detector.model.extract_feat(batch["inputs"])
+    (found,) = teacher_rows(detector.model.roi_head, feats, batch["data_samples"], num_old)
+    return found
+
+
+def _write(files: list[Path], rows: list[ImageRows]) -> None:
+    """Write the rows of a shard of images."""
+    image_id, *columns = zip(*rows, strict=True)
+    ann_id, label, similar = (np.concatenate(column) for column in columns)
+    sizes = [len(row[1]) for row in rows]
+    with atomic_path(files[0]) as temporary:
+        np.savez(temporary, image_id=image_id, sizes=sizes, ann_id=ann_id, label=label, similar=similar)
+
+
+def _read(file: Path) -> Iterator[ImageRows]:
+    with np.load(file) as saved:
+        ends = np.cumsum(saved["sizes"])[:-1]
+        columns = [np.split(saved[name], ends) for name in ("ann_id", "label", "similar")]
+        yield from zip(saved["image_id"].tolist(), *columns, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,25 @@ from numpy.typing import NDArray
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.config import read_config
+from ltpipe.engine.heads import Rescore
 from ltpipe.engine.inputs import test_config
 from ltpipe.engine.oracle import OracleLabels
 from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
+from ltpipe.engine.shards import in_shards
 from ltpipe.evaluation.affinity import neighbours, save_affinity
 from ltpipe.evaluation.engine import Tensors, evaluate, save_tensors
 from ltpipe.evaluation.metrics import per_class_table, summarize
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.sweep import sweep_rows, write_sweep
-from ltpipe.evaluation.writer import PredictionWriter
+from ltpipe.evaluation.writer import PredictionWriter, merge_predictions
 from ltpipe.files import atomic_path, discard, write_json
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import stage_run
+
+# Of one image, for each set of scores.
+Detections = list[dict[str, Any]]
 
 
 def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
@@ -95,31 +101,39 @@ def predict(
     limits.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
     model: Any = load_model(config.model, paths.model(checkpoint))
     num_classes = config.train_dataloader.dataset.num_classes
-    dataset = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
-    images: Iterable[list[dict[str, Any]]] = ([image] for image in detections(model, dataset))
+    dataset: Any = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
     scored = [Scored((), None, paths.predictions(checkpoint))]
+    rescore: Rescore | None = None
     if exp.evaluate.oracle_labels:
-        images = rescored_detections(model, dataset, OracleLabels(dataset))
+        rescore = OracleLabels(dataset)
     elif (exp.evaluate.modes or exp.evaluate.thresholds) and hasattr(model.roi_head.calibrator, "choices"):
         fusion = model.roi_head.calibrator
         choices = fusion.choices(exp.evaluate.modes, exp.evaluate.thresholds)
         files = [paths.predictions(checkpoint), *(work / f"choice{i}.arrow" for i in range(1, len(choices)))]
         scored = [Scored(c.names, c.from_calibrated(), f) for c, f in zip(choices, files, strict=True)]
-        images = rescored_detections(
-            model, dataset, lambda found: fusion.fuse_choices(found.bbox_feats, found.scores, choices)
-        )
-    write_predictions(images, scored, split, masks=set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask)
+
+        def rescore(found: Any) -> Any:
+            return fusion.fuse_choices(found.bbox_feats, found.scores, choices)
+
+    def images(first: int) -> Iterable[Detections]:
+        if rescore is not None:
+            return rescored_detections(model, dataset, rescore, first)
+        return ([image] for image in detections(model, dataset, first=first))
+
+    masks = set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask
+    write = partial(write_predictions, split=split, masks=masks)
+    names = [f"set{i}.arrow" for i in range(len(scored))]
+    for one, shards in zip(scored, in_shards(work, names, len(dataset), images, write), strict=True):
+        merge_predictions(shards, one.predictions)
     found = (part.class_affinity() for part in getattr(model.roi_head, "parts", ()))
     affinity = {key: value.cpu().numpy() for key, value in next(filter(None, found), {}).items()}
     return split.order[:num_classes], scored, affinity
 
 
-def write_predictions(
-    images: Iterable[list[dict[str, Any]]], scored: Sequence[Scored], split: Split, *, masks: bool
-) -> None:
+def write_predictions(files: Sequence[Path], images: Iterable[Detections], *, split: Split, masks: bool) -> None:
     """Write the detections of every image, one file per set of scores."""
     with ExitStack() as stack:
-        writers = [stack.enter_context(PredictionWriter(one.predictions, masks=masks)) for one in scored]
+        writers = [stack.enter_context(PredictionWriter(file, masks=masks)) for file in files]
         for found in images:
             for writer, image in zip(writers, found, strict=True):
                 boxes = image["bboxes"]

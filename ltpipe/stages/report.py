@@ -16,8 +16,9 @@ from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.load import load_experiment
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
+from ltpipe.spec.records import RECORD
 from ltpipe.spec.training import Schedule
-from ltpipe.stages._run import RECORD, stage_run
+from ltpipe.stages._run import stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:

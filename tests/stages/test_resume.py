@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,13 @@ from tiny_project import (
     kill_here,
     run_stages,
 )
+from trainings import cut_short, iterations_of
 
-from ltpipe.engine import features
+from ltpipe.engine import shards
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.engine.head_training import _step, train_head
-from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.errors import UserError
 from ltpipe.files import ATTEMPT
-from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._lock import exclusive
 
@@ -39,38 +39,6 @@ TRAININGS = [("base", None), ("lst", 2)]
 def fail() -> None:
     """An error of the training itself."""
     raise ArithmeticError("a defect")
-
-
-def cut_short(exp: Experiment, paths: Paths, stage: str, key: int | None, at: int, end: Callable[[], None]) -> int:
-    """Run a training in a process of its own that ends before an iteration; return how it ended."""
-
-    def work() -> None:
-        seed = StepSeedHook.before_train_iter
-
-        def before(self, runner, *rest, **more):
-            if runner.iter == at:
-                end()
-            seed(self, runner, *rest, **more)
-
-        StepSeedHook.before_train_iter = before
-        run_stages(exp, paths.results, stage if key is None else (stage, key))
-
-    return ended(in_child(work))
-
-
-def iterations_of(exp: Experiment, paths: Paths, stage: str, key: int | None = None) -> list[int]:
-    """Run a training here; return the iterations it did."""
-    done: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        seed = StepSeedHook.before_train_iter
-
-        def before(self, runner, *rest, **more):
-            done.append(runner.iter)
-            seed(self, runner, *rest, **more)
-
-        patch.setattr(StepSeedHook, "before_train_iter", before)
-        run_stages(exp, paths.results, stage if key is None else (stage, key))
-    return done
 
 
 def model_of(paths: Paths, stage: str, key: int | None) -> Path:
@@ -243,7 +211,7 @@ def test_features_cut_short_continue_to_the_same_bytes(chain: Chain, tmp_path: P
         """Run the stage, ending it before a unit; return the units it worked on."""
         done: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(features, "SAVE_EVERY", 2)
+            patch.setattr(shards, "SIZE", 2)
             original = getattr(FrozenDetector, during)
 
             def counted(self, *arguments):
@@ -272,9 +240,73 @@ def chain_units(chain: Chain) -> list[tuple[int, bool]]:
     return FeaturePlan.load(chain.paths.plan).units
 
 
-@pytest.mark.parametrize("damage", [None, "head.pth"])
-def test_a_calibration_cut_short_continues_to_the_same_bits(chain: Chain, tmp_path: Path, damage: str | None) -> None:
+@pytest.mark.parametrize(
+    ("stage", "unit", "damage", "again"),
+    [
+        (("distill", 1), "ltpipe.stages.distill._rows", None, slice(4, None)),
+        (("distill", 1), "ltpipe.stages.distill._rows", "00000002.rows.npz", slice(2, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.predict._image", None, slice(4, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.predict._image", "00000002.set0.arrow", slice(2, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.predict._image", "set0.arrow.shards.json", slice(0, None)),
+    ],
+)
+def test_a_pass_over_images_cut_short_continues_to_the_same_bytes(
+    chain: Chain, tmp_path: Path, stage: tuple, unit: str, damage: str | None, again: slice
+) -> None:
     runs = {name: chain.copy(tmp_path / name) for name in ("whole", "cut")}
+
+    def images(paths: Paths, end_at: int | None) -> list[int]:
+        """Run the stage, ending it at an image; return the ids of the images it worked on."""
+        done: list[int] = []
+        module, name = unit.rsplit(".", 1)
+        original = getattr(import_module(module), name)
+
+        def counted(*arguments):
+            if len(done) == end_at:
+                kill_here()
+            found = original(*arguments)
+            done.append(found["image_id"] if isinstance(found, dict) else found[0])
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards, "SIZE", 2)
+            patch.setattr(unit, counted)
+            run_stages(chain.exp, paths.results, stage)
+        return done
+
+    everything = images(runs["whole"], None)
+    assert len(everything) > 5
+    assert ended(in_child(lambda: images(runs["cut"], 5))) == -9
+    if damage:
+        file = runs["cut"].work(*stage) / damage
+        os.truncate(file, file.stat().st_size * 2 // 3)
+    assert images(runs["cut"], None) == everything[again]
+    one, other = (
+        {file.name: file.read_bytes() for file in paths.folder(*stage).iterdir() if file.suffix not in (".json", "")}
+        for paths in runs.values()
+    )
+    assert one == other and len(one) == (1 if stage[0] == "distill" else 3)
+    assert not runs["cut"].work(*stage).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "damage"),
+    [
+        ({"type": "simcal", "threshold": 6}, None),
+        ({"type": "simcal", "threshold": 6}, "head.pth"),
+        ({"type": "simcal", "head": "2fc_ncm"}, None),
+        ({"type": "bags"}, None),
+        ({"type": "crt"}, None),
+        ({"type": "iif_retrain"}, None),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_a_calibration_cut_short_continues_to_the_same_bits(
+    chain: Chain, tmp_path: Path, options: dict, damage: str | None
+) -> None:
+    schedule = {"iterations": 6, "lr": 0.02, "momentum": 0.9}
+    exp = experiment(chain.folder, calibrate={"simcal": None, "head": {**options, "schedule": schedule}})
+    runs = {name: chain.copy(tmp_path / name, exp) for name in ("whole", "cut")}
 
     def calibrate(paths: Paths, end_at: int | None) -> list[int]:
         done: list[int] = []
@@ -290,16 +322,16 @@ def test_a_calibration_cut_short_continues_to_the_same_bits(chain: Chain, tmp_pa
             patch.setattr(
                 "ltpipe.stages.calibrate.train_head", lambda *a, **options: train_head(*a, **options, save_every=2)
             )
-            run_stages(chain.exp, paths.results, ("calibrate", "simcal"))
+            run_stages(exp, paths.results, ("calibrate", "head"))
         return done
 
     assert calibrate(runs["whole"], None) == [0, 1, 2, 3, 4, 5]
     assert ended(in_child(lambda: calibrate(runs["cut"], 5))) == -9
-    assert not runs["cut"].model("simcal").exists()
+    assert not runs["cut"].model("head").exists()
     if damage:
-        os.truncate(runs["cut"].work("calibrate", "simcal") / damage, 1000)
+        os.truncate(runs["cut"].work("calibrate", "head") / damage, 1000)
     assert calibrate(runs["cut"], None) == ([4, 5] if damage is None else [0, 1, 2, 3, 4, 5])
-    assert_same_state(runs["whole"].model("simcal"), runs["cut"].model("simcal"))
+    assert_same_state(runs["whole"].model("head"), runs["cut"].model("head"))
 
 
 def test_states_hold_what_a_training_needs(chain: Chain, tmp_path: Path) -> None:
