@@ -12,11 +12,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ltpipe import __version__
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.launch import first_to_fail, join
 from ltpipe.time_limit import Stopped, set_deadline
+
+if TYPE_CHECKING:
+    from ltpipe.spec.models import Experiment
+    from ltpipe.spec.paths import Paths
 
 STOPPED = 75
 STAGES = {
@@ -186,7 +191,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
 
         (watch_status if arguments.watch else print_status)(exp, paths)
         return 0
-    keys = {}
+    keys: dict[str, Any] = {}
     if verb in _KEYS:
         name = _KEYS[verb][1]
         keys[name] = getattr(arguments, name)
@@ -205,6 +210,8 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         from ltpipe.stages._run import forget
 
         forget(verb, paths.folder(verb, *keys.values()))
+    if not launched and _done_by_another(exp, paths, verb, keys):
+        return 0
     if verb in _PARALLEL:
         set_deadline(arguments.time_limit)
     if verb in _PARALLEL and not launched:
@@ -232,6 +239,21 @@ def _launch(arguments: argparse.Namespace, batch_size: int, folder: Path) -> int
             print(f"ltpipe {arguments.verb}: stopped; the next attempt continues", file=sys.stderr)
         return code
     return launch(arguments.given, processes) if processes > 1 else None
+
+
+def _done_by_another(exp: Experiment, paths: Paths, verb: str, keys: dict[str, Any]) -> bool:
+    """Wait for a process that runs the same stage (its Snakemake was killed, say); whether nothing is left to do."""
+    from ltpipe.spec.progress import wait_for_holder
+    from ltpipe.spec.records import is_current
+
+    # Without a phase `split` makes several results; phase 0 is that without a key.
+    key = next(iter(keys.values()), None) or None
+    if not wait_for_holder(paths.folder(verb, key), verb) or None in keys.values():
+        return False
+    done = is_current(exp, paths, verb, key)
+    if done:
+        print("it has ended well: nothing is left to do")
+    return done
 
 
 def _load_formatter() -> None:

@@ -72,6 +72,16 @@ def changes(exp: Experiment, paths: Paths, stage: str, key: str | int | None) ->
     return found
 
 
+def is_current(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> bool:
+    """Whether a stage is finished, with today's settings and inputs, and its results are as it wrote them."""
+    folder = paths.folder(stage, key)
+    record = read_json(folder / RECORD)
+    if record is None or changes(exp, paths, stage, key):
+        return False
+    files = {folder / name: checksum for name, checksum in record["outputs"].items()}
+    return all(file.is_file() and sha256_file(file) == checksum for file, checksum in files.items())
+
+
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], key: str | int | None = None) -> list[str]:
     """Return every setting that differs between two slices of an experiment, as ``key: old -> new``.
 

@@ -174,7 +174,7 @@ def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> di
                 f"missing input of stage {stage}",
                 where=path,
                 got="no such file",
-                fix=f"run `ltpipe {name} --experiment {experiment}` first, or let snakemake do it"
+                fix=f"run `{_command(name, experiment, path)}` first, or let snakemake do it"
                 if made
                 else f"check {name} of the experiment",
             )
@@ -184,9 +184,17 @@ def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> di
                 f"damaged input of stage {stage}",
                 where=path,
                 got=f"{path.stat().st_size} bytes that differ from those its stage wrote",
-                fix=f"run `ltpipe {name} --experiment {experiment}` again; if it is meant, remove {RECORD} there",
+                fix=f"run `{_command(name, experiment, path)}` again; if it is meant, remove {RECORD} there",
             )
     return checksums
+
+
+def _command(stage: str, experiment: str, output: Path) -> str:
+    """Return the command line that makes an output."""
+    key = output.parent.name
+    options = {"calibrate": f" --name {key}", "evaluate": f" --checkpoint {key}"}
+    phase = f" --phase {key.removeprefix('phase')}" if key.startswith("phase") else ""
+    return f"ltpipe {stage} --experiment {experiment}{options.get(stage, phase)}"
 
 
 def _prepare(run: StageRun, key: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -178,6 +179,34 @@ def test_a_stage_runs_once_at_a_time(chain: Chain, tmp_path: Path) -> None:
         os.kill(holder, 9)
         ended(holder)
     run_stages(chain.exp, paths.results, "base")
+
+
+@pytest.mark.parametrize("outcome", ["finished", "killed", "with other inputs", "damaged"])
+def test_a_second_command_waits_for_the_first(chain: Chain, tmp_path: Path, outcome: str) -> None:
+    """As after a kill of Snakemake, whose stage goes on: its results count if they are what would be made now."""
+    paths = chain.copy(tmp_path)
+    record = paths.record("base").read_bytes()
+    paths.record("base").unlink()
+    holder = holding_the_lock(paths.folder("base"), tmp_path / "held")
+
+    def end() -> None:
+        time.sleep(1)
+        if outcome != "killed":
+            paths.record("base").write_bytes(record)
+        if outcome == "with other inputs":
+            content = json.loads(record)
+            content["inputs"][str(paths.split)] = "0"
+            paths.record("base").write_text(json.dumps(content))
+        elif outcome == "damaged":
+            os.truncate(paths.model("base"), 100)
+        os.kill(holder, 9)
+
+    ending = in_child(end)
+    before = paths.model("base").stat().st_mtime_ns
+    code, error = command_line("base", chain.exp.file, "--results", paths.results, "--processes", 1)
+    assert (code, ended(holder), ended(ending)) == (0, -9, 0), error
+    assert (paths.model("base").stat().st_mtime_ns == before) == (outcome == "finished")
+    assert_same_state(paths.model("base"), chain.paths.model("base"))
 
 
 def test_loader_processes_that_outlive_a_killed_stage_do_not_hold_its_lock(chain: Chain, tmp_path: Path) -> None:

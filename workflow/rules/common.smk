@@ -2,6 +2,7 @@
 from snakemake.exceptions import WorkflowError
 
 from ltpipe.errors import UserError
+from ltpipe.spec.snakemake_lock import hold_run_lock
 from ltpipe.spec.workflow import Pipeline, growing
 
 try:
@@ -11,6 +12,9 @@ try:
     PIPELINE.checkpoints
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+# Open as long as this Snakemake lives; the nested ones of cluster jobs have none.
+RUN_LOCK = hold_run_lock() if workflow.is_main_process else None
 
 
 def names(allowed):

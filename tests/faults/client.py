@@ -1,0 +1,37 @@
+"""Run a command in a fork of the server, as if it ran here: ``python client.py SOCKET PYTHON PROGRAM ARGUMENTS...``."""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+
+def start(path, argv, env, cwd, fds, python):
+    """Start a command; return the connection and its process id."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    request = {"argv": argv, "env": env, "cwd": cwd, "python": python}
+    socket.send_fds(connection, [json.dumps(request).encode()], fds)
+    reader = connection.makefile()
+    return connection, reader, int(reader.readline())
+
+
+def main():
+    path, python, *argv = sys.argv[1:]
+    if argv[:3] == ["-u", "-m", "ltpipe.cli"]:
+        argv = ["ltpipe", *argv[3:]]  # torchrun starts its processes with sys.executable
+    if argv[1] in ("base", "lst") and os.environ.get("PROCESSES", "1") != "1" and "RANK" not in os.environ:
+        argv += ["--processes", os.environ["PROCESSES"]]
+    _, reader, pid = start(path, argv, dict(os.environ), os.getcwd(), [0, 1, 2], python)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: os.kill(pid, got))
+    status = int(reader.readline() or "-9")
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Draw faults, let them strike, and compare the results with those of the undisturbed run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from injections import INJECTIONS, Case, Injection, Missed
+from project import Project, Stage
+
+# Share of faults after which the whole chain is asked for, and not the stage alone.
+WHOLE = 0.1
+EQUAL = "equal"
+MISSED = "missed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one fault.
+
+    Attributes:
+        number: Its number; with the seed it decides everything else.
+        injection: Name of the injection.
+        stage: Stage that was struck.
+        outcome: ``equal`` when the results are those of the undisturbed run, ``missed`` when nothing happened, else
+            what is wrong.
+        seconds: Time it took.
+    """
+
+    number: int
+    injection: str
+    stage: Stage
+    outcome: str
+    seconds: float
+
+
+def kinds(names: Sequence[str] = ()) -> list[Injection]:
+    """Injections of these names, or all that can be done here: file systems need root."""
+    chosen = [INJECTIONS[name] for name in names] if names else list(INJECTIONS.values())
+    return [one for one in chosen if names or not one.disk or os.geteuid() == 0]
+
+
+def cases(project: Project, injections: Sequence[Injection], seed: int) -> Iterator[tuple[Injection, Stage]]:
+    """Injections in turn, each with another of its stages in random order, without end."""
+    random = np.random.default_rng(seed)
+    stages = {
+        one.name: random.permutation([i for i, s in enumerate(project.stages) if one.stages(s)]) for one in injections
+    }
+    for turn in itertools.count():
+        for one in injections:
+            own = stages[one.name]
+            yield one, project.stages[own[turn % len(own)]]
+
+
+def run_fault(project: Project, injection: Injection, stage: Stage, seed: int, number: int) -> Result:
+    """Let one fault strike a stage of the finished project and compare what comes out."""
+    started = time.monotonic()
+    random = np.random.default_rng([seed, number])
+    project.restore(injection.processes, disk=injection.disk)
+    whole = random.random() < WHOLE
+    targets = ("all",) if whole else (project.target(stage),)
+    project.delete(stage)
+    case = Case(project, stage, random, targets, injection.processes, project.folder / "fired")
+    try:
+        injection.strike(case)
+        outcome = difference(project, injection.processes)
+    except Missed:
+        outcome = MISSED
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    project.end_leftovers()
+    return Result(number, injection.name, stage, outcome, time.monotonic() - started)
+
+
+def difference(project: Project, processes: int) -> str:
+    """How the results differ from the undisturbed ones."""
+    expected, found = project.finished[processes], project.checksums()
+    wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+    return EQUAL if not wrong else f"{len(wrong)} files differ: {', '.join(wrong[:5])}"
+
+
+def run_faults(
+    project: Project,
+    faults: int,
+    seed: int,
+    names: Sequence[str] = (),
+    report: Callable[[Result], None] = lambda result: None,
+    seconds: float = float("inf"),
+) -> list[Result]:
+    """Let a number of faults strike, or as many as fit into the time; missed ones do not count."""
+    results: list[Result] = []
+    end = time.monotonic() + seconds
+    chosen = kinds(names)
+    for processes in sorted({one.processes for one in chosen} | {1}):
+        project.run_undisturbed(processes)
+    for number, (one, stage) in enumerate(cases(project, chosen, seed)):
+        if sum(result.outcome != MISSED for result in results) == faults or time.monotonic() > end:
+            return results
+        results.append(run_fault(project, one, stage, seed, number))
+        report(results[-1])
+    raise AssertionError("there is always another case")
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown table: injections by stages, each cell ``equal/struck``."""
+    struck = [result for result in results if result.outcome != MISSED]
+    names = list(dict.fromkeys(name for name in INJECTIONS if any(result.injection == name for result in struck)))
+    stages = list(dict.fromkeys(stage for stage in ORDER if any(result.stage.name == stage for result in struck)))
+    count = Counter((result.injection, result.stage.name) for result in struck)
+    good = Counter((result.injection, result.stage.name) for result in struck if result.outcome == EQUAL)
+    lines = [f"| fault | {' | '.join(stages)} | all |", f"| --- |{' --- |' * (len(stages) + 1)}"]
+    for name in [*names, "all"]:
+        rows = names if name == "all" else [name]
+        cells = []
+        for stage in [*stages, "all"]:
+            keys = [(row, column) for row in rows for column in (stages if stage == "all" else [stage])]
+            total = sum(count[key] for key in keys)
+            cells.append(f"{sum(good[key] for key in keys)}/{total}" if total else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+ORDER = ("validate", "index", "split", "base", "distill", "lst", "features", "calibrate", "evaluate", "report")
+
+
+def write_table(path: Path, results: Sequence[Result], seed: int, state: str) -> None:
+    """Write the table and every fault that was not recovered from."""
+    struck = [result for result in results if result.outcome != MISSED]
+    bad = [result for result in struck if result.outcome != EQUAL]
+    text = [
+        "# Faults",
+        "",
+        f"`python -m tests.faults --seed {seed}`, code {state}: {len(struck)} faults struck, after "
+        f"{len(struck) - len(bad)} of them the results are those of the undisturbed run, file by file.",
+        "",
+        table(results),
+        "",
+        *(f"- {one.injection}, {one.stage.line} (fault {one.number}): {one.outcome.splitlines()[0]}" for one in bad),
+    ]
+    path.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")

@@ -1,0 +1,271 @@
+"""The tiny project under Snakemake, in a folder that is put back to its finished state before every fault."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from client import start
+from tiny_project import EXPERIMENT, write_project
+
+from ltpipe.spec.load import load_experiment
+from ltpipe.spec.paths import Paths
+from ltpipe.spec.records import read_json
+from ltpipe.spec.status import stage_keys
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FILE = "configs/experiments/tiny.yaml"
+CHANGING = ("results", "logs", ".snakemake", "data")
+# Of a record: when and how fast it was made.
+VOLATILE = ("started", "seconds", "peak_memory_mib")
+FLAGS = {"split": "--phase", "distill": "--phase", "lst": "--phase", "calibrate": "--name", "evaluate": "--checkpoint"}
+Key = str | int | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the tiny project.
+
+    Attributes:
+        name: Its name.
+        key: Phase, calibrator or checkpoint.
+    """
+
+    name: str
+    key: Key
+
+    @property
+    def line(self) -> str:
+        """Its command line, as :mod:`trigger` compares it."""
+        key = 0 if (self.name, self.key) == ("split", None) else self.key
+        return f"{self.name} {FILE}" + (f" {FLAGS[self.name]} {key}" if self.name in FLAGS else "")
+
+    @property
+    def training(self) -> bool:
+        """Whether torchrun can run it."""
+        return self.name in ("base", "lst")
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process; none if it has ended."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+class Command:
+    """A running command.
+
+    Args:
+        server: Socket of the fork server.
+        argv: Program and arguments.
+        folder: Working directory.
+        environment: Added to that of this process.
+        output: File for what it prints.
+    """
+
+    def __init__(self, server: Path, argv: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
+        path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+        full = {**os.environ, "PATH": path, **environment}
+        self.output = output
+        with open(os.devnull) as nothing, open(output, "w") as out:
+            fds = [nothing.fileno(), out.fileno(), out.fileno()]
+            program = str(folder / "bin" / "python")
+            self.connection, self._reader, self.pid = start(str(server), argv, full, str(folder), fds, program)
+
+    def wait(self, seconds: float = 240) -> int:
+        """Return its exit status, minus the signal if one killed it."""
+        self.connection.settimeout(seconds)
+        try:
+            status = int(self._reader.readline())
+        except TimeoutError:
+            self.connection.close()
+            raise TimeoutError(f"still running after {seconds} s:\n{self.text()[-2000:]}") from None
+        self.connection.close()
+        return status
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text(errors="replace")
+
+
+class Project:
+    """The tiny project, a server that runs its commands, and its finished results.
+
+    Args:
+        folder: A new folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.server = folder / "run", folder / "socket"
+        self.folder.mkdir(parents=True)
+        for name in ("workflow", "configs"):
+            shutil.copytree(ROOT / name, self.folder / name)
+        shutil.copy(ROOT / "Snakefile", self.folder)
+        (self.folder / "local").symlink_to(Path("workflow/profiles/local"))
+        write_project(self.folder)
+        shutil.rmtree(self.folder / "data")
+        self._write_experiment()
+        (self.folder / "bin").mkdir()
+        for name, program in (("ltpipe", "ltpipe "), ("python", "")):
+            script = self.folder / "bin" / name
+            client = f"{sys.executable} -IS {HERE}/client.py {self.server} {self.folder}/bin/python {program}"
+            script.write_text(f'#!/bin/sh\nexec {client}"$@"\n')
+            script.chmod(0o755)
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen([sys.executable, str(HERE / "server.py"), str(self.server)], env=environment)
+        self._wait_for_server()
+        self.exp = load_experiment(self.folder / FILE)
+        self.paths = Paths(self.folder / "results", self.exp)
+        self.finished: dict[int, dict[str, str]] = {}
+        self.costs: dict[str, tuple[int, float]] = {}
+
+    def _write_experiment(self) -> None:
+        whole = json.loads(json.dumps(EXPERIMENT))
+        whole["dataset"] |= {
+            p: {"annotations": f"data/tiny/{p}.json", "images": f"data/tiny/{p}"} for p in ("train", "val")
+        }
+        drawn = {"num_classes": 9, "train_images": 24, "val_images": 6, "image_size": 64, "seed": 3}
+        whole["dataset"] |= {"format": "coco", "generate": drawn}
+        whole["detector"] = {"config": "detector.py"}
+        whole["evaluate"]["checkpoints"] = ["phase2", "simcal"]
+        (self.folder / FILE).write_text(yaml.safe_dump(whole))
+        (self.folder / "configs/pipeline.yaml").write_text("experiments: [tiny]\n")
+
+    def _wait_for_server(self) -> None:
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX) as one:
+                    one.connect(str(self.server))
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert self._process.poll() is None, "the server does not start"
+                time.sleep(0.1)
+
+    def close(self) -> None:
+        """End the server."""
+        self.detach_disk()
+        self._process.kill()
+        self._process.wait()
+
+    # ---- commands ----------------------------------------------------------------------------------------------------
+
+    def snakemake(self, *targets: str, name: str = "snakemake", **environment: str) -> Command:
+        """Start the user's command."""
+        argv = ["snakemake", "--profile", "local", *targets]
+        return Command(self.server, argv, self.folder, environment, self.folder / f"{name}.txt")
+
+    def ltpipe(self, line: str) -> Command:
+        """Start a stage by hand."""
+        return Command(self.server, ["ltpipe", *line.split()], self.folder, {}, self.folder / "ltpipe.txt")
+
+    # ---- states ------------------------------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages in the order they run."""
+        return [Stage(name, key) for name, key in stage_keys(self.exp)]
+
+    def target(self, stage: Stage) -> str:
+        """The file to ask Snakemake for."""
+        return str(self.paths.record(stage.name, stage.key).relative_to(self.folder))
+
+    def log(self, stage: Stage) -> str:
+        """What a stage has said."""
+        return (self.folder / self.paths.log(stage.name, stage.key)).read_text(errors="replace")
+
+    def run_undisturbed(self, processes: int) -> None:
+        """Make the results that all others are compared with; note what each stage costs."""
+        counts = self.folder / "counts"
+        counts.mkdir(exist_ok=True)
+        command = self.snakemake("all", FAULT="count", FAULT_FIRED=str(counts), PROCESSES=str(processes))
+        if command.wait(900):
+            raise AssertionError(command.text())
+        for file in counts.iterdir() if processes == 1 else ():
+            events, seconds = file.read_text().split()
+            self.costs[file.name] = (int(events), float(seconds))
+        self.finished[processes] = self.checksums()
+        for name in CHANGING:
+            shutil.copytree(self.folder / name, self.kept(processes) / name, symlinks=True)
+            shutil.rmtree(self.folder / name)
+
+    def kept(self, processes: int) -> Path:
+        """Where the undisturbed results lie."""
+        return self.folder.parent / f"finished{processes}"
+
+    def restore(self, processes: int = 1, *, disk: bool = False) -> None:
+        """Go back to the finished state.
+
+        Args:
+            processes: Of the trainings.
+            disk: Whether the results lie on a file system of their own.
+        """
+        self.detach_disk()
+        for name in CHANGING:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        if disk:
+            (self.folder / "results").mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", self.folder / "results"], check=True)
+        for name in CHANGING:
+            shutil.copytree(self.kept(processes) / name, self.folder / name, symlinks=True, dirs_exist_ok=True)
+
+    def detach_disk(self) -> None:
+        """Remove the file system of the results, if there is one."""
+        if os.path.ismount(self.folder / "results"):
+            subprocess.run(["umount", "--lazy", self.folder / "results"], check=True)
+
+    def remount(self, options: str) -> None:
+        """Change the file system of the results."""
+        subprocess.run(["mount", "-o", f"remount,{options}", self.folder / "results"], check=True)
+
+    def record(self, stage: Stage) -> dict[str, Any]:
+        """Record of a stage in the undisturbed run."""
+        return read_json(self.kept(1) / self.target(stage))
+
+    def outputs(self, stage: Stage) -> list[Path]:
+        """Result files of a finished stage; its record comes last."""
+        record = self.paths.record(stage.name, stage.key)
+        files = [record.parent / name for name in self.record(stage)["outputs"]]
+        return [*files, *([self.paths.lock] if stage.name == "validate" else []), record]
+
+    def inputs(self, stage: Stage) -> list[Path]:
+        """Files that a finished stage has read and another one wrote."""
+        return [self.folder / name for name in self.record(stage)["inputs"] if name.startswith("results/")]
+
+    def delete(self, stage: Stage) -> None:
+        """Remove the outputs of a stage."""
+        for file in self.outputs(stage):
+            file.unlink()
+
+    def end_leftovers(self) -> None:
+        """End commands that are still running, whoever started them."""
+        for handler in children(self._process.pid):
+            for command in children(handler):
+                with suppress(ProcessLookupError):
+                    os.kill(command, signal.SIGKILL)
+
+    def checksums(self) -> dict[str, str]:
+        """Checksums of all results; of records without what differs from run to run."""
+        found = {}
+        for file in sorted((self.folder / "results").rglob("*")):
+            name = str(file.relative_to(self.folder))
+            if file.name == "stage.json":
+                content = {key: value for key, value in read_json(file).items() if key not in VOLATILE}
+                found[name] = json.dumps(content, sort_keys=True)
+            elif file.is_file() and file.name != ".lock":
+                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return found
