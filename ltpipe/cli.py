@@ -243,8 +243,8 @@ def _launch(arguments: argparse.Namespace, batch_size: int, folder: Path) -> int
 
 def _done_by_another(exp: Experiment, paths: Paths, verb: str, keys: dict[str, Any]) -> bool:
     """Wait for a process that runs the same stage (its Snakemake was killed, say); whether nothing is left to do."""
-    from ltpipe.spec.progress import wait_for_holder
     from ltpipe.spec.records import is_current
+    from ltpipe.stages._lock import wait_for_holder
 
     # Without a phase `split` makes several results; phase 0 is that without a key.
     key = next(iter(keys.values()), None) or None

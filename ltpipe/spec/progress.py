@@ -8,7 +8,6 @@ import os
 import re
 import struct
 import subprocess
-import time
 from pathlib import Path
 
 LOCK = ".lock"
@@ -40,23 +39,6 @@ def holder(folder: Path) -> dict[str, object] | None:
         return dict(json.loads(text))
     except ValueError:
         return {}
-
-
-def wait_for_holder(folder: Path, stage: str, seconds: float = 1.0) -> bool:
-    """Wait until nobody runs a stage; return whether anybody did.
-
-    Args:
-        folder: Folder of the stage's results.
-        stage: What the message calls it.
-        seconds: Time between two looks.
-    """
-    who = holder(folder)
-    if who is None:
-        return False
-    print(f"stage {stage} is already running ({describe(who)}): waiting for it to end", flush=True)
-    while holder(folder) is not None:
-        time.sleep(seconds)
-    return True
 
 
 def describe(who: dict[str, object]) -> str:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,30 @@ def exclusive(folder: Path, stage: str) -> Iterator[None]:
         yield
 
 
+def wait_for_holder(folder: Path, stage: str, seconds: float = 1.0) -> bool:
+    """Wait while another process runs a stage; return whether one did.
+
+    Args:
+        folder: The stage's results.
+        stage: Its name.
+        seconds: Time between two looks.
+    """
+    who = holder(folder)
+    if who is None:
+        return False
+    print(f"stage {stage} is already running ({describe(who)}): waiting for it to end", flush=True)
+    while who is not None and not _lost(folder, who):
+        time.sleep(seconds)
+        who = holder(folder)
+    return True
+
+
+def _lost(folder: Path, who: dict[str, object]) -> bool:
+    """Whether Slurm says that the job which holds a lock of this user is over."""
+    ours = (folder / LOCK).stat().st_uid == os.getuid()
+    return ours and isinstance(who.get("slurm"), dict) and is_over(who["slurm"])  # type: ignore[arg-type]
+
+
 def _locked(folder: Path, stage: str) -> TextIO:
     """Return the lock file, locked for as long as it is open."""
     while True:
@@ -48,9 +73,9 @@ def _locked(folder: Path, stage: str) -> TextIO:
             # Unlike flock's, this lock is not inherited by loader processes, which may outlive a killed stage.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            who, ours = holder(folder) or {}, os.fstat(handle.fileno()).st_uid == os.getuid()
             handle.close()
-            if not (ours and isinstance(who.get("slurm"), dict) and is_over(who["slurm"])):  # type: ignore[arg-type]
+            who = holder(folder) or {}
+            if not _lost(folder, who):
                 raise UserError(
                     f"stage {stage} is already running",
                     where=folder,

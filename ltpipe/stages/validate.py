@@ -7,7 +7,7 @@ import sys
 import yaml
 
 from ltpipe import __version__
-from ltpipe.files import atomic_path, sha256_file
+from ltpipe.files import atomic_path, discard, sha256_file
 from ltpipe.spec.checks import check_experiment
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.load import list_experiments
@@ -26,6 +26,8 @@ def run(exp: Experiment, paths: Paths) -> None:
         seed=exp.seed,
         inputs={},
     ) as stage:
+        for leftover in paths.root.glob(f".{paths.lock.name}.*"):
+            discard(leftover)
         remarks = check_experiment(exp, list_experiments())
         text = yaml.safe_dump(exp.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
         with atomic_path(paths.lock) as temporary:

@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--faults", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="faults at a time; default: %(default)s")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument(
         "--only", action="append", default=[], choices=list(INJECTIONS), help="one kind of fault; may be repeated"
@@ -38,12 +40,9 @@ def main() -> int:
     state = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
     ).stdout
-    with tempfile.TemporaryDirectory() as folder:
-        project = Project(Path(folder) / "faults")
-        try:
-            results = run_faults(project, given.faults, given.seed, given.only, show, 60 * given.minutes)
-        finally:
-            project.close()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        projects = [stack.enter_context(closing(Project(Path(folder) / str(i)))) for i in range(given.jobs)]
+        results = run_faults(projects, given.faults, given.seed, given.only, show, 60 * given.minutes)
     if given.out:
         write_table(given.out, results, given.seed, state.strip())
     return int(any(result.outcome not in ("equal", "missed") for result in results))

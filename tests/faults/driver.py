@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,25 +88,43 @@ def difference(project: Project, processes: int) -> str:
 
 
 def run_faults(
-    project: Project,
+    projects: Sequence[Project],
     faults: int,
     seed: int,
     names: Sequence[str] = (),
     report: Callable[[Result], None] = lambda result: None,
     seconds: float = float("inf"),
 ) -> list[Result]:
-    """Let a number of faults strike, or as many as fit into the time; missed ones do not count."""
-    results: list[Result] = []
-    end = time.monotonic() + seconds
+    """Let a number of faults strike, or as many as fit into the time; missed ones do not count.
+
+    Args:
+        projects: New projects, which are used side by side.
+        faults: Faults.
+        seed: Seed of all choices.
+        names: Kinds of faults, all by default.
+        report: Called after every fault.
+        seconds: Time for all of them.
+    """
+    first, *others = projects
     chosen = kinds(names)
     for processes in sorted({one.processes for one in chosen} | {1}):
-        project.run_undisturbed(processes)
-    for number, (one, stage) in enumerate(cases(project, chosen, seed)):
-        if sum(result.outcome != MISSED for result in results) == faults or time.monotonic() > end:
-            return results
-        results.append(run_fault(project, one, stage, seed, number))
-        report(results[-1])
-    raise AssertionError("there is always another case")
+        first.run_undisturbed(processes)
+    for other in others:
+        other.adopt(first)
+    end = time.monotonic() + seconds
+    results: list[Result] = []
+    drawn, lock = enumerate(cases(first, chosen, seed)), threading.Lock()
+
+    def work(project: Project) -> None:
+        while sum(result.outcome != MISSED for result in results) < faults and time.monotonic() < end:
+            with lock:
+                number, (one, stage) = next(drawn)
+            results.append(run_fault(project, one, stage, seed, number))
+            report(results[-1])
+
+    with ThreadPoolExecutor(len(projects)) as pool:
+        list(pool.map(work, projects))
+    return results
 
 
 def table(results: Sequence[Result]) -> str:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +68,20 @@ class Case:
             Missed: The stage ended before the moment came.
         """
         command = self.start(action, **options)
-        command.wait()
-        if not self.fired.exists():
-            raise Missed
+        self.ended(command)
         return command
+
+    def ended(self, command: Command) -> int:
+        """Wait for a command in which a fault should have struck; return its exit code.
+
+        Raises:
+            Missed: The stage ended before the moment came.
+        """
+        code = command.wait()
+        if not self.fired.exists():
+            assert code == 0, f"ended with {code} before the fault:\n{tail(command.text())}"
+            raise Missed
+        return code
 
     def again(self) -> None:
         """Run the user's command once more; it must succeed."""
@@ -84,11 +95,12 @@ class Case:
         os.truncate(file, int(self.random.integers(file.stat().st_size)))
         return file
 
-    def one_clear_error(self) -> str:
-        """The stage's log, which must end with an error of ltpipe."""
-        text = self.project.log(self.stage)
-        assert f"ltpipe {self.stage.name}: " in text and "Traceback" not in text, f"no clear error:\n{tail(text)}"
-        return text
+
+def clear_error(command: Command) -> str:
+    """What a failed command has printed, which must show an error of ltpipe."""
+    text = command.text()
+    assert re.search(r"^\s*ltpipe [a-z-]+: ", text, re.MULTILINE) and "Traceback" not in text, f"unclear:\n{tail(text)}"
+    return text
 
 
 @dataclass(frozen=True)
@@ -166,17 +178,15 @@ def interrupted(case: Case) -> None:
 @injection("killed twice")
 def killed_twice(case: Case) -> None:
     case.strike("kill_both")
-    try:
+    with suppress(Missed):
         case.strike("kill_both")
-    except Missed:
-        return
     case.again()
 
 
 @injection("child of torchrun killed", stages=lambda stage: stage.training, processes=2)
 def child_killed(case: Case) -> None:
     command = case.strike("kill", moments="cpu")
-    assert "a training process was killed" in case.project.log(case.stage), tail(command.text())
+    assert "a training process was killed" in clear_error(command), tail(command.text())
     case.again()
 
 
@@ -186,11 +196,8 @@ def child_killed(case: Case) -> None:
 @injection("disk full", disk=True)
 def disk_full(case: Case) -> None:
     command = case.start("full")
-    code = command.wait()
-    if not case.fired.exists():
-        raise Missed
-    if code:
-        case.one_clear_error()
+    if case.ended(command):
+        clear_error(command)
     case.project.remount("size=200m")
     case.again()
 
@@ -198,11 +205,8 @@ def disk_full(case: Case) -> None:
 @injection("file size limit")
 def file_limit(case: Case) -> None:
     command = case.start("limit")
-    code = command.wait()
-    if not case.fired.exists():
-        raise Missed
-    if code:
-        case.one_clear_error()
+    if case.ended(command):
+        clear_error(command)
     case.again()
 
 
@@ -229,7 +233,7 @@ def truncated_input(case: Case) -> None:
     damaged = case.damaged_file(case.project.inputs(case.stage))
     command = case.start()
     assert command.wait() != 0, f"{damaged} is damaged"
-    text = case.one_clear_error()
+    text = clear_error(command)
     assert str(damaged.relative_to(case.project.folder)) in text, f"{damaged} is not named:\n{tail(text)}"
     advice = re.search(r"run `ltpipe ([^`]+)`", text)
     assert advice is not None, f"no advice:\n{tail(text)}"

@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FILE = "configs/experiments/tiny.yaml"
 CHANGING = ("results", "logs", ".snakemake", "data")
-# Of a record: when and how fast it was made.
-VOLATILE = ("started", "seconds", "peak_memory_mib")
+# Of a record: when and how fast it was made, and what the data looked like before.
+VOLATILE = ("started", "seconds", "peak_memory_mib", "remarks")
 FLAGS = {"split": "--phase", "distill": "--phase", "lst": "--phase", "calibrate": "--name", "evaluate": "--checkpoint"}
 Key = str | int | None
 
@@ -184,10 +184,6 @@ class Project:
         """The file to ask Snakemake for."""
         return str(self.paths.record(stage.name, stage.key).relative_to(self.folder))
 
-    def log(self, stage: Stage) -> str:
-        """What a stage has said."""
-        return (self.folder / self.paths.log(stage.name, stage.key)).read_text(errors="replace")
-
     def run_undisturbed(self, processes: int) -> None:
         """Make the results that all others are compared with; note what each stage costs."""
         counts = self.folder / "counts"
@@ -202,6 +198,12 @@ class Project:
         for name in CHANGING:
             shutil.copytree(self.folder / name, self.kept(processes) / name, symlinks=True)
             shutil.rmtree(self.folder / name)
+
+    def adopt(self, other: Project) -> None:
+        """Take over the undisturbed runs of another project: results do not depend on the folder they are made in."""
+        for processes in other.finished:
+            shutil.copytree(other.kept(processes), self.kept(processes), symlinks=True)
+        self.finished, self.costs = other.finished, other.costs
 
     def kept(self, processes: int) -> Path:
         """Where the undisturbed results lie."""
@@ -264,8 +266,8 @@ class Project:
         for file in sorted((self.folder / "results").rglob("*")):
             name = str(file.relative_to(self.folder))
             if file.name == "stage.json":
-                content = {key: value for key, value in read_json(file).items() if key not in VOLATILE}
-                found[name] = json.dumps(content, sort_keys=True)
+                content = read_json(file) or {}
+                found |= {f"{name}: {key}": str(value) for key, value in content.items() if key not in VOLATILE}
             elif file.is_file() and file.name != ".lock":
                 found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
         return found

@@ -1,8 +1,9 @@
 """A process that has imported everything and is forked for each command, so that a command costs its own work only.
 
-``python server.py SOCKET`` listens on a Unix socket. A client sends the arguments and the environment of a command and
-its open files; it gets the process id, and in the end the exit status. A command of a client that is killed is killed,
-as it would be without this detour. The environment may ask for a fault inside a command, see :mod:`trigger`.
+``python server.py SOCKET`` listens on a Unix socket as long as the process that started it lives. A client sends the
+arguments and the environment of a command and its open files; it gets the process id, and in the end the exit status. A
+command of a client that is killed is killed, as it would be without this detour. The environment may ask for a fault
+inside a command, see :mod:`trigger`.
 """
 
 from __future__ import annotations
@@ -79,25 +80,43 @@ def serve_one(connection: socket.socket) -> None:
 def main() -> None:
     """Import, then serve until killed."""
     import mmdet.models  # noqa: F401
-    import snakemake.cli  # noqa: F401
+    import snakemake.cli
+    import snakemake.executors.local
+    import snakemake.workflow  # noqa: F401
     from mmengine.registry import init_default_scope
 
     import ltpipe.cli
+    import ltpipe.engine.head_training
+    import ltpipe.engine.shards
+    import ltpipe.spec.workflow
     import ltpipe.stages.base
     import ltpipe.stages.calibrate
     import ltpipe.stages.distill
     import ltpipe.stages.evaluate
     import ltpipe.stages.lst
     import ltpipe.stages.report  # noqa: F401
+    from ltpipe.spec.catalogue import catalogue
 
     init_default_scope("mmdet")
+    # The project is tiny: states at every few steps and images, so that there is something to continue from.
+    ltpipe.engine.shards.SIZE = 3
+    ltpipe.engine.head_training.train_head.__kwdefaults__["save_every"] = 2
+    # Both keep what they have read.
+    catalogue()
+    snakemake.cli.get_argument_parser()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen(32)
-        while True:
-            connection, _ = listener.accept()
+        listener.settimeout(5)
+        parent = os.getppid()
+        while os.getppid() == parent:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            connection.setblocking(True)
             if not os.fork():
                 listener.close()
                 serve_one(connection)
