@@ -19,6 +19,9 @@ from ltpipe.files import attempt
 from ltpipe.slurm import execution, is_over
 from ltpipe.spec.progress import LOCK, describe, holder
 
+# Seconds between two looks at a process that runs the same stage; each may ask Slurm.
+LONGEST_PAUSE = 15.0
+
 
 @contextmanager
 def exclusive(folder: Path, stage: str) -> Iterator[None]:
@@ -41,21 +44,20 @@ def exclusive(folder: Path, stage: str) -> Iterator[None]:
         yield
 
 
-def wait_for_holder(folder: Path, stage: str, seconds: float = 1.0) -> bool:
+def wait_for_holder(folder: Path, stage: str) -> bool:
     """Wait while another process runs a stage; return whether one did.
 
     Args:
         folder: The stage's results.
         stage: Its name.
-        seconds: Time between two looks.
     """
-    who = holder(folder)
+    who, pause = holder(folder), 0.5
     if who is None:
         return False
     print(f"stage {stage} is already running ({describe(who)}): waiting for it to end", flush=True)
     while who is not None and not _lost(folder, who):
-        time.sleep(seconds)
-        who = holder(folder)
+        time.sleep(pause)
+        who, pause = holder(folder), min(1.5 * pause, LONGEST_PAUSE)
     return True
 
 
