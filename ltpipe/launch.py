@@ -122,15 +122,13 @@ def launch_on_nodes(arguments: Sequence[str], nodes: int, processes: int, folder
         FAILED: str(failed),
         "WORLD_SIZE": str(nodes * processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": slurm.first_address() or "",
+        "MASTER_ADDR": slurm.first_address(),
         "MASTER_PORT": str(_free_port()),
     }
     # srun ends its processes at once when it gets SIGTERM; Slurm itself tells them to save their state and stop.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        code = subprocess.run(
-            [*command, sys.executable, "-u", "-m", "ltpipe.cli", *arguments], env=environment
-        ).returncode
+        code = _run([*command, sys.executable, "-u", "-m", "ltpipe.cli", *arguments], environment)
         if code and failed.exists():
             return int(failed.read_text(encoding="utf-8") or code)
     finally:

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 
+from ltpipe.errors import UserError
+
 _SECONDS = 30
 # All that a new step needs; the rest describes the step that this process is in, and would restrict the new one.
 _OF_THE_JOB = {"SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR"}
@@ -69,16 +71,20 @@ def nodes() -> int:
     return int(answer) if answer and answer.isdigit() else 1
 
 
-def first_address() -> str | None:
-    """Address of the first node of this process's job, where the first process of a step runs; None if unknown."""
-    listed = squeue(os.environ["SLURM_JOB_ID"], "--format=%N")
-    names = _ask("scontrol", "show", "hostnames", listed) if listed else None
-    if names is None or not names.stdout.strip():
-        return None
-    first = names.stdout.split()[0]
-    node = _ask("scontrol", "show", "node", first)
-    address = re.search(r"NodeAddr=(\S+)", node.stdout) if node else None
-    return address[1] if address else first
+def first_address() -> str:
+    """Address of the first node of this process's job, where the first process of a step runs.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    listed = squeue(os.environ["SLURM_JOB_ID"], "--format=%N") or ""
+    names = _ask("scontrol", "show", "hostnames", listed)
+    first = names.stdout.split()[:1] if names else []
+    node = _ask("scontrol", "show", "node", *first)
+    address = re.search(r"NodeAddr=(\S+)", node.stdout) if first and node else None
+    if address is None:
+        raise UserError("Slurm does not say where this job runs", got=listed or None, fix="run it again")
+    return address[1]
 
 
 def step_environment() -> dict[str, str]:
