@@ -109,18 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     expected, loading = apart(open_json, source, federated)
     same = {key: sample[key] == expected[key] for key in ("size", "boxes", "categories", "masks")}
     assert all(same.values()), f"the two sides read different samples: {same}"
-    memory = loading.private_mib / opening.private_mib
+    memory = loading.added_mib / opening.added_mib
     name, loader = ("LVIS v1", "`lvis.LVIS`") if federated else ("V3Det", "`pycocotools` `COCO`")
     rows = [
         Row(
             f"open {name} training annotations, first sample, per worker",
-            f"{1000 * opening.seconds:.0f} ms, {opening.private_mib:.0f} MiB",
-            f"{loader}: {loading.seconds:.3g} s, {loading.private_mib:.0f} MiB",
+            f"{1000 * opening.seconds:.0f} ms, {opening.added_mib:.0f} MiB",
+            f"{loader}: {loading.seconds:.3g} s, {loading.added_mib:.0f} MiB",
             loading.seconds / opening.seconds,
             "0.2 s, 1/20 of the memory",
             opening.seconds < 0.2 and memory > 20,
-            f"memory 1/{memory:.0f}; most of it Python and its libraries. A training process also selects the images "
-            f"and objects of its phase, once: {choosing.seconds:.2g} s.",
+            f"memory beyond Python and its libraries, 1/{memory:.0f}, of which workers share the mapped pages. A training "
+            f"process also selects the images and objects of its phase, once: {choosing.seconds:.2g} s.",
         ),
         Row(
             f"convert {name} training annotations, {source.stat().st_size / 2**20:.0f} MiB, with all checks",
@@ -133,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
     ]
     details = {"convert": converting, "open": opening, "open_phase": choosing, "load_json": loading}
-    write_result(options.output, arguments, rows, {**details, "dataset": options.dataset, "share": options.share})
+    write_result(
+        __file__, options.output, arguments, rows, {**details, "dataset": options.dataset, "share": options.share}
+    )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             small = (folder / f"{dtype}.npz").stat().st_size
             rows += make_rows(f"distillation logits, {options.boxes} boxes, {dtype}", small, large, quick, slow)
             details[dtype] = {"bytes": small, "load": vars(quick)}
-    write_result(options.output, arguments, rows, {**details, "json": {"bytes": large, "load": vars(slow)}})
+    write_result(__file__, options.output, arguments, rows, {**details, "json": {"bytes": large, "load": vars(slow)}})
 
 
 def make_rows(work: str, small: int, large: int, quick: Cost, slow: Cost) -> list[Row]:

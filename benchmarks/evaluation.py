@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.cross_check:
             (_, metrics), cost = apart(ours, options.inputs, "boundary", None, work)
             details["boundary"] = {"whole": vars(cost), "AP": metrics["AP"]}
-    write_result(options.output, arguments, rows, details)
+    write_result(__file__, options.output, arguments, rows, details)
 
 
 def row(iou_type: str, detections: int, whole: Cost, slow: Cost, slices: float, everything: float) -> Row:

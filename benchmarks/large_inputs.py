@@ -61,7 +61,7 @@ class Source:
             classes = json.loads(CLASSES.read_text(encoding="utf-8"))
             images, instances = ([item[key] for item in classes] for key in ("image_count", "instance_count"))
             return np.array(images), np.array(instances)
-        instances = np.maximum(1, 1_361_181 / 9.6 / np.arange(1, 13_205) ** 0.995).astype(np.int64)
+        instances = np.maximum(1, 1_361_181 / 10.25 / np.arange(1, 13_205) ** 0.995).astype(np.int64)
         return np.maximum(1, instances * 2 // 3), instances
 
 

@@ -31,13 +31,13 @@ class Cost:
         seconds: Computing time of all threads, imports included if the work imports.
         wall_seconds: Time on the clock.
         peak_mib: Largest resident memory of its process.
-        private_mib: Memory at the end that no other process shares.
+        added_mib: How much larger the peak is than what the process used before.
     """
 
     seconds: float
     wall_seconds: float
     peak_mib: float
-    private_mib: float
+    added_mib: float
 
     def text(self) -> str:
         """Return seconds and peak for people."""
@@ -77,29 +77,32 @@ def apart(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Cost]:
 
 
 def _measured(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Cost]:
+    before = _kib("VmRSS")
     start, computing = time.perf_counter(), time.process_time()
     result = work(*arguments)
     seconds, cpu = time.perf_counter() - start, time.process_time() - computing
     # The peak in getrusage would be inherited from the parent.
-    peak = _kib("/proc/self/status", "VmHWM")
-    private = _kib("/proc/self/smaps_rollup", "Private_Clean") + _kib("/proc/self/smaps_rollup", "Private_Dirty")
-    return result, Cost(cpu, seconds, peak / 1024, private / 1024)
+    peak = _kib("VmHWM")
+    return result, Cost(cpu, seconds, peak / 1024, (peak - before) / 1024)
 
 
-def _kib(file: str, key: str) -> int:
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None, f"{file} has no {key}"
+def _kib(key: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None, f"/proc/self/status has no {key}"
     return int(found[1])
 
 
-def write_result(output: Path, arguments: Sequence[str] | None, rows: Sequence[Row], details: dict[str, Any]) -> None:
+def write_result(
+    script: str, output: Path, arguments: Sequence[str] | None, rows: Sequence[Row], details: dict[str, Any]
+) -> None:
     """Write ``benchmarks/results/<name>.json`` and print the rows."""
     details = {key: asdict(value) if isinstance(value, Cost) else value for key, value in details.items()}
     given = sys.argv[1:] if arguments is None else arguments
     write_json(
         output,
         {
-            "command": shlex.join(["python", f"benchmarks/{output.stem}.py", *given]),
+            "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *given]),
             "rows": [asdict(row) for row in rows],
             "details": details,
             "machine": {"processor": platform.machine(), "cores": cpu_count()},

@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{slowest}, {samplers[slowest]:.2g} s.",
     )
     details = {"ours_seconds": seconds, "ours": cost, "theirs_seconds": slow, "theirs": other, "samplers": samplers}
-    write_result(options.output, arguments, [row], {**details, "pairs": [len(pairs) for pairs in ours]})
+    write_result(__file__, options.output, arguments, [row], {**details, "pairs": [len(pairs) for pairs in ours]})
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     ]
     details = {"dry_run": dry_seconds, "nothing_to_do": idle_seconds, "one_rule": start_seconds, "jobs": jobs}
-    write_result(options.output, arguments, rows, details)
+    write_result(__file__, options.output, arguments, rows, details)
 
 
 def copies(folder: Path, originals: Path, count: int) -> list[str]:
