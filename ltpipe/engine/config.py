@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,20 @@ def read_detector(path: str | Path) -> ConfigDict:
                 got=f"no variable {name!r}",
                 allowed="model, train_pipeline and test_pipeline",
             )
-    return fragment._cfg_dict.copy()
+    return modern_spelling(fragment._cfg_dict)
+
+
+def modern_spelling(config: Any) -> Any:
+    """Return a copy of a config with mmdet's layer argument ``tempearture``, until 3.3, spelt ``temperature``.
+
+    Args:
+        config: Nested mappings, lists and values.
+    """
+    if isinstance(config, Mapping):
+        return ConfigDict({"temperature" if k == "tempearture" else k: modern_spelling(v) for k, v in config.items()})
+    if isinstance(config, list | tuple):
+        return type(config)(modern_spelling(v) for v in config)
+    return config
 
 
 def read_config(path: str | Path) -> Config:

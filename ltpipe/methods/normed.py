@@ -10,7 +10,6 @@ position). The bias is not scaled by the temperature. Needs nothing from the dat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from ltpipe.errors import UserError
 from ltpipe.registry import method
 
 TINY = 1e-30
-FOREIGN_SPELLING = "tempearture"
 
 
 def scaled_rows(x: Tensor, power: float, eps: float) -> Tensor:
@@ -132,16 +130,3 @@ def check_positive(**options: float) -> None:
     for name, value in options.items():
         if not value > 0:
             raise UserError(f"{name} of a normalised layer must be positive", where=name, got=value)
-
-
-def modern_spelling(config: Any) -> Any:
-    """Return a foreign config with the layer argument ``tempearture`` of mmdet 2 and 3.3 spelt ``temperature``.
-
-    Args:
-        config: Nested mappings, lists and values.
-    """
-    if isinstance(config, Mapping):
-        return {("temperature" if k == FOREIGN_SPELLING else k): modern_spelling(v) for k, v in config.items()}
-    if isinstance(config, list | tuple):
-        return type(config)(modern_spelling(v) for v in config)
-    return config

@@ -109,6 +109,20 @@ def test_bad_detector_files_are_named(tmp_path: Path, text: str | None, words: l
     assert all(word in str(error.value) for word in [*words, str(file)])
 
 
+def test_the_upstream_spelling_of_the_temperature_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "upstream.py"
+    file.write_text(
+        "model = dict(roi_head=dict(mask_head=dict(predictor_cfg=dict(type='NormedConv2d', tempearture=20)),\n"
+        "    bbox_head=[dict(cls_predictor_cfg=dict(type='NormedLinear', tempearture=8))]))\n"
+        "train_pipeline = [dict(type='Resize', scale=(64, 32))]\ntest_pipeline = []\n"
+    )
+    fragment = read_detector(file)
+    head = fragment.model.roi_head
+    assert head.mask_head.predictor_cfg == {"type": "NormedConv2d", "temperature": 20}
+    assert head.bbox_head[0].cls_predictor_cfg == {"type": "NormedLinear", "temperature": 8}
+    assert fragment.train_pipeline == [{"type": "Resize", "scale": (64, 32)}]
+
+
 def test_packing_keeps_its_options() -> None:
     steps = [{"type": "LoadImageFromFile"}, {"type": "PackDetInputs", "meta_keys": ("img_id",)}]
     packed = with_our_packing(steps)

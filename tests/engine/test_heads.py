@@ -17,14 +17,15 @@ from tiny_project import experiment
 from torch import Tensor, nn
 
 from ltpipe.data.split import Split
-from ltpipe.engine.config import REPLACEMENTS, ClassCounts, assemble_model, read_detector
+from ltpipe.engine.config import REPLACEMENTS, ClassCounts, assemble_model, build_component, read_detector
 from ltpipe.engine.dataset import StreamDataset
 from ltpipe.engine.heads import LTBBoxHead, LTRoIHead
 from ltpipe.engine.inputs import class_counts
 from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
 from ltpipe.methods.lst_expand import expand_checkpoint
 from ltpipe.registry import MODELS
-from ltpipe.spec.catalogue import catalogue
+from ltpipe.spec.base import Choice
+from ltpipe.spec.catalogue import catalogue, names
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
@@ -307,6 +308,21 @@ def test_images_without_proposals_have_no_detections(
     for count, result in zip(found, results, strict=True):
         assert (len(result) > 0) == (count > 0)
         assert result.masks.shape[0] == len(result) and result.bboxes.shape == (len(result), 4)
+
+
+@pytest.mark.parametrize("part", names("part"))
+def test_parts_change_nothing_at_test_time(
+    exp: Experiment, counts: ClassCounts, batch: dict[str, Any], part: str
+) -> None:
+    _, config = assemble_model(exp, counts)
+    plain = built(config)
+    config.roi_head.parts = [build_component("part", Choice(type=part), counts)]
+    model = built(config)
+    assert not model.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    for one, other in zip(detections_of(plain, batch), detections_of(model, batch), strict=True):
+        assert len(one.pred_instances) and torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+        assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)
+        assert torch.equal(one.pred_instances.masks, other.pred_instances.masks)
 
 
 # ---- calibrators -----------------------------------------------------------------------------------------------------

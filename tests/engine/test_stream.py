@@ -9,6 +9,8 @@ import pytest
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Dataset
 
+from ltpipe.data.class_images import ImageLabels
+from ltpipe.data.samplers import SAMPLERS, build_sampler
 from ltpipe.engine.sampler import EpochStream, StreamSampler
 from ltpipe.errors import UserError
 
@@ -94,6 +96,33 @@ def test_skipping_leaves_the_rest_as_it_was(monkeypatch: pytest.MonkeyPatch, wor
         assert len(sampler) == len(whole)
         sampler.skip(done * 8 // world)  # mmengine counts the samples of this process
         assert list(sampler) == whole[done * 8 // world :]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_in_processes_of_a_run_that_was_killed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Two processes killed inside an epoch and started anew see, together, what one process sees."""
+    options = {"combined": {"parts": [{"type": "class_aware"}, {"type": "repeat_factor", "rounding": "stochastic"}]}}
+    random = np.random.default_rng(0)
+    rows = [np.flatnonzero(random.random(6) < 0.3) for _ in range(40)]
+    ptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    labels = ImageLabels(ptr, np.concatenate(rows), 6, np.arange(40) % 2)
+
+    def stream() -> EpochStream:
+        sampler = build_sampler({"type": name, **options.get(name, {})})
+        return EpochStream(lambda epoch: sampler.epoch(labels, seed=3, epoch=epoch))
+
+    iterations, killed = 35, 13
+    expected = [int(stream()[p]) for p in range(4 * iterations)]
+    seen: dict[int, int] = {}
+    for rank in (0, 1):
+        for first in (0, killed):
+            sampler = positions(monkeypatch, rank, 2, batch_size=4, iterations=iterations)
+            sampler.skip(2 * first)
+            entries, count = stream(), 2 * (killed if first == 0 else iterations - killed)
+            places = list(sampler)[:count]
+            assert seen.keys().isdisjoint(places)
+            seen |= {place: int(entries[place]) for place in places}
+    assert [seen[p] for p in range(4 * iterations)] == expected
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -389,6 +389,12 @@ def _rank_step(rank: int, labels: list[list[int]], class_stat: str) -> dict[str,
     return {"loss": loss.detach(), "energy": crat.box_bank.energy, "weights": crat.box_transfer}
 
 
+def test_one_process_is_the_same_synchronised_or_not() -> None:
+    (one, head), (other, _) = warmed(sync=True), warmed(sync=False)
+    assert run(one, head) == run(other, head)
+    assert torch.equal(one.box_bank.energy, other.box_bank.energy)
+
+
 @pytest.mark.parametrize("class_stat", ["batch", "per_sample"])
 @pytest.mark.parametrize("labels", [[[0, 2, K, 2], [1, 2, 4, K]], [[0, 2, 2, K], [K, K, K, K]]])
 def test_two_processes_equal_one(tmp_path: Path, labels: list[list[int]], class_stat: str) -> None:

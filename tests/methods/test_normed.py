@@ -9,7 +9,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
 import ltpipe.methods  # noqa: F401  (registers everything)
 from ltpipe.errors import UserError
-from ltpipe.methods.normed import NormedLinear, NormedMaskHead, modern_spelling
+from ltpipe.methods.normed import NormedLinear, NormedMaskHead
 from ltpipe.registry import MODELS
 
 
@@ -126,11 +126,3 @@ def test_options_out_of_range(options: dict) -> None:
         NormedLinear(2, 2, **options)
     with pytest.raises(UserError, match="must be positive"):
         mask_head(**options)
-
-
-def test_foreign_spelling_is_read_not_accepted() -> None:
-    foreign = {"heads": [{"type": "NormedLinear", "tempearture": 8}], "pair": (1, {"tempearture": 20}), "x": None}
-    expected = {"heads": [{"type": "NormedLinear", "temperature": 8}], "pair": (1, {"temperature": 20}), "x": None}
-    assert modern_spelling(foreign) == expected
-    with pytest.raises(TypeError, match="tempearture"):
-        NormedLinear(2, 2, tempearture=8)
