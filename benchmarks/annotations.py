@@ -119,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loading.seconds / opening.seconds,
             "0.2 s, 1/20 of the memory",
             opening.seconds < 0.2 and memory > 20,
-            f"memory beyond Python and its libraries, 1/{memory:.0f}, of which workers share the mapped pages. A training "
-            f"process also selects the images and objects of its phase, once: {choosing.seconds:.2g} s.",
+            f"memory beyond Python and its libraries, 1/{memory:.0f}, of which workers share the mapped pages. A "
+            f"training process also selects the images and objects of its phase, once: {choosing.seconds:.2g} s.",
         ),
         Row(
             f"convert {name} training annotations, {source.stat().st_size / 2**20:.0f} MiB, with all checks",
@@ -133,9 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
     ]
     details = {"convert": converting, "open": opening, "open_phase": choosing, "load_json": loading}
-    write_result(
-        __file__, options.output, arguments, rows, {**details, "dataset": options.dataset, "share": options.share}
-    )
+    write_result(__file__, options.output, arguments, rows, details)
 
 
 if __name__ == "__main__":
