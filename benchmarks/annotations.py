@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/annotations.json"))
     options = parser.parse_args(arguments)
     inputs = options.inputs or Path("data/benchmarks") / options.dataset
-    make_inputs(inputs, options.dataset, options.share)
+    make_inputs(inputs, options.dataset, options.share, parts=["train"])
     federated = SOURCES[options.dataset].federated
     source, folder = inputs / "train.json", inputs / "train"
     shutil.rmtree(folder, ignore_errors=True)

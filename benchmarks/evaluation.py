@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cross-check", action="store_true", help="also vernier, and Boundary AP, at full size")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/evaluation.json"))
     options = parser.parse_args(arguments)
-    make_inputs(options.inputs, share=options.share)
+    make_inputs(options.inputs, share=options.share, parts=["val"])
     rows, details = [], {}
     with tempfile.TemporaryDirectory(dir=options.inputs) as name:
         work = Path(name)
@@ -142,7 +142,7 @@ def row(iou_type: str, detections: int, whole: Cost, slow: Cost, slices: float, 
         ratio,
         "60 times, 4 GiB",
         ratio >= 60 and whole.peak_mib < 4096,
-        f"every cell equal on the slice. {whole.wall_seconds:.2g} s on the clock of a busy machine.",
+        "every cell equal on the slice. Both numbers are computing times; ours matches on all cores, `lvis` on one.",
     )
 
 

@@ -252,28 +252,31 @@ def draw_outlines(
     return np.concatenate([low, high - low], axis=1), points.reshape(OUTLINES, -1).tolist()
 
 
-def make_inputs(folder: Path, dataset: str = "lvis_v1", share: float = 1.0, seed: int = 0) -> None:
-    """Write what is missing of ``train.json, val.json, val`` (the store) and, for LVIS, ``detections.arrow``.
+def make_inputs(
+    folder: Path, dataset: str = "lvis_v1", share: float = 1.0, seed: int = 0, parts: Sequence[str] = ("train", "val")
+) -> None:
+    """Write what is missing of ``train.json``, ``val.json, val`` (the store) and, for LVIS, ``detections.arrow``.
 
     Args:
         folder: Where to.
         dataset: Name in :data:`SOURCES`.
         share: Part of the images and instances, up to 1; classes keep at least one.
         seed: Seed of everything.
+        parts: ``train`` and ``val``; detections come with the latter.
     """
     source = SOURCES[dataset]
     images, instances = source.class_counts()
     groups = frequency_groups(images)
-    parts = {"train": (source.train_images, 1.0), "val": (source.val_images, source.val_images / source.train_images)}
-    for number, (part, (num_images, scale)) in enumerate(parts.items()):
-        if not (folder / f"{part}.json").is_file():
+    for number, (part, num_images) in enumerate({"train": source.train_images, "val": source.val_images}.items()):
+        scale = num_images / source.train_images
+        if part in parts and not (folder / f"{part}.json").is_file():
             scaled = [np.maximum(1, np.rint(share * scale * counts)).astype(np.int64) for counts in (images, instances)]
             random = np.random.default_rng([seed, 0, number])
             objects = draw_objects(max(1, round(share * num_images)), *scaled, random)
             write_part(folder / f"{part}.json", source, objects, groups, seed + number)
-    if not (folder / "val" / "info.json").is_file():
+    if "val" in parts and not (folder / "val" / "info.json").is_file():
         build_store(folder / "val.json", folder / "val", fmt="lvis" if source.federated else "coco")
-    if source.federated and not (folder / "detections.arrow").is_file():
+    if source.federated and "val" in parts and not (folder / "detections.arrow").is_file():
         write_detections(folder / "detections.arrow", AnnotationStore.open(folder / "val"), seed)
 
 

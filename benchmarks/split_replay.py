@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/split_replay.json"))
     options = parser.parse_args(arguments)
-    make_inputs(options.inputs, share=options.share)
+    make_inputs(options.inputs, share=options.share, parts=["train"])
     folder = options.inputs / "train"
     if not (folder / "info.json").is_file():
         build_store(options.inputs / "train.json", folder, fmt="lvis")

@@ -1,7 +1,7 @@
 """Computing time of a dry run and of a run with nothing to do, over ten experiments, beside an almost empty Snakefile.
 
-Stages are replaced by the stub of the workflow's tests, so that everything can be finished without a training. The
-other side is what starting Snakemake costs at all.
+Stages are replaced by the stub of the workflow's tests, whose files Snakemake then records as its own, so that
+everything is finished without a training. The other side is what starting Snakemake costs at all.
 
 Run from the repository's root, with the environment's programs in PATH:
 
@@ -11,12 +11,16 @@ Run from the repository's root, with the environment's programs in PATH:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import resource
 import statistics
 import sys
 import tempfile
+import unittest.mock
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from measuring import Row, write_result
 
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return workspace.snakemake("-n", "--quiet", "-s", "empty.smk")
 
         dry_seconds, start_seconds = side_by_side([dry, empty], options.repeats)
-        workspace.snakemake("--cores", "2", "--quiet", "all", "all")
+        finish(workspace)
 
         def idle() -> object:
             return workspace.snakemake("--cores", "2", "all")
@@ -75,6 +79,20 @@ def copies(folder: Path, originals: Path, count: int) -> list[str]:
         names.append(f"{kind.stem}_{index}")
         (folder / f"{names[-1]}.yaml").write_text(kind.read_text(encoding="utf-8"), encoding="utf-8")
     return names
+
+
+def finish(workspace: Any) -> None:
+    """Make all files as the jobs would, in this process, and let Snakemake record them."""
+    import stub_ltpipe
+
+    commands = re.findall(r"^Shell command: ltpipe (.*?) > ", workspace.snakemake("-n", "-p", "all"), re.MULTILINE)
+    with contextlib.chdir(workspace.folder), unittest.mock.patch.object(sys, "argv", []):
+        for command in commands:
+            sys.argv[:] = ["ltpipe", *command.split()]
+            stub_ltpipe.main()
+    workspace.snakemake("--cores", "2", "--touch", "all")
+    left = workspace.dry_run("all")
+    assert not left, f"not finished: {left}"
 
 
 def side_by_side(programs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
