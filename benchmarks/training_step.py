@@ -2,13 +2,12 @@
 
 Steps of a method and of plain mmdet alternate on the same rows, so that both feel the same load of the machine. A step
 is forward, losses, parts, backward and SGD, on pooled features of RoIs drawn as LVIS v1's instances are. The box head
-and the mask head are timed apart: most methods leave the mask head as it is, and for them the time of mmdet's own is
-taken. Backbone and RoI pooling, which methods do not change, are left out: in a whole detector the relative cost is
-smaller.
+and the mask head are timed apart, since most methods leave the mask head as it is. Backbone and RoI pooling, which
+methods do not change, are left out: in a whole detector the relative cost is smaller.
 
 Run from the repository's root:
 
-    python benchmarks/training_step.py [--device cuda] [--rois 512] [--steps 20] [--methods eqlv2 fasa crat]
+    python benchmarks/training_step.py [--head mask] [--device cuda] [--rois 512] [--steps 20] [--methods eqlv2 crat]
 """
 
 from __future__ import annotations
@@ -60,9 +59,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Cost:
-    """A training step of one head.
+    """A training step of one head with one method.
 
     Attributes:
+        method: Its name.
         milliseconds: Median time; on the CPU, computing time of all threads.
         plain_milliseconds: Median time of the steps of plain mmdet between them.
         overhead_percent: What it takes longer than plain mmdet.
@@ -71,29 +71,13 @@ class Cost:
         peak_mib: Peak memory of a step on the GPU; None on the CPU.
     """
 
+    method: str
     milliseconds: float
     plain_milliseconds: float
     overhead_percent: float
     saved_mib: float
     state_mib: float
     peak_mib: float | None
-
-
-@dataclass(frozen=True)
-class Result:
-    """A method.
-
-    Attributes:
-        method: Its name.
-        box: Step of the box head; None if the method leaves it as it is.
-        mask: Step of the mask head; None if the method leaves it as it is.
-        overhead_percent: What both heads together take longer than plain mmdet's.
-    """
-
-    method: str
-    box: Cost | None
-    mask: Cost | None
-    overhead_percent: float
 
 
 @dataclass(frozen=True)
@@ -272,11 +256,10 @@ def saved_bytes(branch: Branch, rows: Rows) -> int:
     return sum(kept.values())
 
 
-def measure(branch: Branch, plain: Step, rows: Rows, steps: int) -> Cost:
+def measure(name: str, branch: Branch, plain: Step, rows: Rows, steps: int) -> Cost:
     """Alternate steps of a method and of plain mmdet."""
     step = make_step(branch)
-    for _ in range(2):  # the first steps allocate memory and fill statistics
-        step(), plain()
+    step(), plain()  # the first steps allocate memory and fill statistics
     seconds, between = zip(*((step(), plain()) for _ in range(steps)), strict=True)
     peak = None
     if rows.features.is_cuda:
@@ -285,40 +268,38 @@ def measure(branch: Branch, plain: Step, rows: Rows, steps: int) -> Cost:
         peak = torch.cuda.max_memory_allocated() / 2**20
     state = sum(t.nbytes for t in [*branch.modules.parameters(), *branch.modules.buffers()])
     ours, theirs = 1000 * statistics.median(seconds), 1000 * statistics.median(between)
-    return Cost(ours, theirs, 100 * (ours / theirs - 1), saved_bytes(branch, rows) / 2**20, state / 2**20, peak)
+    return Cost(name, ours, theirs, 100 * (ours / theirs - 1), saved_bytes(branch, rows) / 2**20, state / 2**20, peak)
 
 
-def measure_all(counts: dict[str, Any], rows: Rows, steps: int, chosen: Sequence[str] | None) -> Iterator[Result]:
-    """Yield plain mmdet, then the methods."""
-    plain_box, _ = build_box(PLAIN, "", counts, rows)
-    plain_mask = build_mask(PLAIN, "", counts, rows, plain_box, [])
-    box_step, mask_step = make_step(plain_box), make_step(plain_mask)
-    box, mask = measure(plain_box, box_step, rows, steps), measure(plain_mask, mask_step, rows, steps)
-    yield Result(PLAIN, box, mask, 0.0)
-    alone = box.milliseconds, mask.milliseconds
-    slots = [(s, n) for s in ("loss", "classifier", "part", "mask") for n in catalogue.names(s)]
-    for slot, name in slots:
-        if chosen is not None and name not in chosen:
+def measure_box(counts: dict[str, Any], rows: Rows, steps: int, chosen: Sequence[str] | None) -> Iterator[Cost]:
+    """Yield the box head of plain mmdet, then that of each method."""
+    plain = make_step(build_box(PLAIN, "", counts, rows)[0])
+    for slot, name in [(PLAIN, PLAIN), *((s, n) for s in ("loss", "classifier", "part") for n in catalogue.names(s))]:
+        if slot == PLAIN or chosen is None or name in chosen:
+            yield measure(name, build_box(slot, name, counts, rows)[0], plain, rows, steps)
+
+
+def measure_mask(counts: dict[str, Any], rows: Rows, steps: int, chosen: Sequence[str] | None) -> Iterator[Cost]:
+    """Yield the mask head of plain mmdet, then that of each method that changes it."""
+    box, _ = build_box(PLAIN, "", counts, rows)
+    plain = make_step(build_mask(PLAIN, "", counts, rows, box, []))
+    for slot, name in [(PLAIN, PLAIN), *((s, n) for s in ("part", "mask") for n in catalogue.names(s))]:
+        if slot != PLAIN and chosen is not None and name not in chosen:
             continue
-        branch, parts = build_box(slot, name, counts, rows)
-        parts_of_mask = [part for part in parts if type(part).mask_losses is not HeadPart.mask_losses]
-        found: list[Cost | None] = [None, None]
-        if slot != "mask":
-            found[0] = measure(branch, box_step, rows, steps)
-        if slot == "mask" or parts_of_mask:
-            found[1] = measure(build_mask(slot, name, counts, rows, branch, parts), mask_step, rows, steps)
-        extra = sum(cost.milliseconds - cost.plain_milliseconds for cost in found if cost is not None)
-        yield Result(name, *found, 100 * extra / sum(alone))
+        box, parts = build_box(slot, name, counts, rows)
+        if slot != "part" or any(type(part).mask_losses is not HeadPart.mask_losses for part in parts):
+            yield measure(name, build_mask(slot, name, counts, rows, box, parts), plain, rows, steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write ``benchmarks/results/training_step.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--head", choices=("box", "mask"), default="box")
     parser.add_argument("--classes", type=int, default=1203)
     parser.add_argument("--rois", type=int, default=512, help="RoIs of the batch, a quarter of them objects")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--methods", nargs="*", help="names; all losses, classifiers, parts and mask heads by default")
+    parser.add_argument("--methods", nargs="*", help="names; all that change the head by default")
     parser.add_argument("--counts", type=Path, default=Path("configs/classes/lvis_v1.json"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
     options = parser.parse_args(arguments)
@@ -326,32 +307,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counts = read_counts(options.counts, options.classes)
     rows = draw_rows(counts, options.rois, options.device)
     found = []
-    for result in measure_all(counts, rows, options.steps, options.methods):
-        found.append(result)
-        print(f"{result.method:15} both heads {result.overhead_percent:+6.1f} %  {words(result)}", flush=True)
+    kinds = {"box": measure_box, "mask": measure_mask}
+    for cost in kinds[options.head](counts, rows, options.steps, options.methods):
+        found.append(cost)
+        print(
+            f"{cost.method:15} {cost.milliseconds:8.1f} ms {cost.overhead_percent:+6.1f} %"
+            f"  saved {cost.saved_mib:7.1f} MiB  state {cost.state_mib:7.1f} MiB",
+            flush=True,
+        )
     on_gpu = options.device == "cuda"
     write_json(
         options.output,
         {
             "command": shlex.join(["python", "benchmarks/training_step.py", *(arguments or sys.argv[1:])]),
+            "head": options.head,
             "classes": options.classes,
             "rois": options.rois,
             "steps": options.steps,
             "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "onedl-mmdetection", "numpy")},
-            "methods": [asdict(result) for result in found],
+            "methods": [asdict(cost) for cost in found],
         },
-    )
-
-
-def words(result: Result) -> str:
-    """Describe the steps of a method in one line."""
-    costs = {"box": result.box, "mask": result.mask}
-    return "  ".join(
-        f"{name} {cost.milliseconds:7.1f} ms {cost.overhead_percent:+6.1f} % saved {cost.saved_mib:7.1f} MiB"
-        for name, cost in costs.items()
-        if cost is not None
     )
 
 

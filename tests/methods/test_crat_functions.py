@@ -82,7 +82,7 @@ def test_pruning() -> None:
 @pytest.mark.parametrize("chunk", [1, 1 << 24])
 @pytest.mark.parametrize("soft", [False, True])
 def test_mask_transfer_is_the_weighted_cross_entropy(chunk: int, soft: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setitem(functions.CHUNK_ELEMENTS, "cpu", chunk)
     torch.manual_seed(0)
     logits = (torch.randn(5, 4, 6, 6) * 5).requires_grad_()
     targets, weights = torch.rand(5, 6, 6), torch.rand(5, 4)
