@@ -1,8 +1,8 @@
 """Steps per second of calibration from stored features and with the detector in every step, in one run.
 
-Both train the same calibrator on the same rows of the same plan; steps alternate, so that both feel the same load of
-the machine. What storing costs once is in the records of the stage ``features``, which must have run with
-``features.storage: cached``.
+Both train the same calibrator on the same rows of the same plan, as the stage ``calibrate`` does; blocks of steps
+alternate, so that both feel the same load of the machine. What storing costs once is in the records of the stage
+``features``, which must have run with ``features.storage: cached``.
 
 Run from the repository's root, after ``ltpipe features``:
 
@@ -42,11 +42,11 @@ from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages.features import frozen_detector
 
-Step = Callable[[int], float]
+Block = Callable[[int, int], float]
 
 
-def prepare(exp: Experiment, paths: Paths, name: str) -> dict[str, Step]:
-    """Return a function per storage that trains one step and returns its loss; both start from equal heads.
+def prepare(exp: Experiment, paths: Paths, name: str) -> dict[str, Block]:
+    """Return a function per storage that trains a block of steps; both start from equal heads.
 
     Raises:
         UserError: The features are not stored.
@@ -66,26 +66,28 @@ def prepare(exp: Experiment, paths: Paths, name: str) -> dict[str, Step]:
     stored = StoredRows(paths.features, plan.step_ptr, plan.rows, plan.labels)
     steps = {}
     for storage, rows, level in (("cached", stored, exp.features.level), ("none", live, "roi")):
-        steps[storage] = _step(copy.deepcopy(calibrator), rows, level, head, exp.calibrate[name].schedule.lr)
+        steps[storage] = _block(copy.deepcopy(calibrator), rows, level, head, exp.calibrate[name].schedule.lr)
     return steps
 
 
-def _step(calibrator: Any, rows: StoredRows | LiveRows, level: Any, head: Any, lr: float) -> Step:
-    schedule = HeadSchedule(iterations=1, lr=lr, drops=())
-
+def _block(calibrator: Any, rows: StoredRows | LiveRows, level: Any, head: Any, lr: float) -> Block:
     def batches(index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        features, labels = rows.step(index % len(rows))
-        with torch.no_grad():
-            features = features.to(next(calibrator.parameters()).device)
-            read = read_features(head, features, calibrator.reads, level)
-        yield read, labels
+        while True:
+            features, labels = rows.step(index % len(rows))
+            with torch.no_grad():
+                features = features.to(next(calibrator.parameters()).device, non_blocking=True).float()
+                read = read_features(head, features, calibrator.reads, level)
+            yield read, labels
+            index += 1
 
-    def step(index: int) -> float:
-        losses = [float("nan")]  # stays if the step has no rows
-        train_head(calibrator, lambda _: batches(index), schedule, report=lambda _, f: losses.append(f["loss"]))
+    def block(first: int, length: int) -> float:
+        """Return the loss of the last step."""
+        losses = [float("nan")]  # stays if that step has no rows
+        schedule = HeadSchedule(iterations=length, lr=lr, drops=())
+        train_head(calibrator, lambda _: batches(first), schedule, report=lambda _, f: losses.append(f["loss"]))
         return losses[-1]
 
-    return step
+    return block
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,23 +96,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--name", default="simcal", help="calibrator of the experiment")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--block", type=int, default=20, help="steps in a row before the other storage has its turn")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/calibration_steps.json"))
     options = parser.parse_args(arguments)
     exp = load_experiment(options.experiment)
     paths = Paths(options.results, exp)
-    steps = prepare(exp, paths, options.name)
+    blocks = prepare(exp, paths, options.name)
     on_gpu = torch.cuda.is_available()
     # On the CPU other programs may run; the time that this one spends computing is hardly theirs.
     clock = time.perf_counter if on_gpu else time.process_time
-    seconds: dict[str, list[float]] = {storage: [] for storage in steps}
+    seconds: dict[str, list[float]] = {storage: [] for storage in blocks}
     apart = 0.0
-    for index in range(options.steps + 1):  # the first step warms up and is not counted
+    for first in range(0, options.steps + options.block, options.block):  # the first block warms up and is not counted
         losses = []
-        for storage, step in steps.items():
+        for storage, block in blocks.items():
             start = clock()
-            losses.append(step(index))
-            seconds[storage].append(clock() - start)
+            losses.append(block(first, options.block))
+            seconds[storage].append((clock() - start) / options.block)
         apart = max(apart, abs(losses[0] - losses[1])) if losses[0] == losses[0] else apart
     rates = {storage: 1 / statistics.mean(times[1:]) for storage, times in seconds.items()}
     record = json.loads(paths.record("features").read_text(encoding="utf-8"))
@@ -120,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "calibrator": exp.calibrate[options.name].model_dump(mode="json"),
         "features": exp.features.model_dump(mode="json") if exp.features else None,
         "steps": options.steps,
+        "block": options.block,
         "steps_per_second": rates,
         "ratio": rates["cached"] / rates["none"],
         "largest_loss_difference": apart,

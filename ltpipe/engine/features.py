@@ -276,11 +276,11 @@ class StoredRows:
         return len(self._ptr) - 1
 
     def step(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return features ``(R, c, h, w)`` or ``(R, d)`` float32, as stored, and labels ``(R,)`` of a step."""
+        """Return features ``(R, c, h, w)`` or ``(R, d)`` in the stored precision, and labels ``(R,)`` of a step."""
         part = slice(self._ptr[index], self._ptr[index + 1])
         wanted, inverse = np.unique(self._rows[part], return_inverse=True)
-        features = np.asarray(self._features[wanted])[inverse].astype(np.float32)
-        return torch.from_numpy(features), torch.from_numpy(self._labels[part])
+        features = torch.from_numpy(np.asarray(self._features[wanted]))
+        return features[torch.from_numpy(inverse)], torch.from_numpy(self._labels[part])
 
 
 class LiveRows:

@@ -78,9 +78,9 @@ def test_held_out_images_are_never_trained_on(project: Path) -> None:
     assert set(kept.image_ids) == set(whole.image_ids) - set(held)
     base.run(exp, paths)
     record = json.loads(paths.record("base").read_text())
-    kept = [f"history/fasa/epoch_{epoch}.npz" for epoch in range(18 // 5)]
-    assert [name for name in record["outputs"] if "fasa" in name] == kept, "beside the checkpoint, as results"
-    with np.load(paths.folder("base") / kept[-1]) as last:
+    history = [f"history/fasa/epoch_{epoch}.npz" for epoch in range(18 // 5)]
+    assert [name for name in record["outputs"] if "fasa" in name] == history, "beside the checkpoint, as results"
+    with np.load(paths.folder("base") / history[-1]) as last:
         assert np.array_equal(last["prob"], state(paths)["roi_head.parts.0.prob"].numpy())
     stream = build_dataset(Config.fromfile(paths.config("base")).train_dataloader.dataset).stream
     seen = {int(store.image_ids[stream[i]]) for i in range(3 * stream.epoch_length())}

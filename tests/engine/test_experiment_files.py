@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from ltpipe.spec.load import list_experiments, load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = list_experiments(ROOT)
-METRICS = {"AP", "AP50", "AP75", "APr", "APc", "APf"}
+METRICS = {"AP", "AP50", "AP75", "APr", "APc", "APf", "bAP"}
 IMAGES = {"lvis_v1": (100170, 99388), "lvis_v0.5": (57263, 56740)}
 
 
@@ -27,19 +28,24 @@ IMAGES = {"lvis_v1": (100170, 99388), "lvis_v0.5": (57263, 56740)}
 def without_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The repository's folder, with data folders that do not exist."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("LVIS", "no/such/folder")
+    for variable in ("LVIS", "COCO"):
+        monkeypatch.setenv(variable, "no/such/folder")
     yield
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("lvis", "toy"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("lvis", "coco", "toy"))])
 def test_valid_with_the_class_list_only(name: str) -> None:
     exp = load_experiment(name)
     notes = check_experiment(exp, NAMES)
     assert notes or exp.dataset.generate is not None, "says that there were no data; toy data may have been drawn"
-    assert exp.file is not None and len(exp.file.read_text().splitlines()) <= 40
+    assert exp.file is not None
+    settings, _, _ = exp.file.read_text().partition("\nreport:")  # tables of published numbers may be longer
+    assert len(settings.splitlines()) <= 40
+    edges = (0, *exp.evaluate.bins)
+    bins = {f"bin/{low}-{high}" for low, high in pairwise(edges)} | {f"bin/{edges[-1]}+"}
     assert exp.description
     for expected in exp.report.expected:
-        assert expected.metric in METRICS and 0 <= expected.value < 50
+        assert expected.metric in METRICS | bins and 0 <= expected.value < 50
         assert any(word in expected.source for word in ("README", "issue", "unverified"))
 
 
@@ -57,6 +63,33 @@ def test_every_published_row_is_there() -> None:
     assert rows["lvis_v1_crt_1x", "base", "APr"] == 11.9 and rows["lvis_v1_lws_1x", "base", "APf"] == 27.4
     assert rows["lvis_v05_bags_mask", "base", "AP"] == 26.25
     assert rows["lvis_v1_seesaw_rfs_normed_mask_r101", "base", "AP"] == 28.2
+    assert rows["lvis_v05_simcal", "dual", "AP"] == 23.4 and rows["lvis_v05_simcal_ag", "cal", "bin/0-10"] == 13.2
+    assert rows["lvis_v05_simcal_ag_schedules", "lr_0.01", "bAP"] == 20.2
+    assert rows["coco_lt_simcal_ag", "dual", "bin/0-20"] == 15.0
+    variants = ("raw", "smooth", "rel", "normit", "gombit", "base2", "base10")
+    named = {f"{data}_iif_{v}{count}_1x" for data in ("lvis_v1", "coco") for v in variants for count in ("", "_obj")}
+    assert named - set(NAMES) == {"lvis_v1_iif_raw_1x", "coco_iif_raw_1x"}, "raw on image counts is the reference"
+
+
+def test_boxes_and_masks_of_simcals_detectors() -> None:
+    for name, outputs in (("lvis_v05_simcal", 1230), ("lvis_v05_simcal_ag", 1)):
+        _, model = assemble_model(load_experiment(name), lvis_counts("lvis_v0.5"))
+        init_default_scope("mmdet")
+        with torch.device("meta"):
+            head = MODELS.build({**model.roi_head, "train_cfg": None, "test_cfg": None})
+        assert head.bbox_head.fc_reg.out_features == 4 * outputs
+        assert head.mask_head.conv_logits.out_channels == outputs
+        assert model.train_cfg.rpn_proposal.max_per_img == 2000
+
+
+def test_constant_start_of_plain_iif() -> None:
+    _, model = assemble_model(load_experiment("lvis_v1_iif_1x"), lvis_counts("lvis_v1"))
+    init_default_scope("mmdet")
+    head = MODELS.build({**model.roi_head.bbox_head, "in_channels": 2, "roi_feat_size": 3, "fc_out_channels": 64})
+    head.init_weights()
+    assert (head.fc_cls.weight == 0.001).all() and not head.fc_cls.bias.any()
+    bound = 64**-0.5
+    assert 0.9 * bound < head.fc_reg.weight.abs().max() <= bound, "torch's own start, not N(0, 0.001)"
 
 
 def lvis_counts(name: str) -> ClassCounts:
