@@ -38,12 +38,16 @@ class ClassCounts:
         instances: Instances of the class.
         num_images: All training images.
         num_annotated_images: Those with an annotation.
+        names: Names of the classes.
+        ranks: Place of each class among all classes of the data set by ascending category id: its row in tables.
     """
 
     images: Sequence[int]
     instances: Sequence[int]
     num_images: int
     num_annotated_images: int
+    names: Sequence[str] | None = None
+    ranks: Sequence[int] | None = None
 
     def injected(self) -> dict[str, Any]:
         """Return the constructor arguments that methods get from the data and not from the user."""
@@ -53,6 +57,8 @@ class ClassCounts:
             "instance_counts": list(self.instances),
             "num_images": self.num_images,
             "num_annotated_images": self.num_annotated_images,
+            "class_names": self.names,
+            "class_ranks": self.ranks,
         }
 
 

@@ -16,10 +16,18 @@ from ltpipe.spec.paths import Paths
 
 def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
     """Return the training counts of the first ``num_classes`` classes, in label order."""
-    table = pd.read_csv(paths.statistics("train")).set_index("category_id").loc[list(split.order[:num_classes])]
+    ids = split.order[:num_classes]
+    table = pd.read_csv(paths.statistics("train")).set_index("category_id").loc[list(ids)]
     store = AnnotationStore.open(paths.store("train"))
     annotated = len(np.unique(store.ann_image))
-    return ClassCounts(table["image_count"].tolist(), table["instance_count"].tolist(), len(store.image_ids), annotated)
+    return ClassCounts(
+        table["image_count"].tolist(),
+        table["instance_count"].tolist(),
+        len(store.image_ids),
+        annotated,
+        names=table["name"].tolist(),
+        ranks=np.searchsorted(np.sort(split.order), ids).tolist(),
+    )
 
 
 def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:

@@ -60,6 +60,8 @@ def class_weights(
     *,
     bg_weight: float = 1.0,
     table: str | None = None,
+    class_names: Sequence[str] | None = None,
+    class_ranks: Sequence[int] | None = None,
     **options: Any,
 ) -> Tensor:
     """Return the weights of all channels, ``(K + 1,)`` float32, background last.
@@ -73,6 +75,8 @@ def class_weights(
         count: ``image`` or ``instance``.
         bg_weight: Weight of the background.
         table: CSV file to take the weights from.
+        class_names: Names of the classes, to be compared with those in the table.
+        class_ranks: Row of each class in the table; None: the same order.
         **options: Of :func:`ltpipe.methods.iif_weights.iif_weights`.
 
     Raises:
@@ -86,8 +90,10 @@ def class_weights(
         )
     if table is not None:
         read = read_table(table)
-        check_table(read, image_counts, instance_counts, num_images=num_images)
-        weights = read.column(variant, count)
+        rows = check_table(
+            read, image_counts, instance_counts, num_images=num_images, names=class_names, ranks=class_ranks
+        )
+        weights = read.column(variant, count)[rows]
     elif count == "image" and num_images is None:
         raise UserError(
             "IIF does not know the number of training images",
@@ -120,6 +126,9 @@ class IIFLoss(nn.Module):
             with ``rel`` and ``normit``.
         zero_count: Classes without training data: count them as 1 and warn, or refuse.
         table: CSV file of the published tables to take the weights from; null: from the counts.
+        class_names: Names of the classes, label order; compared with those in the table.
+        class_ranks: Place of each class among all of the data set by ascending category id, the order of the tables;
+            null: the labels are in that order.
         class_weight: Weight of every class in the cross entropy, ``K + 1`` values; null: none.
         ignore_index: Label left out of the loss; null: none.
         loss_weight: Factor of the loss.
@@ -146,6 +155,8 @@ class IIFLoss(nn.Module):
         min_weight: float | None = None,
         zero_count: Literal["warn", "error"] = "warn",
         table: str | None = None,
+        class_names: Sequence[str] | None = None,
+        class_ranks: Sequence[int] | None = None,
         class_weight: list[float] | None = None,
         ignore_index: int | None = None,
         loss_weight: float = 1.0,
@@ -162,6 +173,8 @@ class IIFLoss(nn.Module):
             count,
             bg_weight=bg_weight,
             table=table,
+            class_names=class_names,
+            class_ranks=class_ranks,
             min_weight=min_weight,
             zero_count=zero_count,
         )

@@ -138,8 +138,9 @@ def check_table(
     *,
     num_images: int | None = None,
     names: Sequence[str] | None = None,
-) -> None:
-    """Compare a table with the data set it is to be used for, and with the formulas.
+    ranks: Sequence[int] | None = None,
+) -> NDArray[np.int64]:
+    """Compare a table with the classes it is to be used for, and with the formulas.
 
     Warns when a column differs from its formula.
 
@@ -149,21 +150,27 @@ def check_table(
         instance_counts: ``(K,)`` training instances.
         num_images: Number of training images; None: the table's.
         names: Class names of the data set, label order.
+        ranks: Row of each class; None: all rows in label order.
+
+    Returns:
+        ``(K,)`` rows of the classes.
 
     Raises:
         UserError: Number, names, or counts of the classes differ: another data set or another class order.
     """
-    if len(table.image_counts) != len(image_counts):
+    rows = np.arange(len(image_counts)) if ranks is None else np.asarray(ranks, np.int64)
+    size = len(table.image_counts)
+    if size <= rows.max(initial=-1) or (ranks is None and size != len(rows)):
         raise UserError(
             "the class table belongs to another number of classes",
             where=table.source,
-            got=f"{len(table.image_counts)} classes",
-            allowed=f"{len(image_counts)}, as in the data set (a background row in front is dropped)",
+            got=f"{size} classes",
+            allowed=f"{rows.max(initial=-1) + 1}, as in the data set (a background row in front is dropped)",
         )
     if names is not None and table.names is not None:
-        _refuse_difference(table, "name", np.asarray(table.names, object), np.asarray(names, object))
-    _refuse_difference(table, "image count", table.image_counts, np.asarray(image_counts))
-    _refuse_difference(table, "instance count", table.instance_counts, np.asarray(instance_counts))
+        _refuse_difference(table, "name", np.asarray(table.names, object)[rows], np.asarray(names, object))
+    _refuse_difference(table, "image count", table.image_counts[rows], np.asarray(image_counts))
+    _refuse_difference(table, "instance count", table.instance_counts[rows], np.asarray(instance_counts))
     totals = {"image": num_images or table.num_images, "instance": table.num_instances}
     counts = {"image": table.image_counts, "instance": table.instance_counts}
     for name, values in table.weights.items():
@@ -177,6 +184,7 @@ def check_table(
         if not np.allclose(values, expected, rtol=AGREE, atol=AGREE):
             worst = np.abs(values - expected).max()
             warnings.warn(f"{table.source}: column {name} differs from its formula by up to {worst:.2g}", stacklevel=2)
+    return rows
 
 
 def _refuse_difference(table: ClassTable, what: str, got: NDArray[Any], wanted: NDArray[Any]) -> None:

@@ -36,6 +36,8 @@ INJECTED = frozenset(
         "in_features",
         "out_features",
         "class_features",
+        "class_names",
+        "class_ranks",
     }
 )
 _TYPES = {"Any": Any, "Literal": Literal, "Sequence": Sequence}

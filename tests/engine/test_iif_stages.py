@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from method_project import tiny_experiment, write_project
@@ -15,7 +16,8 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.inputs import class_counts
 from ltpipe.engine.predict import load_model
-from ltpipe.methods.iif_tables import read_table, table_from_counts, write_table
+from ltpipe.errors import UserError
+from ltpipe.methods.iif_tables import table_from_counts, write_table
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages import base, calibrate, features, index, lst, split
@@ -115,12 +117,20 @@ def test_weights_from_a_table_of_the_data_set(project: Path) -> None:
     paths = Paths("results", exp)
     split.run(exp, paths)
     counts = class_counts(paths, Split.load(paths.split), 9)
-    made = table_from_counts(list(counts.images), list(counts.instances), counts.num_images)
-    write_table(project / "table.csv", made, "lvis")
+    assert counts.ranks is not None and counts.names is not None
+    place = np.argsort(counts.ranks)  # the published tables follow the category ids, our labels the counts
+    assert place.tolist() != sorted(place.tolist())
+    images, instances, names = (
+        [values[i] for i in place] for values in (counts.images, counts.instances, counts.names)
+    )
+    write_table(project / "table.csv", table_from_counts(images, instances, counts.num_images, names), "coco")
     assert len(AnnotationStore.open(paths.store("train")).image_ids) == counts.num_images
-    read_table(project / "table.csv")
     loss = {"type": "iif", "variant": "smooth"}
     _, with_table = trained(project, "table", model={"loss": {**loss, "table": "table.csv"}})
     _, from_counts = trained(project, "counted", model={"loss": loss})
     read, counted = (head_of(paths, "base").loss_cls.weights for paths in (with_table, from_counts))
     torch.testing.assert_close(read, counted)
+    names[0], names[1] = names[1], names[0]
+    write_table(project / "table.csv", table_from_counts(images, instances, counts.num_images, names), "coco")
+    with pytest.raises(UserError, match="another name"):
+        trained(project, "misnamed", model={"loss": {**loss, "table": "table.csv"}})

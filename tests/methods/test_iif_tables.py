@@ -119,3 +119,16 @@ def test_missing_file_and_column(table: ClassTable, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="layout lvis"):
         write_table(tmp_path / "u.csv", read_table(tmp_path / "t.csv"), "lvis")
     assert not (tmp_path / "u.csv").exists()
+
+
+def test_rows_of_some_classes_in_another_order(table: ClassTable) -> None:
+    """A phase knows some of the classes, in the order of their labels."""
+    given = {"image_counts": [2, 55], "instance_counts": [2, 80], "ranks": [2, 0]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = check_table(table, **given, num_images=NUM_IMAGES, names=["hair drier", "fork"])
+    assert rows.tolist() == [2, 0]
+    with pytest.raises(UserError, match="another name"):
+        check_table(table, **given, names=["hair drier", "person"])
+    with pytest.raises(UserError, match="number of classes"):
+        check_table(table, **{**given, "ranks": [3, 0]})
