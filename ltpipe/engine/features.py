@@ -278,9 +278,7 @@ class StoredRows:
     def step(self, index: int) -> tuple[Tensor, Tensor]:
         """Return features ``(R, c, h, w)`` or ``(R, d)`` in the stored precision, and labels ``(R,)`` of a step."""
         part = slice(self._ptr[index], self._ptr[index + 1])
-        wanted, inverse = np.unique(self._rows[part], return_inverse=True)
-        features = torch.from_numpy(np.asarray(self._features[wanted]))
-        return features[torch.from_numpy(inverse)], torch.from_numpy(self._labels[part])
+        return torch.from_numpy(np.asarray(self._features[self._rows[part]])), torch.from_numpy(self._labels[part])
 
 
 class LiveRows:

@@ -61,12 +61,14 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             level = exp.features.level if exp.features.storage == "cached" else "roi"
             schedule = HeadSchedule.of(spec.schedule, len(rows))
 
+            device = next(detector.parameters()).device
+
             def batches(step: int) -> Iterator[Batch]:
                 while True:
                     features, labels = rows.step(step % len(rows))
                     # The block ends before the yield: a suspended generator would keep gradients off for its caller.
                     with torch.no_grad():
-                        features = features.to(next(detector.parameters()).device, non_blocking=True).float()
+                        features = features.to(device, non_blocking=True).float()
                         read = read_features(detector.roi_head.bbox_head, features, calibrator.reads, level)
                     boxes = plan.step_boxes(step % len(rows)) if calibrator.trains_boxes else ()
                     yield read, labels, *map(torch.from_numpy, boxes)
