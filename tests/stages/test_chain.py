@@ -23,6 +23,7 @@ from ltpipe.engine.head_training import HeadSchedule, train_head
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.predict import build_dataset, load_model
 from ltpipe.errors import UserError
+from ltpipe.evaluation.cross_check import cross_check
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.files import sha256_file
 from ltpipe.methods.lst_expand import expand_checkpoint
@@ -171,18 +172,23 @@ def test_dual_calibration_in_base_mode_equals_the_uncalibrated_checkpoint(chain:
 
 
 def test_evaluation_and_report(chain: Chain, tmp_path: Path) -> None:
-    paths = chain.copy(tmp_path)
-    checkpoints = chain.exp.evaluated_checkpoints()
+    kinds = ["bbox", "segm", "boundary"]
+    exp = experiment(chain.folder, evaluate={"iou_types": kinds})
+    paths = chain.copy(tmp_path, exp)
+    checkpoints = exp.evaluated_checkpoints()
     assert checkpoints == ["base", "phase1", "phase2", "simcal"]
-    run_stages(chain.exp, paths.results, ("calibrate", "simcal"), *(("evaluate", c) for c in checkpoints), "report")
+    run_stages(exp, paths.results, ("calibrate", "simcal"), *(("evaluate", c) for c in checkpoints), "report")
     order, val = Split.load(paths.split).order, AnnotationStore.open(paths.store("val"))
     for checkpoint, classes in zip(checkpoints, (5, 7, 9, 9), strict=True):
         found = Predictions.open(paths.predictions(checkpoint))
         assert set(found.category_ids) <= set(order[:classes])
         assert set(found.image_ids) <= set(val.image_ids)
         table = pd.read_csv(paths.per_class(checkpoint))
-        assert set(table["iou_type"]) == {"bbox", "segm"}
-        assert set(json.loads(paths.metrics(checkpoint).read_text())) == {"bbox", "segm"}
+        assert set(table["iou_type"]) == set(kinds)
+        metrics = json.loads(paths.metrics(checkpoint).read_text())
+        assert list(metrics) == kinds and metrics["boundary"]["boundary_ratio"] == 0.02
+        lines = cross_check(paths.store("val"), paths.predictions(checkpoint), paths.tensors(checkpoint))
+        assert [line.split(":")[0] for line in lines] == kinds
     written = json.loads(paths.record("report").read_text())["outputs"]
     assert {"report.html", "summary.csv"} <= set(written)
 
