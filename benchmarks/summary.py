@@ -29,7 +29,8 @@ def table() -> str:
             lines.append(line(row, content["command"]))
             if row["note"]:
                 notes.append(f"- {row['work']}: {row['note']}")
-    for name, convert in (("calibration_steps", calibration), ("training_step", training)):
+    last = (("calibration_steps", calibration), ("training_step", training), ("training_step_mask", training))
+    for name, convert in last:
         content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         lines.append(line(convert(content), content["command"]))
     return HEAD + "".join(lines) + "\n" + "\n".join(notes) + "\n"
@@ -56,13 +57,13 @@ def calibration(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of ``training_step.json``."""
+    """Return the row of ``training_step.json`` or ``training_step_mask.json``."""
     costs = {item["method"]: item["overhead_percent"] for item in content["methods"] if item["method"] != "mmdet"}
     over = {name: value for name, value in costs.items() if value > LIMITS.get(name, 2.0)}
     return {
-        "work": f"training step of the box head, {len(costs)} methods, {content['rois']} RoIs",
+        "work": f"training step of the {content['head']} head, {len(costs)} methods, {content['rois']} RoIs",
         "ours": ", ".join(f"{name} {value:+.0f} %" for name, value in sorted(over.items())) or "all within the aim",
-        "theirs": "mmdet's own box head",
+        "theirs": f"mmdet's own {content['head']} head",
         "ratio": None,
         "aim": "2 %, FASA and CRAT 5 %, of the whole detector's step",
         "reached": not over,
