@@ -208,7 +208,7 @@ class BAGS(Calibrator):
             "reweight": reweight,
             "seed": seed,
         }
-        self.head = nn.Module()
+        self.head: Any = nn.Module()
         self.head.loss_cls = GroupSoftmaxLoss(**self.loss_config)
 
     @property

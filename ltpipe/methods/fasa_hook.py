@@ -176,6 +176,7 @@ class FASAAdaptationHook(Hook):
         runner.logger.info(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if is_main_process() and result is not None:
             file = Path(runner.work_dir) / "history" / "fasa" / f"epoch_{epoch}{suffix}.npz"
-            arrays = {"prob": part.prob, "loss": part.prev_loss, "groups": result.groups}
+            state = {"prob": part.prob, "loss": part.prev_loss, "groups": result.groups}
+            arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in state.items()} | values
             with atomic_path(file) as path:
-                np.savez(path, **{name: t.cpu().numpy() for name, t in arrays.items()}, **values)
+                np.savez(path, **arrays)

@@ -52,6 +52,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         )
         slots = draw_plan(view.class_images, info)
         image_id, flip, unit_of_slot = slots.units()
+        slot_label = slots.class_label.astype(np.int64)
         by_id = np.argsort(view.store.image_ids)
         rows = by_id[np.searchsorted(view.store.image_ids[by_id], image_id)]
         units = list(zip(rows.tolist(), flip.tolist(), strict=True))
@@ -63,13 +64,13 @@ def run(exp: Experiment, paths: Paths) -> None:
         )
         if spec.storage == "cached":
             most = np.bincount(view.store.ann_image, minlength=len(by_id))[rows] + detector.max_proposals
-            bounds = bound_rows(unit_of_slot, slots.class_label, info.slots_per_step, most, sampling, spec.bg_ratio)
+            bounds = bound_rows(unit_of_slot, slot_label, info.slots_per_step, most, sampling, spec.bg_ratio)
             check_space(paths.features.parent, bounds, detector.shape_at(spec.level), spec.dtype)
         plan = plan_features(
             rows,
             flip,
             unit_of_slot,
-            slots.class_label,
+            slot_label,
             info.slots_per_step,
             collect_boxes(detector, units, stage.work),
             sampling,

@@ -144,6 +144,13 @@ def test_stored_activations_must_lie_below_what_is_trained(load: Load, level: st
     assert check_experiment(load(*live, *choice), ["small"]) == []
 
 
+def test_a_whole_box_head_needs_pooled_features(load: Load) -> None:
+    stored = ("calibrate:", "features: {level: last}\ncalibrate:")
+    bags = ("{type: simcal, schedule", "{type: bags, trained: box_head, schedule")
+    refused(load, *stored, *bags, words=["features.level", "(bags) reads roi", "allowed: roi"])
+    assert check_experiment(load(*stored, bags[0], "{type: bags, schedule"), ["small"]) == []
+
+
 @pytest.mark.parametrize(("level", "head"), [("fc1", "3fc_ft_freeze1"), ("last", "cls_ft"), ("fc1", "cls_rand")])
 def test_exact_activations(load: Load, level: str, head: str) -> None:
     choice = ("{type: simcal, schedule", f"{{type: simcal, head: {head}, schedule")
