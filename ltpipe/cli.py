@@ -102,6 +102,9 @@ def parser() -> argparse.ArgumentParser:
     target.add_argument("--experiment", metavar="EXP", help="draw what the experiment's dataset.generate asks for")
     target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
     _long_tail_options(verbs.add_parser("make-lt", help="long-tailed version of a COCO- or LVIS-format data set"))
+    _convert_options(verbs.add_parser("convert", help="checkpoint or class index of another repository, for our use"))
+    _export_options(verbs.add_parser("export", help="a checkpoint for mmdet 3.x, or detections as JSON"))
+    verbs.add_parser("recipes", help="experiments with published numbers: hardware, time and disk they take")
     schema = verbs.add_parser("schema", help="JSON schema of experiment files")
     schema.add_argument("--write", action="store_true", help="write configs/schema/experiment.schema.json")
     verbs.add_parser("methods", help="what can be chosen in experiments, with all options")
@@ -118,6 +121,40 @@ def _long_tail_options(verb: argparse.ArgumentParser) -> None:
         "--index", type=Path, metavar="PT", help="SimCal's class index: keep exactly its images, and verify --counts"
     )
     verb.add_argument("--seed", type=int, default=0, help="seed of the draw; default: %(default)s")
+
+
+def _export_options(verb: argparse.ArgumentParser) -> None:
+    _experiment(verb)
+    verb.add_argument("--checkpoint", required=True, help=_KEYS["evaluate"][3])
+    target = verb.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", type=Path, metavar="DIR", help="write config.py and model.pth for mmdet there")
+    target.add_argument("--detections", type=Path, metavar="JSON", help="write the evaluated detections there")
+    verb.add_argument("--plain", action="store_true", help="only if mmdet can run it without ltpipe")
+    verb.add_argument("--iou-type", choices=("bbox", "segm"), default="bbox", help="of the JSON; default: %(default)s")
+
+
+def _convert_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint; several: calibrated heads of a cascade, in order",
+    )
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
+    verb.add_argument("--source", metavar="NAME", help="layout, see docs/convert.md; default: from the keys")
+    of_classes = verb.add_mutually_exclusive_group()
+    of_classes.add_argument(
+        "--classes", type=Path, metavar="LIST", help="class list (JSON) or statistics.csv of its training data"
+    )
+    of_classes.add_argument("--init", action="store_true", help="only to start a training: without layers of classes")
+    verb.add_argument("--loss", metavar="NAME", help="model.loss.type, where the weights do not show it")
+    verb.add_argument("--classifier", metavar="NAME", help="model.classifier.type, likewise")
+    verb.add_argument("--temperature", type=float, metavar="T", help="of a normalised classifier")
+    verb.add_argument("--mask", metavar="NAME", help="model.mask.type, likewise")
+    verb.add_argument("--variant", metavar="NAME", help="column of IIF's tables, e.g. raw or base10_obj")
+    verb.add_argument("--groups", type=Path, metavar="PT", help="label2binlabel.pt of a BAGS classifier")
+    verb.add_argument("--annotations", type=Path, metavar="JSON", help="annotations that a class index belongs to")
 
 
 def _experiment(verb: argparse.ArgumentParser) -> None:
@@ -173,6 +210,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         _methods()
     elif verb == "toy-data":
         _toy_data(arguments)
+    elif verb == "recipes":
+        importlib.import_module("ltpipe.spec.recipes").print_recipes()
+    elif verb == "convert":
+        importlib.import_module("ltpipe.convert.command").run(arguments)
     elif verb == "make-lt":
         _make_long_tailed(arguments)
     else:
@@ -186,6 +227,10 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
 
     exp = load_experiment(arguments.experiment or arguments.option)
     paths = Paths(arguments.results, exp)
+    if verb == "export":
+        _check_key(exp, "evaluate", arguments.checkpoint)
+        importlib.import_module("ltpipe.stages.export").run(exp, paths, arguments)
+        return 0
     if verb == "status":
         from ltpipe.spec.status import print_status, watch_status
 
@@ -217,9 +262,10 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
     if verb in _PARALLEL and not launched:
         block = exp.base if verb == "base" else exp.lst
         assert block is not None
-        code = _launch(arguments, block.schedule.batch_size, paths.folder(verb, *keys.values()))
-        if code is not None:
-            return code
+        if verb != "base" or exp.base.checkpoint is None:  # otherwise nothing is trained
+            code = _launch(arguments, block.schedule.batch_size, paths.folder(verb, *keys.values()))
+            if code is not None:
+                return code
     if verb not in _WITHOUT_TORCH:
         _load_formatter()
     importlib.import_module(f"ltpipe.stages.{verb}").run(exp, paths, **keys)

@@ -27,6 +27,11 @@ _ALLOWED = {
     ("numpy._core.multiarray", "scalar"),
     ("_codecs", "encode"),
 }
+_ARRAYS = {
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 _FIELDS = ("category_id", "img_id", "isntance_count")
 
 
@@ -46,28 +51,39 @@ class IndexedClass:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers and numbers only."""
+    """Builds containers and numbers only, and arrays of numbers if they are asked for."""
+
+    allowed = _ALLOWED
 
     def find_class(self, module: str, name: str) -> Any:
         """Return one of the harmless classes."""
-        if (module, name) not in _ALLOWED:
+        if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module, name)
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to objects outside the file."""
         raise pickle.UnpicklingError("a persistent id")
 
 
-def read_plain_pickle(path: Path) -> Any:
+class _ArrayUnpickler(_PlainUnpickler):
+    allowed = _ALLOWED | _ARRAYS
+
+
+def read_plain_pickle(path: Path, *, arrays: bool = False) -> Any:
     """Read a pickle that holds containers, numbers and text only.
+
+    Args:
+        path: The file.
+        arrays: Also numpy arrays, as in the checkpoints of detectron2's model zoo.
 
     Raises:
         UserError: The file cannot be read, is no pickle, or wants to build other objects.
     """
     try:
         with path.open("rb") as handle:
-            return _PlainUnpickler(handle).load()
+            # Python 2 wrote arrays as text of single bytes.
+            return (_ArrayUnpickler if arrays else _PlainUnpickler)(handle, encoding="latin1").load()
     except OSError as error:
         raise UserError("cannot read the pickle", where=path, got=error.strerror) from error
     except Exception as error:  # a damaged pickle fails in many ways

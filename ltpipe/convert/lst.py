@@ -1,53 +1,70 @@
-"""Checkpoints of the LST repository (a maskrcnn-benchmark fork) under mmdet's names.
+"""Checkpoints of maskrcnn-benchmark, and of the LST repository, which is a fork of it.
 
 Source: JoyHuYY1412/LST_LVIS. There, row 0 of the classifier is background and the box regressor has four rows for it;
-here background is the last classifier row and the regressor has none. Converted weights want the geometry they were
-trained with (RoIAlign without half-pixel shift, sampling ratio 2, boxes with +1, Caffe-style input normalisation).
+here background is the last classifier row and the regressor has none. Frozen batch norm divides by the variance as it
+is, so converted variances are smaller by what mmdet's adds.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ltpipe.errors import UserError
+from ltpipe.convert.layout import Layout, Rule, State, apply_layout, background_first, background_last
+
+__all__ = [
+    "BENCHMARK",
+    "LST",
+    "background_first",
+    "background_last",
+    "convert_state_dict",
+    "rename_key",
+    "trim_class_layers",
+]
 
 PREFIX = "module."
-KEYS = [
-    (r"backbone\.body\.stem\.(conv1|bn1)\.", r"backbone.\1."),
-    (r"backbone\.body\.(layer\d)\.", r"backbone.\1."),
-    (r"backbone\.fpn\.fpn_inner(?P<index>\d)\.", "neck.lateral_convs.{index}.conv."),
-    (r"backbone\.fpn\.fpn_layer(?P<index>\d)\.", "neck.fpn_convs.{index}.conv."),
-    (r"rpn\.head\.conv\.", "rpn_head.rpn_conv."),
-    (r"rpn\.head\.cls_logits\.", "rpn_head.rpn_cls."),
-    (r"rpn\.head\.bbox_pred\.", "rpn_head.rpn_reg."),
-    (r"roi_heads\.box\.feature_extractor\.fc6\.", "roi_head.bbox_head.shared_fcs.0."),
-    (r"roi_heads\.box\.feature_extractor\.fc7\.", "roi_head.bbox_head.shared_fcs.1."),
-    (r"roi_heads\.box\.predictor\.cls_score\.", "roi_head.bbox_head.fc_cls."),
-    (r"roi_heads\.box\.predictor\.scale_cls$", "roi_head.bbox_head.fc_cls.scale"),
-    (r"roi_heads\.box\.predictor\.bbox_pred\.", "roi_head.bbox_head.fc_reg."),
-    (r"roi_heads\.mask\.feature_extractor\.mask_fcn(?P<index>\d)\.", "roi_head.mask_head.convs.{index}.conv."),
-    (r"roi_heads\.mask\.predictor\.conv5_mask\.", "roi_head.mask_head.upsample."),
-    (r"roi_heads\.mask\.predictor\.mask_fcn_logits\.", "roi_head.mask_head.conv_logits."),
-    (r"roi_heads\.mask\.predictor\.MLP_mask\.", "roi_head.mask_head.mlp_fusion."),
-    (r"roi_heads\.bbox2mask\.", "roi_head.mask_head.weight_transfer."),
-]
-DROPPED = "rpn.anchor_generator.cell_anchors."
-CLASS_LAYERS = ("box.predictor.cls_score.", "box.predictor.bbox_pred.", "mask.predictor.mask_fcn_logits.")
-
-
-def background_last(rows: Tensor) -> Tensor:
-    """Move the first row of ``(C, ...)`` to the end."""
-    return torch.cat([rows[1:], rows[:1]])
-
-
-def background_first(rows: Tensor) -> Tensor:
-    """Move the last row of ``(C, ...)`` to the front."""
-    return torch.cat([rows[-1:], rows[:-1]])
+_BOX, _MASK = "roi_head.bbox_head.", "roi_head.mask_head."
+_RULES = (
+    Rule(r"backbone\.body\.stem\.(conv1|bn1)\.", r"backbone.\1."),
+    Rule(r"backbone\.body\.(layer\d)\.", r"backbone.\1."),
+    Rule(r"backbone\.fpn\.fpn_inner(?P<minus1>\d)\.", "neck.lateral_convs.{minus1}.conv."),
+    Rule(r"backbone\.fpn\.fpn_layer(?P<minus1>\d)\.", "neck.fpn_convs.{minus1}.conv."),
+    Rule(r"rpn\.head\.conv\.", "rpn_head.rpn_conv."),
+    Rule(r"rpn\.head\.cls_logits\.", "rpn_head.rpn_cls."),
+    Rule(r"rpn\.head\.bbox_pred\.", "rpn_head.rpn_reg."),
+    Rule(r"rpn\.anchor_generator\.cell_anchors\.", None),
+    Rule(r"roi_heads\.box\.feature_extractor\.fc6\.", f"{_BOX}shared_fcs.0."),
+    Rule(r"roi_heads\.box\.feature_extractor\.fc7\.", f"{_BOX}shared_fcs.1."),
+    Rule(r"roi_heads\.box\.predictor\.cls_score\.", f"{_BOX}fc_cls.", "classifier"),
+    Rule(r"roi_heads\.box\.predictor\.scale_cls$", f"{_BOX}fc_cls.scale"),
+    Rule(r"roi_heads\.box\.predictor\.bbox_pred\.", f"{_BOX}fc_reg.", "regressor"),
+    Rule(r"roi_heads\.mask\.feature_extractor\.mask_fcn(?P<minus1>\d)\.", f"{_MASK}convs.{{minus1}}.conv."),
+    Rule(r"roi_heads\.mask\.predictor\.conv5_mask\.", f"{_MASK}upsample."),
+    Rule(r"roi_heads\.mask\.predictor\.mask_fcn_logits\.", f"{_MASK}conv_logits.", "mask"),
+    Rule(r"roi_heads\.mask\.predictor\.MLP_mask\.", f"{_MASK}mlp_fusion."),
+    Rule(r"roi_heads\.bbox2mask\.", f"{_MASK}weight_transfer."),
+)
+LST = Layout(
+    name="lst",
+    title="LST: a base or phase of JoyHuYY1412/LST_LVIS",
+    marks=(r"backbone\.body\.stem\.", r"roi_heads\.box\.predictor\.scale_cls"),
+    rules=_RULES,
+    background="first",
+    labels="count",
+    norm_without_eps=True,
+    geometry="benchmark",
+)
+BENCHMARK = Layout(
+    name="benchmark",
+    title="maskrcnn-benchmark Faster and Mask R-CNN with FPN",
+    marks=(r"backbone\.body\.stem\.", r"rpn\.head\.cls_logits"),
+    rules=_RULES,
+    background="first",
+    norm_without_eps=True,
+    geometry="benchmark",
+)
 
 
 def rename_key(key: str) -> str | None:
@@ -56,19 +73,10 @@ def rename_key(key: str) -> str | None:
     Raises:
         UserError: Unknown key.
     """
-    source = key.removeprefix(PREFIX)
-    if source.startswith(DROPPED):
-        return None
-    for pattern, replacement in KEYS:
-        if found := re.match(pattern, source):
-            index = found.groupdict().get("index")
-            # The source counts levels and convolutions from 1.
-            target = replacement.format(index=int(index) - 1) if index else found.expand(replacement)
-            return target + source[found.end() :]
-    raise UserError("unknown checkpoint key", got=key, allowed="keys of the LST repository's Mask R-CNN with FPN")
+    return LST.rename(key.removeprefix(PREFIX))[0]
 
 
-def convert_state_dict(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(source: Mapping[str, Tensor]) -> State:
     """Return a source model state in mmdet's names and class order.
 
     Args:
@@ -77,19 +85,7 @@ def convert_state_dict(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Unknown key.
     """
-    converted: dict[str, Tensor] = {}
-    for key, value in source.items():
-        target = rename_key(key)
-        if target is None:
-            continue
-        if target.startswith("roi_head.bbox_head.fc_reg."):
-            value = value[4:]
-        elif target.startswith("roi_head.mask_head.conv_logits."):
-            value = value[1:]
-        elif target in ("roi_head.bbox_head.fc_cls.weight", "roi_head.bbox_head.fc_cls.bias"):
-            value = background_last(value)
-        converted[target] = value
-    return converted
+    return apply_layout(LST, {key.removeprefix(PREFIX): value for key, value in source.items()})
 
 
 def trim_class_layers(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +94,5 @@ def trim_class_layers(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         checkpoint: Source checkpoint, e.g. the COCO detector LST starts from, with its own key names.
     """
-    heads = tuple(f"roi_heads.{layer}" for layer in CLASS_LAYERS)
     model = checkpoint["model"]
-    return {"model": {key: value for key, value in model.items() if not key.removeprefix(PREFIX).startswith(heads)}}
+    return {"model": {key: value for key, value in model.items() if LST.rename(key.removeprefix(PREFIX))[1] is None}}

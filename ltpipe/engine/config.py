@@ -16,6 +16,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from ltpipe.engine.geometry import use_geometry
 from ltpipe.engine.processes import processes_here
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.engine.schedule import warmup_multistep
@@ -158,6 +159,7 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     rcnn = model.test_cfg.rcnn
     rcnn.score_thr, rcnn.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
     rcnn.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
+    use_geometry(model, exp.detector.geometry)
     return fragment, model
 
 

@@ -217,6 +217,14 @@ class Calibrator(nn.Module):
         """Build the layers from the trained box head and copy the weights that are reused."""
         raise NotImplementedError
 
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Load the trained head of a finished checkpoint instead of training; only where ``fuses_scores`` is set.
+
+        Args:
+            state: Tensors under the detector's names, ``roi_head.calibrator.*``, in the order of its labels.
+        """
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         """Return raw classifier outputs ``(n, C)`` of the rows ``x``, which hold the feature named by ``reads``."""
         raise NotImplementedError

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
+from ltpipe.errors import UserError
 from ltpipe.methods.base import Calibrator, State, mean_over_processes
 from ltpipe.methods.simcal_heads import CalibrationHead, NearestClassMean, make_head
 from ltpipe.methods.simcal_scores import FusionChoice, Mode, distinct_choices, fuse_scores, tail_classes
@@ -77,6 +78,24 @@ class SimCal(Calibrator):
         """Build the head; layers that it starts from are copied by value from the trained box head."""
         self.head = make_head(self.head_name, bbox_head, self.num_classes)
         self.reads = self.head.reads
+
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Load a trained head.
+
+        Raises:
+            UserError: It has other layers than this one.
+        """
+        prefix = "roi_head.calibrator."
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        try:
+            self.head.load_state_dict(own)
+        except RuntimeError as error:
+            raise UserError(
+                "the head was trained with other layers",
+                where="calibrate: head",
+                got=f"{self.head_name}; the file has {', '.join(sorted(own)) or 'none'}",
+                fix="choose the head it was trained as",
+            ) from error
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(n, K + 1)``, background last."""

@@ -53,6 +53,11 @@ class Detector(Block):
 
     config: Path = Field(description="file with model, train_pipeline and test_pipeline")
     load_from: Path | None = Field(None, description="checkpoint to start base training from")
+    geometry: Literal["modern", "mmdet1", "benchmark"] = Field(
+        "modern",
+        description="arithmetic of boxes: modern, or that of converted weights, mmdetection 0.6 and 1.x (SimCal, BAGS) "
+        "or maskrcnn-benchmark (LST): anchors, box sizes with +1, RoIAlign without the half-pixel shift",
+    )
 
 
 class Split(Block):
@@ -128,6 +133,9 @@ class Calibrator(Choice):
     """A calibrator chosen by name, with its options and, if it is trained, its schedule."""
 
     schedule: CalibrationSchedule = Field(CalibrationSchedule(), description="length and optimiser")
+    checkpoint: Path | None = Field(
+        None, description="trained calibrator to take over instead of training: a file of `ltpipe convert`"
+    )
     seed: NonNegative | None = Field(None, description="seed of random layers; null: the experiment's")
 
 

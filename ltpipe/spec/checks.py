@@ -11,10 +11,10 @@ from ltpipe.spec.base import Choice
 from ltpipe.spec.blocks import Source
 from ltpipe.spec.classes import annotation_categories, generated_classes, read_class_list
 from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry, switched_on
+from ltpipe.spec.given import check_given, check_taken_over
 from ltpipe.spec.load import read_merged
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.source import variables
-from ltpipe.spec.start import starting_experiment
 
 
 def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[str]:
@@ -31,7 +31,7 @@ def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[s
         UserError: The first thing found wrong.
     """
     remarks, num_classes = check_data(exp)
-    remarks += _check_start(exp, data_missing=bool(remarks))
+    remarks += check_given(exp, data_missing=bool(remarks))
     _check_phases(exp, num_classes)
     check_settings(exp, experiments)
     return remarks
@@ -122,16 +122,6 @@ def _same(exp: Experiment, key: str, found: dict[int, str], wanted: dict[int, st
 
 def _few(items: Sequence[str]) -> str:
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "") if items else "none"
-
-
-def _check_start(exp: Experiment, *, data_missing: bool) -> list[str]:
-    start = exp.detector.load_from
-    if start is None or start.is_file() or starting_experiment(exp) is not None:
-        return []
-    if data_missing:
-        return [f"the checkpoint to start from is not there yet: {start}"]
-    fix = "put the checkpoint there, give another path, or null to train from scratch"
-    raise UserError("missing checkpoint", where=where(exp, "detector.load_from"), got=start, fix=fix)
 
 
 def _check_phases(exp: Experiment, num_classes: int) -> None:
@@ -278,7 +268,7 @@ def _calibrators_need_their_inputs(exp: Experiment) -> None:
     for name, calibrator in exp.calibrate.items():
         flags = catalogue.find("calibrator", calibrator.type).flags
         here = where(exp, f"calibrate.{name}")
-        if flags.get("needs_features", True) and exp.features is None:
+        if flags.get("needs_features", True) and exp.features is None and calibrator.checkpoint is None:
             raise UserError(
                 "this calibrator is trained on RoI features, which the experiment does not extract",
                 where=here,
@@ -318,7 +308,11 @@ def _stored_level_is_exact(exp: Experiment) -> None:
         lowest: Any = flags.get("lowest_level", "last")
         for option, by_value in lowest.items() if isinstance(lowest, dict) else ():
             lowest = by_value[calibrator.options[option]]
-        if flags.get("needs_features", True) and levels.index(spec.level) > levels.index(lowest):
+        if (
+            flags.get("needs_features", True)
+            and calibrator.checkpoint is None
+            and levels.index(spec.level) > levels.index(lowest)
+        ):
             raise UserError(
                 "the stored features would not be those this calibrator trains on, because it trains layers below them",
                 where=where(exp, "features.level"),
@@ -358,6 +352,7 @@ _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
     _class_rows,
     _calibrators_need_their_inputs,
     _stored_level_is_exact,
+    check_taken_over,
     _modes_need_two_classifiers,
 )
 

@@ -86,6 +86,27 @@ def has_mask_head(path: Path) -> bool:
     return "mask_head" in keywords | keys
 
 
+def backbone(path: Path) -> str:
+    """Short name of the backbone in the detector file, or in its parents where the file does not set it: ``R-50``.
+
+    ``R`` stands for ResNet, ``X`` for ResNeXt; a depth that is not found is 0.
+    """
+    kind, depth = "", 0
+    for _, tree in detector_files(path):
+        for node in ast.walk(tree):
+            pair: list[tuple[str | None, object]] = []
+            if isinstance(node, ast.keyword):
+                pair = [(node.arg, _text(node.value))]
+            elif isinstance(node, ast.Dict):
+                pair = [(str(_text(k)), _text(v)) for k, v in zip(node.keys, node.values, strict=True)]
+            for key, value in pair:
+                if key == "depth" and isinstance(value, int):
+                    depth = depth or value
+                elif key == "type" and isinstance(value, str) and value.startswith("ResNe"):
+                    kind = kind or ("X" if value == "ResNeXt" else "R")
+    return f"{kind}-{depth}"
+
+
 def switched_on(path: Path, option: str) -> bool:
     """Whether an option is set to True in the detector file, or in its parents where the file does not set it."""
     for _, tree in detector_files(path):

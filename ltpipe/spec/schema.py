@@ -24,8 +24,8 @@ def experiment_schema() -> dict[str, Any]:
     schema["title"] = "ltpipe experiment"
     extends = {"type": "string", "description": "parent experiment, relative to this file"}
     schema["properties"] = {"extends": extends, **schema["properties"]}
-    seed = blocks["Calibrator"]["properties"]["seed"]
-    trained = {"schedule": {"$ref": "#/$defs/CalibrationSchedule"}, "seed": seed}
+    own = blocks["Calibrator"]["properties"]
+    trained = {"schedule": {"$ref": "#/$defs/CalibrationSchedule"}, **{key: own[key] for key in ("seed", "checkpoint")}}
     places = {
         "classifier": (blocks["Model"]["properties"], "classifier"),
         "loss": (blocks["Model"]["properties"], "loss"),

@@ -49,10 +49,11 @@ def stage_keys(exp: Experiment) -> Iterator[tuple[str, str | int | None]]:
 
 
 def needs_features(exp: Experiment) -> bool:
-    """Whether any calibrator is trained on RoI features."""
+    """Whether any calibrator is trained here on RoI features."""
     from ltpipe.spec.catalogue import find
 
-    return any(find("calibrator", c.type).flags.get("needs_features", True) for c in exp.calibrate.values())
+    trained = [calibrator for calibrator in exp.calibrate.values() if calibrator.checkpoint is None]
+    return any(find("calibrator", c.type).flags.get("needs_features", True) for c in trained)
 
 
 def status(exp: Experiment, paths: Paths) -> list[StageStatus]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -131,6 +132,9 @@ class Base(Block):
     )
     fresh: tuple[LastLayer, ...] = Field(
         (), description="last layers that start anew although detector.load_from has them (cRT: [fc_cls])"
+    )
+    checkpoint: Path | None = Field(
+        None, description="finished detector to take over instead of training: a file of `ltpipe convert` or of ltpipe"
     )
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from ltpipe.errors import UserError
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.checks import check_settings
 from ltpipe.spec.digest import stage_digest
+from ltpipe.spec.given import given_checkpoints
 from ltpipe.spec.load import list_experiments, load_experiment
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import RESULTS, Paths
@@ -175,9 +176,16 @@ class Pipeline:
         return of_wildcards
 
     def start(self, wildcards: Wildcards) -> Files:
-        """The checkpoint that base training starts from, if another experiment makes it."""
+        """Checkpoints that the base starts from or takes over: made by another experiment, or there already."""
         exp, _ = self.of(wildcards)
-        return [] if starting_experiment(exp) is None else [str(exp.detector.load_from)]
+        made = starting_experiment(exp) is not None
+        given = {key: path for key, path in given_checkpoints(exp).items() if not key.startswith("calibrate.")}
+        return [str(path) for key, path in given.items() if path.is_file() or (made and key == "detector.load_from")]
+
+    def head(self, wildcards: Wildcards) -> Files:
+        """The trained head that a calibrator takes over, if it is there already."""
+        file = self.of(wildcards)[0].calibrate[wildcards.calibrator].checkpoint
+        return [] if file is None or not file.is_file() else [str(file)]
 
     def holdout(self, wildcards: Wildcards) -> Files:
         """The list of the images held out of training, if the experiment has one."""

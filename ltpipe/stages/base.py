@@ -16,19 +16,23 @@ from ltpipe.engine.predict import build_dataset
 from ltpipe.engine.processes import process_group
 from ltpipe.engine.second_stage import check_fixed_layers, with_trained_layers, without_layers
 from ltpipe.engine.train import fitting_weights, read_checkpoint, train, write_checkpoint
+from ltpipe.files import atomic_path
 from ltpipe.methods.lst_expand import trim_heads
 from ltpipe.registry import MODELS
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import held_out_input, stage_run
+from ltpipe.stages._take_over import in_order, taken_over
 
 
 def run(exp: Experiment, paths: Paths) -> None:
-    """Train from ``detector.load_from`` or from scratch."""
+    """Train from ``detector.load_from`` or from scratch, or take over ``base.checkpoint``."""
     inputs = {"index": paths.store("train") / "info.json", "split": paths.split, **held_out_input(exp, paths)}
     if exp.detector.load_from and exp.detector.load_from.is_file():
         inputs["detector.load_from"] = exp.detector.load_from
+    if exp.base.checkpoint:
+        inputs["base.checkpoint"] = exp.base.checkpoint
     with (
         stage_run(
             "base",
@@ -73,9 +77,14 @@ def run(exp: Experiment, paths: Paths) -> None:
             ),
         )
         meta = {"experiment": exp.name, "stage": "base", "category_ids": category_ids}
-        train(config, paths.model("base"), paths.config("base"), meta=meta)
+        if exp.base.checkpoint:
+            write_checkpoint(paths.model("base"), taken_over(exp, model, category_ids), meta)
+            with atomic_path(paths.config("base")) as temporary:
+                config.dump(str(temporary))
+        else:
+            train(config, paths.model("base"), paths.config("base"), meta=meta)
+            stage.notes["iterations"] = iterations
         stage.outputs += [paths.model("base"), paths.config("base"), *([start] if start else [])]
-        stage.notes["iterations"] = iterations
 
 
 def starting_weights(exp: Experiment, model: ConfigDict, category_ids: list[int], folder: Path) -> Path | None:
@@ -87,11 +96,11 @@ def starting_weights(exp: Experiment, model: ConfigDict, category_ids: list[int]
     if path is None or not is_main_process():
         return start if path else None
     content = read_checkpoint(path)
-    state = without_layers(content["state_dict"], exp.base.fresh)
-    if content["meta"].get("category_ids") != category_ids:
-        state = trim_heads(state)
+    known = content["meta"].get("category_ids")
+    same = known is not None and sorted(known) == sorted(category_ids)
+    state = in_order(path, category_ids, "detector.load_from") if same else trim_heads(content["state_dict"])
     detector = MODELS.build(model)
-    fits, fresh = fitting_weights(state, detector, path)
+    fits, fresh = fitting_weights(without_layers(state, exp.base.fresh), detector, path)
     if exp.base.trained is not None:
         check_fixed_layers(detector, fresh, path)
     print(f"{path}: {len(fits)} tensors reused; {len(fresh)} of the detector start anew: {', '.join(fresh[:12])}")

@@ -22,6 +22,7 @@ from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import stage_run
+from ltpipe.stages._take_over import in_order
 from ltpipe.stages.features import frozen_detector
 
 Rows = StoredRows | LiveRows
@@ -36,9 +37,12 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
     split = Split.load(paths.split) if paths.split.is_file() else None
     counts = class_counts(paths, split, split.num_classes) if split else None
     component = build_component("calibrator", spec, counts) if counts else None
-    trained = component is not None and MODELS.get(component["type"]).needs_features
+    given = spec.checkpoint
+    trained = component is not None and MODELS.get(component["type"]).needs_features and given is None
     if trained:
         inputs["features"] = paths.plan
+    if given is not None:
+        inputs[f"calibrate.{name}.checkpoint"] = given
     seed = exp.seed if spec.seed is None else spec.seed
     with stage_run(
         "calibrate",
@@ -54,6 +58,9 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         calibrator: Calibrator = MODELS.build(component)
         calibrator.initialise(detector.roi_head.bbox_head)
         calibrator.to(next(detector.parameters()).device)
+        if given is not None:
+            assert split is not None
+            calibrator.take_over(in_order(given, split.order.tolist(), f"calibrate.{name}.checkpoint"))
         if trained:
             plan = FeaturePlan.load(paths.plan)
             rows = open_rows(exp, paths, plan)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.config import read_config
+from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.heads import Rescore
 from ltpipe.engine.inputs import test_config
 from ltpipe.engine.oracle import OracleLabels
@@ -98,7 +99,7 @@ def predict(
     config = read_config(paths.config(checkpoint))
     limits = config.model.test_cfg.rcnn
     limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
-    limits.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
+    limits.nms = {**limits.nms, "iou_threshold": exp.evaluate.nms}
     model: Any = load_model(config.model, paths.model(checkpoint))
     num_classes = config.train_dataloader.dataset.num_classes
     dataset: Any = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
@@ -121,7 +122,7 @@ def predict(
         return ([image] for image in detections(model, dataset, first=first))
 
     masks = set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask
-    write = partial(write_predictions, split=split, masks=masks)
+    write = partial(write_predictions, split=split, masks=masks, longer=last_pixel(config.model))
     names = [f"set{i}.arrow" for i in range(len(scored))]
     for one, shards in zip(scored, in_shards(work, names, len(dataset), images, write), strict=True):
         merge_predictions(shards, one.predictions)
@@ -130,8 +131,10 @@ def predict(
     return split.order[:num_classes], scored, affinity
 
 
-def write_predictions(files: Sequence[Path], images: Iterable[Detections], *, split: Split, masks: bool) -> None:
-    """Write the detections of every image, one file per set of scores."""
+def write_predictions(
+    files: Sequence[Path], images: Iterable[Detections], *, split: Split, masks: bool, longer: int = 0
+) -> None:
+    """Write the detections of every image, one file per set of scores; ``longer`` is added to the sides of boxes."""
     with ExitStack() as stack:
         writers = [stack.enter_context(PredictionWriter(file, masks=masks)) for file in files]
         for found in images:
@@ -141,7 +144,7 @@ def write_predictions(files: Sequence[Path], images: Iterable[Detections], *, sp
                     image["image_id"],
                     split.order[image["labels"]],
                     image["scores"],
-                    np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+                    np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + longer], axis=1),
                     [mask["counts"] for mask in image["masks"]] if masks else None,
                     image["size"],
                 )

@@ -107,6 +107,10 @@ EDITS = [
         "validate": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
     (CHAIN, "split: {", "seed: 1\nsplit: {", {"validate": 1, **FROM_BASE}),
     (CHAIN, "split: {", "split: {ignore_future_gt: true, ", {"validate": 1, **FROM_BASE}),
+    (CHAIN, "split: {", "detector: {geometry: mmdet1}\nsplit: {", {"validate": 1, **FROM_BASE}),
+    (CHAIN, "split: {", "base: {checkpoint: none.pth}\nsplit: {", {"validate": 1, **FROM_BASE}),
+    (CHAIN, "{type: simcal, ", "{type: simcal, checkpoint: none.pth, ", {
+        "validate": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
     (JOINT, "detector:", "seed: 1\ndetector:", {"validate": 2, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),
     (JOINT, "generate: {seed: 0", "generate: {seed: 1", {
         **START, "validate": 2, "split": 2, **SPLITS, **FROM_BASE, "base": 2, "evaluate": 5, "report": 2}),

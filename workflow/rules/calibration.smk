@@ -30,6 +30,7 @@ rule calibrate:
     input:
         model=PIPELINE.model,
         features=PIPELINE.features,
+        head=PIPELINE.head,
         split="results/{experiment}/split/split.json",
         store=PIPELINE.store("train"),
     output:
