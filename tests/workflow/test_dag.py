@@ -107,7 +107,6 @@ EDITS = [
         "validate": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
     (CHAIN, "split: {", "seed: 1\nsplit: {", {"validate": 1, **FROM_BASE}),
     (CHAIN, "split: {", "split: {ignore_future_gt: true, ", {"validate": 1, **FROM_BASE}),
-    (CHAIN, "split: {", "detector: {geometry: mmdet1}\nsplit: {", {"validate": 1, **FROM_BASE}),
     (CHAIN, "split: {", "base: {checkpoint: none.pth}\nsplit: {", {"validate": 1, **FROM_BASE}),
     (CHAIN, "{type: simcal, ", "{type: simcal, checkpoint: none.pth, ", {
         "validate": 1, "calibrate": 1, "evaluate": 1, "report": 1}),
