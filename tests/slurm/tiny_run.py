@@ -48,7 +48,8 @@ class Project(Workspace):
         path = [str(self.folder / "bin"), str(Path(sys.executable).parent), self.cluster.environment["PATH"]]
         process = subprocess.Popen(
             ["snakemake", "--profile", "slurm", "all_base", "--config", "experiments=tiny", "--latency-wait", "20"]
-            + ["--ltslurm-init-seconds-before-status-checks", "3", *options, "--set-resources", *resources],
+            + ["--ltslurm-init-seconds-before-status-checks", "3", *options]
+            + ["--set-resources", "base:runtime=60", *resources],  # replaces the profile's, with their limits
             cwd=self.folder,
             env={**self.cluster.environment, "PATH": os.pathsep.join(path), "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
