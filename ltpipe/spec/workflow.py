@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -222,6 +224,21 @@ class Pipeline:
             for checkpoint in other.evaluated_checkpoints():
                 files += [str(paths.metrics(checkpoint)), str(paths.per_class(checkpoint))]
         return files
+
+    # ---- clocks ------------------------------------------------------------------------------------------------------
+
+    def bring_to_the_past(self) -> None:
+        """Give results from the future, made while a clock was ahead, times just before now, in the same order.
+
+        Snakemake takes a job for failed, and deletes its results, when an input is younger than they are.
+        """
+        now = time.time_ns()
+        times = {file: file.stat().st_mtime_ns for file in Path(RESULTS).rglob("*") if file.is_file()}
+        ahead = sorted((file for file, when in times.items() if when > now), key=times.__getitem__)
+        distinct = sorted({times[file] for file in ahead})
+        for file in ahead:
+            when = now - 1000 * (len(distinct) - distinct.index(times[file]))
+            os.utime(file, ns=(when, when))
 
     # ---- from scratch ------------------------------------------------------------------------------------------------
 

@@ -109,7 +109,6 @@ def stage_run(
                 **run.notes,
             }
             write_json(folder / RECORD, record)
-            _make_younger(run, inputs)
             discard(run.work)
 
 
@@ -206,20 +205,6 @@ def _prepare(run: StageRun, key: dict[str, Any]) -> None:
         run.work.mkdir()
         write_json(key_file, key)
     discard(record)
-
-
-def _make_younger(run: StageRun, inputs: Mapping[str, Path]) -> None:
-    """Make the results at least as young as what they were made from, should another clock have been ahead.
-
-    Snakemake takes a job for failed, and deletes its results, when they are older than an input.
-    """
-    made = {*run.outputs, *(file.parent for file in run.outputs), run.folder / RECORD}
-    # A record is the youngest file of its stage.
-    read = [file for path in inputs.values() for file in (path, path.with_name(RECORD), path.parent.with_name(RECORD))]
-    youngest = max((file.stat().st_mtime_ns for file in read if file.is_file()), default=0)
-    for path in made:
-        if path.stat().st_mtime_ns < youngest:
-            os.utime(path, ns=(youngest, youngest))
 
 
 def installed_versions() -> dict[str, str]:

@@ -156,8 +156,13 @@ def write_table(path: Path, results: Sequence[Result], seed: int, state: str) ->
     text = [
         "# Faults",
         "",
-        f"`python -m tests.faults --seed {seed}`, code {state}: {len(struck)} faults struck, after "
-        f"{len(struck) - len(bad)} of them the results are those of the undisturbed run, file by file.",
+        "Each fault strikes one stage of a finished tiny project whose results of that stage were removed: at a random",
+        "moment while it runs, or in what it reads. Then the user's command is repeated, and all files of `results`",
+        "are compared with those of an undisturbed run by their SHA-256, records without their times.",
+        "",
+        f"`python -m tests.faults --seed {seed}`, code {state}:",
+        f"{len(struck)} faults struck, after {len(struck) - len(bad)} of them all results were equal.",
+        f"{len(results) - len(struck)} more came after the end of their stage and do not count. Cells: equal / struck.",
         "",
         table(results),
         "",

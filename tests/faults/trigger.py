@@ -125,5 +125,7 @@ def _fill_results() -> None:
 
 
 def _limit_files() -> None:
-    """Let no file grow beyond a few bytes, in this process."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    """Let no file grow beyond the length of the log, in this process; the error shall still fit."""
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (os.fstat(1).st_size + 3000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    )

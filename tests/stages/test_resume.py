@@ -224,19 +224,6 @@ def test_loader_processes_that_outlive_a_killed_stage_do_not_hold_its_lock(chain
         os.kill(int(pid.read_text()), 9)
 
 
-def test_results_are_not_older_than_inputs_of_a_clock_that_was_ahead(chain: Chain, tmp_path: Path) -> None:
-    """Snakemake deletes results that are."""
-    paths, ahead = chain.copy(tmp_path), time.time() + 86400
-    for file in paths.dataset.rglob("*"):
-        os.utime(file, (ahead, ahead))
-    os.utime(paths.record("index"), (ahead + 5, ahead + 5))
-    run_stages(chain.exp, paths.results, "split")
-    for file in (paths.split, paths.record("split"), paths.replay(1), paths.record("split", 1)):
-        assert file.stat().st_mtime == ahead + 5
-    run_stages(chain.exp, paths.results, ("evaluate", "base"))
-    assert paths.metrics("base").stat().st_mtime == ahead + 5
-
-
 def test_leftovers_of_a_kill_are_cleared_away(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
     for folder in (paths.folder("base"), paths.dataset):

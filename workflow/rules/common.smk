@@ -15,6 +15,8 @@ except UserError as error:
 
 # Open as long as this Snakemake lives; the nested ones of cluster jobs have none.
 RUN_LOCK = hold_run_lock() if workflow.is_main_process else None
+if workflow.is_main_process:
+    PIPELINE.bring_to_the_past()
 
 
 def names(allowed):
