@@ -224,6 +224,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 def _stage(verb: str, arguments: argparse.Namespace) -> int:
     from ltpipe.spec.load import load_experiment
     from ltpipe.spec.paths import Paths
+    from ltpipe.stages._lock import AlreadyRunning
 
     exp = load_experiment(arguments.experiment or arguments.option)
     paths = Paths(arguments.results, exp)
@@ -268,7 +269,15 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
                 return code
     if verb not in _WITHOUT_TORCH:
         _load_formatter()
-    importlib.import_module(f"ltpipe.stages.{verb}").run(exp, paths, **keys)
+    run = importlib.import_module(f"ltpipe.stages.{verb}").run
+    try:
+        run(exp, paths, **keys)
+    except AlreadyRunning:
+        if launched:
+            raise
+        # Both were started at the same moment, and the other one was faster.
+        if not _done_by_another(exp, paths, verb, keys):
+            run(exp, paths, **keys)
     return 0
 
 

@@ -23,6 +23,10 @@ from ltpipe.spec.progress import LOCK, describe, holder
 LONGEST_PAUSE = 15.0
 
 
+class AlreadyRunning(UserError):
+    """Another process runs the stage."""
+
+
 @contextmanager
 def exclusive(folder: Path, stage: str) -> Iterator[None]:
     """Be the only process that runs a stage.
@@ -36,7 +40,7 @@ def exclusive(folder: Path, stage: str) -> Iterator[None]:
         stage: Its name.
 
     Raises:
-        UserError: Another process runs the stage.
+        AlreadyRunning: Another process runs the stage.
         Overtaken: Another process has taken this one's place.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def _locked(folder: Path, stage: str) -> TextIO:
             handle.close()
             who = holder(folder) or {}
             if not _lost(folder, who):
-                raise UserError(
+                raise AlreadyRunning(
                     f"stage {stage} is already running",
                     where=folder,
                     got=f"its lock is held by {describe(who)}",

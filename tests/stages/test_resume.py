@@ -209,6 +209,28 @@ def test_a_second_command_waits_for_the_first(chain: Chain, tmp_path: Path, outc
     assert_same_state(paths.model("base"), chain.paths.model("base"))
 
 
+def test_of_two_commands_at_the_same_moment_one_waits(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one has not seen the first one's lock when it looked."""
+    from ltpipe.stages import _lock, split
+
+    paths = chain.copy(tmp_path)
+    written, first = paths.split.read_bytes(), [True]
+    run = split.run
+
+    def race(*arguments: object, **options: object) -> None:
+        if first:
+            first.clear()
+            raise _lock.AlreadyRunning("stage split is already running")
+        run(*arguments, **options)
+
+    monkeypatch.setattr(split, "run", race)
+    code, error = command_line("split", chain.exp.file, "--results", paths.results, "--phase", 0)
+    assert code == 0, error
+    assert paths.split.read_bytes() == written and paths.record("split").is_file()
+
+
 def test_loader_processes_that_outlive_a_killed_stage_do_not_hold_its_lock(chain: Chain, tmp_path: Path) -> None:
     paths, pid = chain.copy(tmp_path), tmp_path / "pid"
 
