@@ -88,7 +88,8 @@ def test_validate_writes_lock_and_record(tmp_path: Path, root: None, capsys: pyt
     captured = capsys.readouterr()
     assert "phase6" in captured.out and "class list only" in captured.err
     lock = tmp_path / "lvis_v1_lst" / "experiment.lock.yaml"
-    assert yaml.safe_load(lock.read_text())["split"] == {"base_classes": 270, "step": 160, "boundaries": None}
+    split = yaml.safe_load(lock.read_text())["split"]
+    assert split == {"base_classes": 270, "step": 160, "boundaries": None, "ignore_future_gt": False}
     assert load_experiment(lock).model_dump() == load_experiment("lvis_v1_lst").model_dump()
     record = json.loads((tmp_path / "lvis_v1_lst" / "validate" / "stage.json").read_text())
     assert record["stage"] == "validate" and len(record["remarks"]) == 2

@@ -118,11 +118,12 @@ def check_batch(path: Path) -> None:
             if len(everything.negatives) == len(negatives):
                 np.testing.assert_array_equal(everything.negatives, negatives)
 
-            labels = everything.labels[np.searchsorted(everything.positives, positives)]
+            found = np.searchsorted(everything.positives, positives)
+            labels, matched = everything.labels[found], everything.matched[found]
             roi_labels = case["roi_labels"][pos_ptr[i] + neg_ptr[i] :][: len(positives) + len(negatives)]
             np.testing.assert_array_equal(np.concatenate([labels, np.zeros(len(negatives), int)]), roi_labels)
             mine = labels == slot_class
-            given.append(SlotRois(everything.boxes, positives[mine], labels[mine], negatives))
+            given.append(SlotRois(everything.boxes, positives[mine], labels[mine], matched[mine], negatives))
             own.append(select_slot(gt, gt_labels, proposals, int(slot_class), slot_generator(1, 0, i), sampling))
         check_composition(case, given, starts)
         for slot, slot_class in zip(own, case["slot_class"], strict=True):
