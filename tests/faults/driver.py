@@ -67,7 +67,9 @@ def run_fault(project: Project, injection: Injection, stage: Stage, seed: int, n
     project.restore(injection.processes, disk=injection.disk)
     whole = random.random() < WHOLE
     targets = ("all",) if whole else (project.target(stage),)
-    project.delete(stage)
+    # Snakemake does not make a missing file again while all that follows from it is there.
+    for gone in project.stages[project.stages.index(stage) :] if whole else [stage]:
+        project.delete(gone)
     case = Case(project, stage, random, targets, injection.processes, project.folder / "fired")
     try:
         injection.strike(case)

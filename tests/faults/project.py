@@ -87,7 +87,7 @@ class Command:
             program = str(folder / "bin" / "python")
             self.connection, self._reader, self.pid = start(str(server), argv, full, str(folder), fds, program)
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """Return its exit status, minus the signal if one killed it."""
         self.connection.settimeout(seconds)
         try:
