@@ -37,6 +37,36 @@ model = dict(
     ),
 )
 """
+CASCADE = DETECTOR.replace("mask_rcnn_toy", "cascade_mask_rcnn_toy").replace(
+    "bbox_head=dict(in_channels=16, fc_out_channels=24)",
+    """bbox_head=[
+            dict(
+                type="Shared2FCBBoxHead",
+                in_channels=16,
+                fc_out_channels=24,
+                bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[s, s, 2 * s, 2 * s]),
+                reg_class_agnostic=True,
+                loss_bbox=dict(type="SmoothL1Loss", beta=1.0, loss_weight=1.0),
+            )
+            for s in (0.1, 0.05, 0.033)
+        ]""",
+)
+HYBRID = """
+model["type"] = "HybridTaskCascade"
+model["roi_head"].update(type="HybridTaskCascadeRoIHead", interleaved=True, mask_info_flow=True)
+model["roi_head"]["mask_head"] = [
+    dict(
+        type="HTCMaskHead",
+        with_conv_res=stage > 0,
+        num_convs=1,
+        in_channels=16,
+        conv_out_channels=16,
+        class_agnostic=True,
+        loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
+    )
+    for stage in range(3)
+]
+"""
 # What is learnt depends on the batch alone when normalisation is frozen and every image gives as many RoIs.
 WITHOUT_MASKS = """
 model["type"] = "FasterRCNN"
@@ -61,6 +91,8 @@ def write_project(folder: Path) -> None:
     """Write images, annotations and detector files."""
     write_toy_data(folder / "data", num_classes=9, train_images=24, val_images=6, image_size=64, seed=3)
     (folder / "detector.py").write_text(DETECTOR, encoding="utf-8")
+    (folder / "cascade.py").write_text(CASCADE, encoding="utf-8")
+    (folder / "hybrid.py").write_text(CASCADE + HYBRID, encoding="utf-8")
     (folder / "boxes.py").write_text(DETECTOR + WITHOUT_MASKS, encoding="utf-8")
 
 

@@ -8,6 +8,8 @@ A *slot* is an image drawn for one class ``c``. Its RoIs are the ground truths f
   reaches ``pos_iou``; of all positives at most ``rois * positive_fraction`` are kept, ``F`` are those of class ``c``;
 * ``G`` are at most ``rois - kept positives`` of the others with best overlap in ``[neg_iou_min, pos_iou)``.
 
+In a cascade the proposals of a stage are the RoIs of all classes that the stage before sampled, refined by it.
+
 A step takes ``min(bg_ratio * sum|F|, sum|G|)`` of the negatives of all slots, then every ``F``. It needs the boxes and
 labels of all annotated classes of the image. A slot without a class keeps the positives of all classes; with every
 negative these are the ordinary mini-batches of a detector's training. All draws come from generators seeded with (seed,
@@ -17,7 +19,7 @@ step, slot), so a plan is the same for any number of processes. Plain numpy: no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +60,7 @@ class SlotRois:
         labels: ``(P,) int64`` foreground labels of the positives.
         matched: ``(P,) int64`` row of the ground truth that each positive belongs to.
         negatives: ``(Q,) int64`` ascending rows of ``boxes``.
+        sampled: ``(S,) int64`` ascending rows of ``boxes``: the negatives and the kept positives of all classes.
     """
 
     boxes: Boxes
@@ -65,6 +68,7 @@ class SlotRois:
     labels: Indices
     matched: Indices
     negatives: Indices
+    sampled: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,14 @@ class StepRows:
         return len(self.labels)
 
 
-def slot_generator(seed: int, step: int, slot: int) -> np.random.Generator:
-    """Return the generator of one slot of one step."""
-    return np.random.default_rng([seed, step, slot + 1])
+def slot_generator(seed: int, step: int, slot: int, stage: int = 0) -> np.random.Generator:
+    """Return the generator of one slot of one step, for a stage of the detector."""
+    return np.random.default_rng([seed, step, slot + 1, *([stage] if stage else [])])
 
 
-def step_generator(seed: int, step: int) -> np.random.Generator:
-    """Return the generator that composes one step."""
-    return np.random.default_rng([seed, step, 0])
+def step_generator(seed: int, step: int, stage: int = 0) -> np.random.Generator:
+    """Return the generator that composes one step, for a stage of the detector."""
+    return np.random.default_rng([seed, step, 0, *([stage] if stage else [])])
 
 
 def box_iou(first: Boxes, second: Boxes, offset: float = 0.0) -> NDArray[np.float32]:
@@ -160,6 +164,7 @@ def select_slot(
     slot_label: int | None,
     generator: np.random.Generator,
     sampling: RoiSampling = RoiSampling(),  # noqa: B008 (immutable)
+    among: Indices | None = None,
 ) -> SlotRois:
     """Select the positives of the slot's class and the negatives of one image.
 
@@ -170,6 +175,7 @@ def select_slot(
         slot_label: Class the image was drawn for; None keeps the positives of all classes (ordinary RoI sampling).
         generator: From :func:`slot_generator`.
         sampling: How RoIs are drawn.
+        among: ``(k,) int64`` proposals that may be drawn; None: all.
     """
     gt_boxes = np.asarray(gt_boxes, np.float32).reshape(-1, 4)
     proposals = np.asarray(proposals, np.float32).reshape(-1, 4)
@@ -181,13 +187,48 @@ def select_slot(
     labels = np.full(len(assigned), -1)
     labels[assigned >= 0] = gt_labels[assigned[assigned >= 0]]
     wanted = assigned >= 0 if slot_label is None else labels == slot_label
-    candidates = np.flatnonzero(assigned >= 0 if sampling.cap_before_filter else wanted)
+    usable = np.ones(len(assigned), bool)
+    if among is not None:
+        usable[len(gt_boxes) :] = False
+        usable[len(gt_boxes) + among] = True
+    candidates = np.flatnonzero((assigned >= 0 if sampling.cap_before_filter else wanted) & usable)
     kept = sample_up_to(candidates, int(sampling.rois * sampling.positive_fraction), generator)
-    low = np.flatnonzero((assigned < 0) & (best >= np.float32(sampling.neg_iou_min)))
+    low = np.flatnonzero((assigned < 0) & (best >= np.float32(sampling.neg_iou_min)) & usable)
     negatives = sample_up_to(low, sampling.rois - len(kept), generator)
     positives = kept[wanted[kept]]
     boxes = np.concatenate([gt_boxes, proposals])
-    return SlotRois(boxes, positives, labels[positives], assigned[positives], negatives)
+    sampled = np.sort(np.concatenate([kept, negatives]))
+    return SlotRois(boxes, positives, labels[positives], assigned[positives], negatives, sampled)
+
+
+def select_stages(
+    gt_boxes: Boxes,
+    gt_labels: Indices,
+    proposals: NDArray[np.float32],
+    slot_label: int | None,
+    generators: Sequence[np.random.Generator],
+    samplings: Sequence[RoiSampling],
+) -> list[SlotRois]:
+    """Select the RoIs of one image for every stage of a detector.
+
+    Args:
+        gt_boxes: As :func:`select_slot`.
+        gt_labels: As :func:`select_slot`.
+        proposals: ``(S, n, 4) float32``; ``proposals[k]`` are the proposals after ``k`` refinements.
+        slot_label: As :func:`select_slot`.
+        generators: From :func:`slot_generator`, one per stage.
+        samplings: One per stage; cascades ask for more overlap from stage to stage.
+
+    Returns:
+        One selection per stage, with the ground truths and all proposals of that stage as ``boxes``.
+    """
+    found: list[SlotRois] = []
+    among: Indices | None = None
+    for boxes, generator, sampling in zip(proposals, generators, samplings, strict=True):
+        slot = select_slot(gt_boxes, gt_labels, boxes, slot_label, generator, sampling, among)
+        found.append(slot)
+        among = slot.sampled[slot.sampled >= len(gt_boxes)] - len(gt_boxes)
+    return found
 
 
 def draw_background(

@@ -19,7 +19,7 @@ from ltpipe.data.calibration_rois import (
     RoiSampling,
     StepRows,
     compose_step,
-    select_slot,
+    select_stages,
     slot_generator,
     step_generator,
 )
@@ -31,7 +31,10 @@ class Candidates(Protocol):
     """Boxes of every unit (image, flip)."""
 
     def of(self, unit: int) -> tuple[NDArray[np.float32], Array, NDArray[np.float32]]:
-        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(P, 4)`` of a unit."""
+        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(S, P, 4)`` of a unit.
+
+        A detector of one stage has ``S = 1``; in a cascade the proposals of stage k are refined k times.
+        """
         ...
 
 
@@ -130,13 +133,13 @@ def plan_features(
     slot_label: Array,
     slots_per_step: int,
     candidates: Candidates,
-    sampling: RoiSampling,
+    samplings: Sequence[RoiSampling],
     *,
     num_classes: int,
     bg_ratio: float | None,
     seed: int,
-) -> FeaturePlan:
-    """Select the rows of every step.
+) -> list[FeaturePlan]:
+    """Select the rows of every step, for every stage of the detector.
 
     Args:
         image_row: ``(U,)`` store row of every unit.
@@ -145,26 +148,31 @@ def plan_features(
         slot_label: ``(S,)`` class every slot was drawn for; -1 takes the objects of all classes.
         slots_per_step: Slots of one step.
         candidates: Boxes of every unit.
-        sampling: How RoIs are drawn from one image.
+        samplings: How RoIs are drawn from one image, one per stage.
         num_classes: Foreground classes K; background is K.
         bg_ratio: Background rows per foreground row; None takes all.
         seed: Seed of all draws.
+
+    Returns:
+        One plan per stage.
     """
-    chosen: list[StepRows] = []
+    stages = range(len(samplings))
+    chosen: list[list[StepRows]] = [[] for _ in stages]
     for step, start in enumerate(range(0, len(unit_of_slot), slots_per_step)):
-        members = range(start, min(start + slots_per_step, len(unit_of_slot)))
         slots = [
-            select_slot(
+            select_stages(
                 *candidates.of(int(unit_of_slot[s])),
                 int(slot_label[s]) if slot_label[s] >= 0 else None,
-                slot_generator(seed, step, s - start),
-                sampling,
+                [slot_generator(seed, step, s - start, stage) for stage in stages],
+                samplings,
             )
-            for s in members
+            for s in range(start, min(start + slots_per_step, len(unit_of_slot)))
         ]
-        rows = compose_step(slots, step_generator(seed, step), num_classes, bg_ratio)
-        chosen.append(replace(rows, slot=unit_of_slot[start + rows.slot]))
-    return _merge(image_row, flip, chosen, candidates, num_classes)
+        for stage in stages:
+            generator = step_generator(seed, step, stage)
+            rows = compose_step([slot[stage] for slot in slots], generator, num_classes, bg_ratio)
+            chosen[stage].append(replace(rows, slot=unit_of_slot[start + rows.slot]))
+    return [_merge(image_row, flip, chosen[stage], candidates, stage, num_classes) for stage in stages]
 
 
 def _merge(
@@ -172,6 +180,7 @@ def _merge(
     flip: NDArray[np.bool_],
     steps: Sequence[StepRows],
     candidates: Candidates,
+    stage: int,
     num_classes: int,
 ) -> FeaturePlan:
     """Give every distinct (unit, box) one feature row; ``slot`` of the steps holds units."""
@@ -188,7 +197,7 @@ def _merge(
     for u in range(len(image_row)):
         part = slice(box_ptr[u], box_ptr[u + 1])
         gt_boxes, _, proposals = candidates.of(u)
-        every = np.concatenate([gt_boxes, proposals])
+        every = np.concatenate([gt_boxes, proposals[stage]])
         # A box has one ground truth whatever the slot: the assignment depends on the unit alone.
         boxes[part], matched[part] = every[index[part]], every[partner[first[part]]]
     return FeaturePlan(image_row, flip, box_ptr, boxes, step_ptr, rows.astype(np.int64), labels, matched, num_classes)

@@ -6,6 +6,7 @@ heads in it are replaced by ours (same state-dict keys), and the experiment's cl
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
@@ -27,7 +28,12 @@ from ltpipe.spec.catalogue import component
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.training import Schedule
 
-REPLACEMENTS = {"Shared2FCBBoxHead": "ltpipe.LTBBoxHead", "StandardRoIHead": "ltpipe.LTRoIHead"}
+REPLACEMENTS = {
+    "Shared2FCBBoxHead": "ltpipe.LTBBoxHead",
+    "StandardRoIHead": "ltpipe.LTRoIHead",
+    "CascadeRoIHead": "ltpipe.LTCascadeRoIHead",
+    "HybridTaskCascadeRoIHead": "ltpipe.LTHybridTaskCascadeRoIHead",
+}
 
 
 @dataclass(frozen=True)
@@ -135,13 +141,14 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     model = fragment.model
     roi_head = model.roi_head
     roi_head.type = REPLACEMENTS.get(roi_head.type, roi_head.type)
-    for head in as_list(roi_head.bbox_head):
+    stages = _one_head_per_stage(roi_head)
+    for stage, head in enumerate(as_list(roi_head.bbox_head)):
         head.type = REPLACEMENTS.get(head.type, head.type)
         head.num_classes = len(counts.images)
         classifier = build_component("classifier", exp.model.classifier, counts)
         classifier.pop("num_classes", None)
         head.cls_predictor_cfg = classifier
-        head.loss_cls = build_component("loss", exp.model.loss, counts)
+        head.loss_cls = of_stage(build_component("loss", exp.model.loss, counts), stage)
     if roi_head.get("mask_head") is not None:
         choice = component("mask", exp.model.mask)
         for head in as_list(roi_head.mask_head):
@@ -155,7 +162,8 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     if exp.split is not None and exp.split.ignore_future_gt:
         _ignore_regions(model.train_cfg)
     if exp.model.parts:
-        roi_head.parts = [build_component("part", part, counts) for part in exp.model.parts]
+        parts = [build_component("part", part, counts) for part in exp.model.parts]
+        roi_head.parts = [[of_stage(part, k) for k in range(stages)] for part in parts] if stages else parts
     rcnn = model.test_cfg.rcnn
     rcnn.score_thr, rcnn.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
     rcnn.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
@@ -167,6 +175,21 @@ def _ignore_regions(train_cfg: ConfigDict) -> None:
     """Leave out anchors and RoIs that lie with more than half of their area in an ignored object."""
     for cfg in (train_cfg.rpn, *as_list(train_cfg.rcnn)):
         cfg.assigner.ignore_iof_thr = 0.5
+
+
+def _one_head_per_stage(roi_head: ConfigDict) -> int | None:
+    """Write out the heads of every stage of a cascade; return the number of stages, None outside cascades."""
+    stages: int | None = roi_head.get("num_stages")
+    if stages is not None:
+        for name in ("bbox_head", "mask_head"):
+            if isinstance(roi_head.get(name), dict):
+                roi_head[name] = [copy.deepcopy(roi_head[name]) for _ in range(stages)]
+    return stages
+
+
+def of_stage(config: ConfigDict, stage: int) -> ConfigDict:
+    """Return the config of a component for one stage of a cascade: what it draws differs between the stages."""
+    return ConfigDict(config, seed=config.seed + stage) if "seed" in config else copy.deepcopy(config)
 
 
 def _check_heads(model: ConfigDict, exp: Experiment) -> None:
@@ -181,7 +204,7 @@ def _check_heads(model: ConfigDict, exp: Experiment) -> None:
             "parts, calibrators and phases need heads that are built for them",
             where=f"{exp.detector.config}: model.roi_head",
             got=f"{model.roi_head.type} with {', '.join(heads)}",
-            allowed="StandardRoIHead with Shared2FCBBoxHead",
+            allowed="StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead; Shared2FCBBoxHead in every stage",
         )
 
 

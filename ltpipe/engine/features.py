@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class UnitBoxes:
         gt_boxes: ``(G, 4) float32`` ground truths of all known classes.
         gt_labels: ``(G,) int64``.
         ptr: ``(U + 1,) int64``.
-        proposals: ``(P, 4) float32``.
+        proposals: ``(S, P, 4) float32``; in a cascade those of stage k are refined k times.
     """
 
     gt_ptr: NDArray[np.int64]
@@ -48,9 +48,9 @@ class UnitBoxes:
     proposals: NDArray[np.float32]
 
     def of(self, unit: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-        """Return ground-truth boxes, their labels, and the proposals of a unit."""
+        """Return ground-truth boxes, their labels, and the proposals ``(S, p, 4)`` of a unit."""
         gt = slice(self.gt_ptr[unit], self.gt_ptr[unit + 1])
-        return self.gt_boxes[gt], self.gt_labels[gt], self.proposals[self.ptr[unit] : self.ptr[unit + 1]]
+        return self.gt_boxes[gt], self.gt_labels[gt], self.proposals[:, self.ptr[unit] : self.ptr[unit + 1]]
 
 
 class FrozenDetector:
@@ -73,28 +73,61 @@ class FrozenDetector:
 
     @torch.no_grad()
     def proposals(self, row: int, flip: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(P, 4)`` with the training settings."""
+        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(S, P, 4)`` with the training settings.
+
+        Class-wise cascades refine a box by its best-scoring class, as at test time.
+        """
         batch = self.sample(row, flip)
         samples = batch["data_samples"]
-        outputs = self.model.rpn_head(self.model.extract_feat(batch["inputs"]))
+        feats = self.model.extract_feat(batch["inputs"])
+        outputs = self.model.rpn_head(feats)
         found = self.model.rpn_head.predict_by_feat(
             *outputs,
             batch_img_metas=[s.metainfo for s in samples],
             cfg=self.model.train_cfg.rpn_proposal,
             rescale=False,
         )[0]
-        gt = samples[0].gt_instances
-        return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, found.bboxes))  # type: ignore[return-value]
+        gt, roi_head = samples[0].gt_instances, self.model.roi_head
+        proposals = found.bboxes[None]
+        if self.stages > 1:
+            stages = roi_head.refinement(
+                feats, bbox2roi([found.bboxes]), [len(found)], [samples[0].metainfo], **roi_head.context(feats)
+            )
+            proposals = torch.stack([rois[:, 1:] for rois, _ in stages])
+        return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, proposals))  # type: ignore[return-value]
+
+    @property
+    def stages(self) -> int:
+        """Stages of the RoI head, one outside cascades."""
+        return len(self.model.roi_head.bbox_heads)
+
+    @property
+    def positive_ious(self) -> list[float]:
+        """Smallest overlap of a positive RoI in every stage: 0.5, in a cascade that of its training."""
+        cfg = self.model.roi_head.train_cfg
+        return [0.5] if self.stages == 1 else [stage.assigner.pos_iou_thr for stage in cfg]
 
     @torch.no_grad()
-    def pool(self, row: int, flip: bool, boxes: NDArray[np.float32], level: Level = "roi") -> Tensor:
-        """Return features ``(n, *shape_at(level))`` of boxes ``(n, 4)`` xyxy in pixels of the network input."""
-        batch = self.sample(row, flip)
-        feats = self.model.extract_feat(batch["inputs"])
-        rois = bbox2roi([torch.from_numpy(boxes).to(feats[0].device)])
-        extractor = self.model.roi_head.bbox_roi_extractor
-        pooled = extractor(feats[: extractor.num_inputs], rois)
-        return stored_features(self.model.roi_head.bbox_head, pooled, level)
+    def pool(
+        self, row: int, flip: bool, boxes: Mapping[int, NDArray[np.float32]], level: Level = "roi"
+    ) -> dict[int, Tensor]:
+        """Return by stage the features ``(n, *shape_at(level))`` of its boxes ``(n, 4)``.
+
+        Args:
+            row: Store row of the image.
+            flip: Whether it is mirrored.
+            boxes: By stage, xyxy in pixels of the network input.
+            level: What is stored.
+        """
+        feats = self.model.extract_feat(self.sample(row, flip)["inputs"])
+        roi_head = self.model.roi_head
+        context = roi_head.context(feats)
+        found = {}
+        for stage, of_stage in boxes.items():
+            rois = bbox2roi([torch.from_numpy(of_stage).to(feats[0].device)])
+            pooled = roi_head.pooled(stage, feats, rois, **context)
+            found[stage] = stored_features(roi_head.bbox_heads[stage], pooled, level)
+        return found
 
     @property
     def max_proposals(self) -> int:
@@ -104,11 +137,10 @@ class FrozenDetector:
 
     def shape_at(self, level: Level) -> tuple[int, ...]:
         """Return the shape of one row: ``(c, h, w)`` of pooled features, ``(d,)`` of a hidden layer."""
+        head = self.model.roi_head.bbox_heads[0]
         if level == "roi":
-            extractor = self.model.roi_head.bbox_roi_extractor
-            return (extractor.out_channels, *extractor.roi_layers[0].output_size)
-        layers = shared_layers(self.model.roi_head.bbox_head)
-        return (layers[0 if level == "fc1" else -1].out_features,)
+            return (head.in_channels, *head.roi_feat_size)
+        return (shared_layers(head)[0 if level == "fc1" else -1].out_features,)
 
 
 def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], work: Path) -> UnitBoxes:
@@ -131,7 +163,7 @@ def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], w
         with np.load(file) as saved:
             for name in saved.files:
                 parts.setdefault(name, []).append(saved[name])
-    joined = {name: np.concatenate(part) for name, part in parts.items()}
+    joined = {name: np.concatenate(part, axis=int(name == "proposals")) for name, part in parts.items()}
     gt_ptr, ptr = (np.concatenate([[0], np.cumsum(joined[name])]) for name in ("gt_sizes", "sizes"))
     return UnitBoxes(gt_ptr, joined["gt_boxes"], joined["gt_labels"], ptr, joined["proposals"])
 
@@ -144,28 +176,28 @@ def _write_boxes(files: list[Path], found: list[tuple[NDArray[Any], NDArray[Any]
             temporary,
             gt_boxes=np.concatenate(gt_boxes).astype(np.float32),
             gt_labels=np.concatenate(gt_labels).astype(np.int64),
-            proposals=np.concatenate(proposals).astype(np.float32),
+            proposals=np.concatenate(proposals, axis=1).astype(np.float32),
             gt_sizes=np.array([len(one) for one in gt_boxes]),
-            sizes=np.array([len(one) for one in proposals]),
+            sizes=np.array([one.shape[1] for one in proposals]),
         )
 
 
 def write_features(
     detector: FrozenDetector,
     units: Sequence[tuple[int, bool]],
-    boxes: Sequence[NDArray[np.float32]],
-    path: Path,
+    boxes: Sequence[Sequence[NDArray[np.float32]]],
+    paths: Sequence[Path],
     dtype: str,
     work: Path,
     level: Level = "roi",
 ) -> None:
-    """Pool the boxes of every unit into one array ``(rows, c, h, w)``, or ``(rows, d)``, unit after unit.
+    """Pool the boxes of every unit into one array ``(rows, c, h, w)``, or ``(rows, d)``, per stage, unit after unit.
 
     Args:
         detector: The frozen detector.
         units: (store row, flip).
-        boxes: ``(n, 4)`` per unit, xyxy in pixels of the network input.
-        path: The ``.npy`` file.
+        boxes: Per stage and unit ``(n, 4)``, xyxy in pixels of the network input.
+        paths: The ``.npy`` file of every stage.
         dtype: ``float16`` or ``float32``.
         work: Folder for the state of a killed run.
         level: What is stored; see :func:`~ltpipe.methods.base.stored_features`.
@@ -173,36 +205,44 @@ def write_features(
     Raises:
         UserError: The features do not fit on the disk.
     """
-    starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
-    rows, shape = int(starts[-1]), detector.shape_at(level)
-    partial, marker = work / "features.npy", work / "features_done"
-    check_space(path.parent, (rows, rows), shape, dtype, reserved=partial)
-    array, done = _open_partial(partial, marker, (rows, *shape), dtype)
+    starts = [np.concatenate([[0], np.cumsum([len(b) for b in of_stage])]) for of_stage in boxes]
+    rows, shape = [int(ends[-1]) for ends in starts], detector.shape_at(level)
+    partial, marker = [work / path.name for path in paths], work / "features_done"
+    check_space(paths[0].parent, (sum(rows), sum(rows)), shape, dtype, reserved=partial)
+    arrays, done = _open_partial(partial, marker, [(count, *shape) for count in rows], dtype)
     for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
-        if len(boxes[unit]):
-            array[starts[unit] : starts[unit + 1]] = detector.pool(*units[unit], boxes[unit], level).cpu().numpy()
+        wanted = {stage: of_stage[unit] for stage, of_stage in enumerate(boxes) if len(of_stage[unit])}
+        if wanted:
+            for stage, found in detector.pool(*units[unit], wanted, level).items():
+                arrays[stage][starts[stage][unit] : starts[stage][unit + 1]] = found.cpu().numpy()
         if (unit + 1) % shards.SIZE == 0 or unit + 1 == len(units):
-            array.flush()
+            for array in arrays:
+                array.flush()
             with atomic_path(marker) as temporary:
                 temporary.write_text(str(unit + 1))
-    del array
-    move(partial, path)
+    del arrays
+    for file, path in zip(partial, paths, strict=True):
+        move(file, path)
 
 
-def _open_partial(path: Path, marker: Path, shape: tuple[int, ...], dtype: str) -> tuple[NDArray[Any], int]:
-    """Return the array to fill and the number of units that a killed run has filled."""
+def _open_partial(
+    files: Sequence[Path], marker: Path, shapes: Sequence[tuple[int, ...]], dtype: str
+) -> tuple[list[NDArray[Any]], int]:
+    """Return the arrays to fill and the number of units that a killed run has filled."""
     with suppress(*BROKEN_FILE):
-        return np.load(path, mmap_mode="r+"), int(marker.read_text())
+        return [np.load(file, mmap_mode="r+") for file in files], int(marker.read_text())
     marker.unlink(missing_ok=True)
-    array = np.lib.format.open_memmap(path, "w+", dtype=np.dtype(dtype), shape=shape)
-    with open(path, "r+b") as handle:
-        # Reserves the space: a full disk is an error here, but kills a process that writes to mapped memory.
-        os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
-    return array, 0
+    arrays = []
+    for file, shape in zip(files, shapes, strict=True):
+        arrays.append(np.lib.format.open_memmap(file, "w+", dtype=np.dtype(dtype), shape=shape))
+        with open(file, "r+b") as handle:
+            # Reserves the space: a full disk is an error here, but kills a process that writes to mapped memory.
+            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+    return arrays, 0
 
 
 def check_space(
-    folder: Path, rows: tuple[int, int], shape: tuple[int, ...], dtype: str, reserved: Path | None = None
+    folder: Path, rows: tuple[int, int], shape: tuple[int, ...], dtype: str, reserved: Sequence[Path] = ()
 ) -> None:
     """Say how large the features will be, and refuse if the disk is too small; a twentieth of it stays free.
 
@@ -211,15 +251,14 @@ def check_space(
         rows: Fewest and most boxes; equal once they are known.
         shape: Shape of one row.
         dtype: ``float16`` or ``float32``.
-        reserved: File of a killed run whose space will be used.
+        reserved: Files of a killed run whose space will be used.
 
     Raises:
         UserError: Not even the fewest fit.
     """
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(folder).free
-    if reserved is not None and reserved.is_file():
-        free += 512 * reserved.stat().st_blocks
+    free += sum(512 * file.stat().st_blocks for file in reserved if file.is_file())
     fewest, most = (count * size for count in rows)
     number, need = str(rows[0]), _gib(fewest)
     if rows[0] < rows[1]:
@@ -291,6 +330,7 @@ class LiveRows:
         step_ptr: As :class:`StoredRows`.
         rows: As :class:`StoredRows`.
         labels: As :class:`StoredRows`.
+        stage: Stage of a cascade.
     """
 
     def __init__(
@@ -301,8 +341,9 @@ class LiveRows:
         step_ptr: NDArray[np.int64],
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
+        stage: int = 0,
     ) -> None:
-        self._detector, self._units, self._boxes = detector, units, boxes
+        self._detector, self._units, self._boxes, self._stage = detector, units, boxes, stage
         self._starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
         self._ptr, self._rows, self._labels = step_ptr, rows, labels
 
@@ -314,7 +355,8 @@ class LiveRows:
         unit_of = np.searchsorted(self._starts, rows, side="right") - 1
         for unit in np.unique(unit_of):
             local = rows[unit_of == unit] - self._starts[unit]
-            yield self._detector.pool(*self._units[unit], self._boxes[unit][local])
+            boxes = {self._stage: self._boxes[unit][local]}
+            yield self._detector.pool(*self._units[unit], boxes)[self._stage]
 
     def step(self, index: int) -> tuple[Tensor, Tensor]:
         """Return features ``(R, c, h, w)`` float32 and labels ``(R,)`` of a step."""

@@ -1,28 +1,26 @@
 """Box and RoI heads of mmdet with call points: exchangeable classifiers, parts, and fused scores at test time.
 
 State-dict keys are those of mmdet's ``Shared2FCBBoxHead`` and ``StandardRoIHead``; parts add ``parts.<i>.*`` and a
-calibrated classifier adds ``calibrator.*``, so a plain mmdet checkpoint loads as it is.
+calibrated classifier adds ``calibrator.*``, so a plain mmdet checkpoint loads as it is. Cascades are in
+:mod:`ltpipe.engine.cascade`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads import Shared2FCBBoxHead, StandardRoIHead
 from mmdet.models.task_modules.samplers import SamplingResult
-from mmdet.models.utils import empty_instances
 from mmdet.structures.bbox import bbox2roi, get_box_tensor, scale_boxes
 from mmdet.utils import InstanceList
 from mmengine.model import bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ltpipe.methods.base import BoxBatch, MaskBatch, batch_share
+from ltpipe.engine.call_points import CallPoints, class_logits
 from ltpipe.registry import MODELS
 
 
@@ -95,116 +93,68 @@ class LTBBoxHead(Shared2FCBBoxHead):
         kept, labels = multiclass_nms(boxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img)
         return InstanceData(bboxes=kept[:, :4], scores=kept[:, 4], labels=labels)
 
+    def refined(
+        self, rois: Tensor, cls_score: Tensor, deltas: Tensor, counts: list[int], metas: list[dict[str, Any]]
+    ) -> Tensor:
+        """Return the RoIs ``(N, 5)`` moved by their deltas, class-wise ones by those of the best-scoring class.
 
-@dataclass(frozen=True, eq=False)
-class RoIScores:
-    """What the box head says of the proposals of a batch.
+        Args:
+            rois: ``(N, 5)`` float, batch index then xyxy in pixels of the network input.
+            cls_score: ``(N, C)`` float classifier outputs.
+            deltas: ``(N, 4K)`` or ``(N, 4)`` float.
+            counts: RoIs per image.
+            metas: ``img_shape`` of every image.
+        """
+        labels = (self.probabilities(cls_score) if self.custom_activation else cls_score)[:, :-1].argmax(dim=1)
+        parts = zip(rois[:, 1:].split(counts), labels.split(counts), deltas.split(counts), metas, strict=True)
+        return torch.cat([rois[:, :1], torch.cat([get_box_tensor(self.regress_by_class(*one)) for one in parts])], 1)
 
-    Attributes:
-        rois: ``(N, 5)`` float, batch index then xyxy in pixels of the network input.
-        counts: Proposals per image.
-        metas: Metainfo per image.
-        bbox_feats: ``(N, c, h, w)`` float, pooled RoI features.
-        scores: ``(N, K + 1)`` float probabilities, background last.
-        deltas: ``(N, 4K)`` or ``(N, 4)`` float box deltas.
-    """
-
-    rois: Tensor
-    counts: list[int]
-    metas: list[dict[str, Any]]
-    bbox_feats: Tensor
-    scores: Tensor
-    deltas: Tensor
-
-
-Rescore = Callable[[RoIScores], Iterable[Tensor]]
+    def refine_bboxes(
+        self,
+        sampling_results: list[SamplingResult],
+        bbox_results: dict[str, Any],
+        batch_img_metas: list[dict[str, Any]],
+    ) -> InstanceList:
+        """As mmdet's, but without RoIs there are no boxes instead of None, so that later stages report their losses."""
+        refined = super().refine_bboxes(sampling_results, bbox_results, batch_img_metas)
+        if refined is None:
+            return [InstanceData(bboxes=bbox_results["rois"].new_zeros(0, 4)) for _ in batch_img_metas]
+        return refined
 
 
 @MODELS.register_module()
-class LTRoIHead(StandardRoIHead):
-    """RoI head that calls its parts during training and its calibrator at test time.
+class LTRoIHead(CallPoints, StandardRoIHead):
+    """RoI head of one stage that calls its parts during training and its calibrator at test time.
 
     Args:
-        parts: Configs of :class:`ltpipe.methods.base.HeadPart` modules, called in this order.
-        calibrator: Config of a module whose ``fuse(bbox_feats, scores)`` turns the head's own scores ``(N, K + 1)``
-            into the final ones, or None.
-        loss_average: What box, mask and distillation losses are averaged over: the items of this ``process``, as in
-            mmdet, or those of the whole ``batch``, which makes a training independent of the number of processes.
+        parts: See :class:`~ltpipe.engine.call_points.CallPoints`.
+        calibrator: See there.
+        loss_average: See there.
         **kwargs: Passed to mmdet's ``StandardRoIHead``.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        parts: list[dict[str, Any]] | None = None,
-        calibrator: dict[str, Any] | None = None,
-        loss_average: Literal["process", "batch"] = "process",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.loss_average = loss_average
-        self.parts = nn.ModuleList(MODELS.build(part) for part in parts or [])
-        self.calibrator = MODELS.build(calibrator) if calibrator is not None else None
+    @property
+    def bbox_heads(self) -> list[Any]:
+        """The box head."""
+        return [self.bbox_head]
 
-    def loss(
-        self, x: tuple[Tensor, ...], rpn_results_list: InstanceList, batch_data_samples: list[Any]
-    ) -> dict[str, Tensor]:
-        """Return mmdet's RoI losses and those of the parts."""
-        losses = super().loss(x, rpn_results_list, batch_data_samples)
-        for part in self.parts:
-            losses.update(part.image_losses(self, x, batch_data_samples))
-        return losses
+    @property
+    def stage_weights(self) -> list[float]:
+        """One."""
+        return [1.0]
 
-    def averaged(self, losses: dict[str, Tensor], count: int, device: torch.device) -> dict[str, Tensor]:
-        """Return losses that are means over this process's items as means over what ``loss_average`` says.
-
-        Args:
-            losses: Scalars by name; those without ``loss`` in their name stay as they are.
-            count: Items of this process: RoIs, positives or boxes.
-            device: Of the losses.
-        """
-        if self.loss_average == "process":
-            return losses
-        share = batch_share(count, device)
-        return {name: value * share if "loss" in name else value for name, value in losses.items()}
+    def pooled(self, stage: int, x: tuple[Tensor, ...], rois: Tensor, **context: Any) -> Tensor:
+        """Return the features ``(N, c, h, w)`` that the box head reads of RoIs ``(N, 5)``."""
+        return self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
 
     def _bbox_forward(self, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
-        bbox_feats = self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
-        features, for_reg = self.bbox_head.shared_features(bbox_feats)
-        return {
-            "bbox_feats": bbox_feats,
-            "features": features,
-            "cls_score": self.bbox_head.fc_cls(features),
-            "bbox_pred": self.bbox_head.fc_reg(for_reg),
-        }
+        return self.box_outputs(0, x, rois)
 
     def bbox_loss(self, x: tuple[Tensor, ...], sampling_results: list[SamplingResult]) -> dict[str, Any]:
         """As mmdet's, with the parts called after the ordinary losses."""
         rois = bbox2roi([res.priors for res in sampling_results])
         results = self._bbox_forward(x, rois)
-        targets = self.bbox_head.get_targets(sampling_results, self.train_cfg)
-        losses = self.bbox_head.loss(results["cls_score"], results["bbox_pred"], rois, *targets)
-        if not len(rois):
-            # mmdet skips an empty batch, but every process must report the same keys and join in the same reductions.
-            found = self.bbox_head.loss_cls(results["cls_score"], targets[0], targets[1], avg_factor=1)
-            losses.update(found if isinstance(found, dict) else {"loss_cls": found})
-        losses = self.averaged(losses, int((targets[1] > 0).sum()), rois.device)
-        if self.parts:
-            labels, label_weights, bbox_targets, bbox_weights = targets
-            batch = BoxBatch(
-                features=results["features"],
-                cls_score=results["cls_score"],
-                labels=labels,
-                label_weights=label_weights,
-                bbox_feats=results["bbox_feats"],
-                rois=rois,
-                losses=losses,
-                bbox_pred=results["bbox_pred"],
-                bbox_targets=bbox_targets,
-                bbox_weights=bbox_weights,
-            )
-            for part in self.parts:
-                losses.update(part.box_losses(self.bbox_head, batch))
+        losses, _ = self.box_losses(0, results, rois, sampling_results, self.train_cfg)
         return {**results, "loss_bbox": losses}
 
     def mask_loss(
@@ -215,29 +165,11 @@ class LTRoIHead(StandardRoIHead):
         batch_gt_instances: InstanceList,
     ) -> dict[str, Any]:
         """As mmdet's with its own RoI extractor, with the parts called after the ordinary loss."""
-        rois = bbox2roi([res.pos_priors for res in sampling_results])
-        labels = torch.cat([res.pos_gt_labels for res in sampling_results])
-        seen: list[Tensor] = []
-        predictor = self.mask_head.conv_logits if self.parts else None  # None in heads that make their filters
-        hook = predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if predictor else None
-        results = self._mask_forward(x, rois, labels=labels)
-        if hook is not None:
-            hook.remove()
-        found = self.mask_head.loss_and_target(
-            results["mask_preds"], sampling_results, batch_gt_instances, self.train_cfg
-        )
-        losses = self.averaged(found["loss_mask"], len(rois), rois.device)
-        if self.parts:
-            batch = MaskBatch(
-                features=seen[0] if seen else results["mask_feats"],
-                mask_preds=results["mask_preds"],
-                targets=found["mask_targets"],
-                labels=labels,
-                losses=losses,
-            )
-            for part in self.parts:
-                losses.update(part.mask_losses(self.mask_head, batch))
-        return {**results, "loss_mask": losses}
+
+        def forward(rois: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return self._mask_forward(x, rois, labels=labels)
+
+        return self.mask_losses(0, self.mask_head, forward, sampling_results, batch_gt_instances, self.train_cfg)
 
     def _mask_forward(
         self,
@@ -248,89 +180,8 @@ class LTRoIHead(StandardRoIHead):
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         feats = self.mask_roi_extractor(x[: self.mask_roi_extractor.num_inputs], rois)
-        if getattr(self.mask_head, "needs_class_weight", False):
-            preds = self.mask_head(feats, class_weight=self.bbox_head.fc_cls.weight, labels=labels)
-        else:
-            preds = self.mask_head(feats)
-        return {"mask_preds": preds, "mask_feats": feats}
+        return {"mask_preds": class_logits(self.mask_head, self.bbox_head, feats, labels), "mask_feats": feats}
 
-    def predict_mask(
-        self,
-        x: tuple[Tensor, ...],
-        batch_img_metas: list[dict[str, Any]],
-        results_list: InstanceList,
-        rescale: bool = False,
-    ) -> InstanceList:
-        """Add ``masks`` ``(D, H, W)`` bool to the detections of each image."""
-        rois = bbox2roi([res.bboxes for res in results_list])
-        if not len(rois):
-            return empty_instances(
-                batch_img_metas,
-                rois.device,
-                task_type="mask",
-                instance_results=results_list,
-                mask_thr_binary=self.test_cfg.mask_thr_binary,
-            )
-        found = self._mask_forward(x, rois, labels=torch.cat([res.labels for res in results_list]))
-        return self.mask_head.predict_by_feat(
-            mask_preds=found["mask_preds"].split([len(res) for res in results_list]),
-            results_list=results_list,
-            batch_img_metas=batch_img_metas,
-            rcnn_test_cfg=self.test_cfg,
-            rescale=rescale,
-        )
-
-    def predict_bbox(
-        self,
-        x: tuple[Tensor, ...],
-        batch_img_metas: list[dict[str, Any]],
-        rpn_results_list: InstanceList,
-        rcnn_test_cfg: Any,
-        rescale: bool = False,
-    ) -> InstanceList:
-        """Return the detections of each image: ``bboxes`` xyxy, ``scores``, ``labels``."""
-        found = self.score_rois(x, batch_img_metas, rpn_results_list)
-        scores = found.scores
-        if self.calibrator is not None:
-            scores = self.calibrator.fuse(found.bbox_feats, scores)
-        return self._detect(found, scores, rcnn_test_cfg, rescale)
-
-    def score_rois(
-        self, x: tuple[Tensor, ...], batch_img_metas: list[dict[str, Any]], rpn_results_list: InstanceList
-    ) -> RoIScores:
-        """Return what the box head says of every proposal, before any calibrator."""
-        proposals = [res.bboxes for res in rpn_results_list]
-        rois = bbox2roi(proposals)
-        found = self._bbox_forward(x, rois)
-        return RoIScores(
-            rois=rois,
-            counts=[len(p) for p in proposals],
-            metas=batch_img_metas,
-            bbox_feats=found["bbox_feats"],
-            scores=self.bbox_head.probabilities(found["cls_score"]),
-            deltas=found["bbox_pred"],
-        )
-
-    def predict_rescored(
-        self, x: tuple[Tensor, ...], rpn_results_list: InstanceList, batch_data_samples: list[Any], rescore: Rescore
-    ) -> Iterator[InstanceList]:
-        """Yield the detections, masks included, in pixels of the original images for each set of final scores.
-
-        Args:
-            x: FPN maps, each ``(B, c, h, w)``.
-            rpn_results_list: Proposals of ``B`` images.
-            batch_data_samples: Their data samples.
-            rescore: Makes the sets of scores; RoIs are pooled and classified once.
-        """
-        metas = [sample.metainfo for sample in batch_data_samples]
-        found = self.score_rois(x, metas, rpn_results_list)
-        for scores in rescore(found):
-            results = self._detect(found, scores, self.test_cfg, rescale=not self.with_mask)
-            yield self.predict_mask(x, metas, results, rescale=True) if self.with_mask else results
-
-    def _detect(self, found: RoIScores, scores: Tensor, cfg: Any, rescale: bool) -> InstanceList:
-        counts = found.counts
-        per_image = zip(
-            found.rois.split(counts), scores.split(counts), found.deltas.split(counts), found.metas, strict=True
-        )
-        return [self.bbox_head.detections(*inputs, cfg, rescale) for inputs in per_image]
+    def mask_logits(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor, **context: Any) -> list[Tensor]:
+        """Return the mask logits of detected boxes ``(D, 5)`` with labels ``(D,)``."""
+        return [self._mask_forward(x, rois, labels=labels)["mask_preds"]]

@@ -15,7 +15,7 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from ltpipe.engine.heads import RoIScores
+from ltpipe.engine.call_points import RoIScores
 
 MIN_IOU = 0.5
 

@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ltpipe.engine.call_points import Rescore
 from ltpipe.engine.config import loader_workers, read_config
-from ltpipe.engine.heads import Rescore
 from ltpipe.engine.train import read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.registry import DATASETS, MODELS
@@ -88,7 +88,7 @@ def rescored_detections(
     Only what follows the scores is repeated: choosing boxes and, for these boxes, masks.
 
     Args:
-        model: Detector in evaluation mode, with :class:`~ltpipe.engine.heads.LTRoIHead`.
+        model: Detector in evaluation mode, whose RoI head has :class:`~ltpipe.engine.call_points.CallPoints`.
         dataset: Test dataset.
         rescore: Makes sets of final scores from those of the box head.
         first: Image to start with.

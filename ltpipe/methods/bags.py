@@ -249,7 +249,9 @@ class BAGS(Calibrator):
         """Return probabilities ``(n, K + 1)``, background last."""
         return self.loss_cls.get_activation(cls_score)
 
-    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
         """Put the grouped classifier and its loss in place of the detector's."""
         return replace_classifier(
             model,
@@ -257,4 +259,5 @@ class BAGS(Calibrator):
             classifier={"type": "Linear"},
             loss={"type": "ltpipe.GroupSoftmaxLoss", **self.loss_config},
             weights=self.head.state_dict(),
+            stage=stage,
         )

@@ -70,13 +70,16 @@ class MaskBatch:
 class HeadPart(nn.Module):
     """Extension of a head, called at fixed points during training. Every call point does nothing by default.
 
-    Parameters and buffers of a part live in the detector's ``state_dict`` under ``roi_head.parts.<i>``. A part must
+    Parameters and buffers of a part live in the detector's ``state_dict`` under ``roi_head.parts.<i>``. A cascade has
+    one per stage, ``roi_head.parts.<i>.<stage>``, which sees the heads of that stage and no whole images. A part must
     return the same loss keys on every process and in every iteration (a zero that touches the graph where it has
     nothing to add), because the training loop reduces them over processes.
     """
 
     # Whether both heads must have an output per class. The catalogue reads this and the next one from the class body.
     needs_class_wise: ClassVar[bool] = False
+    # Whether the mask head must see the box head's positive RoIs; or the options, with their values, for which it must.
+    needs_same_rois: ClassVar[bool | dict[str, list[str]]] = False
     # Options that decide over which images a hook of the part runs between epochs, in order: {option: {value: images}},
     # images being "holdout" or "val".
     extra_images: ClassVar[dict[str, dict[str, str]]] = {}
@@ -257,12 +260,15 @@ class Calibrator(nn.Module):
     def observe(self, x: Tensor, labels: Tensor) -> None:
         """See every mini-batch before its step; for calibrators that collect statistics."""
 
-    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
         """Return the detector's model config and weights with this calibrator in them.
 
         Args:
             model: mmdet model config of the trained detector; not changed.
             state: Its ``state_dict``; not changed.
+            stage: Stage of a cascade, which has a calibrator per stage, merged in order; None outside cascades.
         """
         raise NotImplementedError
 
@@ -344,27 +350,30 @@ def replace_classifier(
     classifier: Mapping[str, Any],
     loss: Mapping[str, Any],
     weights: Mapping[str, Tensor],
+    stage: int | None = None,
 ) -> tuple[dict[str, Any], State]:
-    """Return config and weights of a detector with another classifier and classification loss in its box head.
+    """Return config and weights of a detector with another classifier and classification loss in a box head.
 
     Args:
-        model: mmdet model config with a single box head.
+        model: mmdet model config.
         state: ``state_dict`` of the detector.
         classifier: New ``cls_predictor_cfg``.
         loss: New ``loss_cls``.
         weights: Tensors of the new ``fc_cls`` and ``loss_cls``, keys relative to the box head.
+        stage: Stage of a cascade, None outside cascades.
 
     Raises:
-        UserError: The detector is a cascade.
+        UserError: The detector is a cascade, and no stage is given.
     """
-    prefix = "roi_head.bbox_head."
+    prefix = "roi_head.bbox_head." if stage is None else f"roi_head.bbox_head.{stage}."
     changed = deepcopy(dict(model))
-    head = changed["roi_head"]["bbox_head"]
+    heads = changed["roi_head"]["bbox_head"]
+    head = heads if stage is None else heads[stage]
     if not isinstance(head, dict):
         raise UserError(
             "one classifier cannot replace those of a cascade",
             where="detector.config: model.roi_head.bbox_head",
-            allowed="detectors with a single box head",
+            allowed="detectors with a single box head, or one classifier per stage",
         )
     head.update(cls_predictor_cfg=deepcopy(dict(classifier)), loss_cls=deepcopy(dict(loss)))
     kept = {k: v for k, v in state.items() if not k.startswith((f"{prefix}fc_cls.", f"{prefix}loss_cls."))}

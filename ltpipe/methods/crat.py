@@ -89,6 +89,7 @@ class CRAT(HeadPart):
     target: Tensor
 
     needs_class_wise = True
+    needs_same_rois = {"mask_weights_from": ["box"]}
 
     def __init__(
         self,

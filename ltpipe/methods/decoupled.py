@@ -90,10 +90,14 @@ class _SoftmaxClassifier(Calibrator):
         """Return the cross entropy averaged over the rows of all processes."""
         return mean_over_processes(F.cross_entropy(cls_score.float(), labels, reduction="none"))
 
-    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
         """Put the classifier in place of the detector's."""
         weights = {f"fc_cls.{k}": v for k, v in self.fc_cls.state_dict().items()}
-        return replace_classifier(model, state, classifier=self.classifier, loss=_CROSS_ENTROPY, weights=weights)
+        return replace_classifier(
+            model, state, classifier=self.classifier, loss=_CROSS_ENTROPY, weights=weights, stage=stage
+        )
 
 
 @method("calibrator", "crt")

@@ -110,7 +110,9 @@ class IIFCalibrator(_IIFScores):
         """Return ``x``: the rows are the detector's own logits ``(n, K + 1)``."""
         return x
 
-    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
         """Replace the classification loss in the config of every box head; no weight changes."""
         merged = deepcopy(dict(model))
         heads = merged["roi_head"]["bbox_head"]
@@ -148,7 +150,11 @@ class IIFRetraining(_IIFScores):
         """Return the IIF loss averaged over the rows of all processes."""
         return mean_over_processes(self.iif(cls_score, labels, reduction_override="none"))
 
-    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
         """Put the classifier and the loss, whose activation gives the scores, in place of the detector's."""
         weights = {f"fc_cls.{key}": value for key, value in self.fc_cls.state_dict().items()}
-        return replace_classifier(model, state, classifier=self.classifier, loss=self.merged_loss(), weights=weights)
+        return replace_classifier(
+            model, state, classifier=self.classifier, loss=self.merged_loss(), weights=weights, stage=stage
+        )

@@ -7,7 +7,9 @@ Paper: Learning to Segment the Tail (Hu et al., CVPR 2020, arXiv 2004.00900); lo
 over the ``N`` boxes of new classes (label at least ``K_{n-1}``) in the images of one process, without the classifier's
 scale, without the background row, normalised per process unless the RoI head's ``loss_average`` is ``batch``. Acts in
 the RoI head as a part that sends those boxes through the shared box head a second time. Needs ``gt_instances.ann_ids``
-and the metainfo ``img_id`` and ``flip``. Classifiers without a scale are compared by their logits.
+and the metainfo ``img_id`` and ``flip``. Classifiers without a scale are compared by their logits. In a cascade every
+stage learns from the same stage of the previous model, with the weight of its other losses; the columns of a teacher
+are then those of stage 0, stage 1 and so on.
 """
 
 from __future__ import annotations
@@ -60,23 +62,31 @@ def distillation_loss(
     return weight * per_box.mean()
 
 
-def box_similarities(roi_head: Any, feats: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+def box_similarities(
+    roi_head: Any, feats: Sequence[Tensor], boxes: Sequence[Tensor], num_classes: int | None = None
+) -> Tensor:
     """Send boxes through the shared box head and compare them with the classifier's rows.
 
     Args:
-        roi_head: :class:`ltpipe.engine.heads.LTRoIHead`.
+        roi_head: RoI head with :class:`ltpipe.engine.call_points.CallPoints`.
         feats: FPN maps, each ``(I, c, h, w)``.
         boxes: Per image, ``(b, 4)`` xyxy in pixels of the network input.
+        num_classes: Leading rows to compare with, ``C``; None: all.
 
     Returns:
-        ``(B, C)`` float32, images in order; cosines, or the logits of a classifier without ``similarities``.
+        ``(B, C)`` float32, images in order; cosines, or the logits of a classifier without ``similarities``. In a
+        cascade of ``S`` stages, which all see these boxes, ``(B, S * C)``.
     """
-    extractor, head = roi_head.bbox_roi_extractor, roi_head.bbox_head
-    features, _ = head.shared_features(extractor(tuple(feats[: extractor.num_inputs]), bbox2roi(list(boxes))))
-    compare: Callable[[Tensor], Tensor] = getattr(head.fc_cls, "similarities", head.fc_cls)
-    # A cosine rounded to 16 bits is off by more than a trained student is from its teacher.
-    with torch.autocast(features.device.type, enabled=False):
-        return compare(features.to(head.fc_cls.weight.dtype)).float()
+    rois, maps = bbox2roi(list(boxes)), tuple(feats)
+    context = roi_head.context(maps)
+    found = []
+    for stage, head in enumerate(roi_head.bbox_heads):
+        features, _ = head.shared_features(roi_head.pooled(stage, maps, rois, **context))
+        compare: Callable[[Tensor], Tensor] = getattr(head.fc_cls, "similarities", head.fc_cls)
+        # A cosine rounded to 16 bits is off by more than a trained student is from its teacher.
+        with torch.autocast(features.device.type, enabled=False):
+            found.append(compare(features.to(head.fc_cls.weight.dtype)).float()[:, :num_classes])
+    return torch.cat(found, dim=1)
 
 
 @torch.no_grad()
@@ -92,12 +102,13 @@ def teacher_rows(
         num_old: Number of classes of the previous model.
 
     Returns:
-        Per image: image id, annotation ids ``(b,)``, labels ``(b,)``, similarities ``(b, C)`` float32.
+        Per image: image id, annotation ids ``(b,)``, labels ``(b,)``, similarities ``(b, K)`` float32 to the old
+        classes, in a cascade ``(b, S * K)``.
     """
     gts = [sample.gt_instances for sample in samples]
     picked = [new_class_boxes(gt.labels, num_old) for gt in gts]
     boxes = [get_box_tensor(gt.bboxes)[index] for gt, index in zip(gts, picked, strict=True)]
-    similar = box_similarities(roi_head, feats, boxes).split([len(b) for b in boxes])
+    similar = box_similarities(roi_head, feats, boxes, num_old).split([len(b) for b in boxes])
     return [
         (int(sample.img_id), *(t.cpu().numpy() for t in (gt.ann_ids[index], gt.labels[index], values)))
         for sample, gt, index, values in zip(samples, gts, picked, similar, strict=True)
@@ -158,7 +169,7 @@ class OnlineTeacher:
             detector = self.detector.to(self._images.device)
             boxes = [get_box_tensor(samples[i].gt_instances.bboxes)[picked[i]] for i in chosen]
             feats = detector.extract_feat(self._images[chosen])
-            rows = box_similarities(detector.roi_head, feats, boxes)[:, : self.num_old]
+            rows = box_similarities(detector.roi_head, feats, boxes, self.num_old)
             for i, values in zip(chosen, rows.split([len(b) for b in boxes]), strict=True):
                 found[i] = values
         return found
@@ -190,7 +201,7 @@ class LSTDistillation(HeadPart):
         """Return ``loss_distill``; nothing in evaluation mode, when the images are not those of the phase.
 
         Args:
-            roi_head: :class:`ltpipe.engine.heads.LTRoIHead` of the student.
+            roi_head: RoI head of the student, with :class:`ltpipe.engine.call_points.CallPoints`.
             feats: FPN maps, each ``(I, c, h, w)``.
             samples: ``I`` data samples.
 
@@ -203,15 +214,20 @@ class LSTDistillation(HeadPart):
         targets = self.teacher.targets(samples, picked)
         known = [target for target in targets if target is not None and len(target)]
         if not known:
-            nothing = {"loss_distill": touch(*roi_head.bbox_head.fc_cls.parameters()).float()}
-            return roi_head.averaged(nothing, 0, feats[0].device)
+            every = (p for head in roi_head.bbox_heads for p in head.fc_cls.parameters())
+            return roi_head.averaged({"loss_distill": touch(*every).float()}, 0, feats[0].device)
         boxes = [
             get_box_tensor(sample.gt_instances.bboxes)[index if target is not None else index[:0]]
             for sample, index, target in zip(samples, picked, targets, strict=True)
         ]
-        student = box_similarities(roi_head, feats, boxes)[:, : self.num_old]
-        losses = {"loss_distill": distillation_loss(student, torch.cat(known), self.weight, self.reduction)}
-        return roi_head.averaged(losses, len(student), feats[0].device)
+        student, teacher = box_similarities(roi_head, feats, boxes, self.num_old), torch.cat(known)
+        losses = [
+            distillation_loss(mine, theirs, self.weight * weight, self.reduction)
+            for mine, theirs, weight in zip(
+                student.split(self.num_old, 1), teacher.split(self.num_old, 1), roi_head.stage_weights, strict=True
+            )
+        ]
+        return roi_head.averaged({"loss_distill": torch.stack(losses).sum()}, len(student), feats[0].device)
 
 
 @HOOKS.register_module()

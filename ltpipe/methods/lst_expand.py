@@ -6,12 +6,13 @@ Paper: Learning to Segment the Tail (CVPR 2020, arXiv 2004.00900); ``get_finetun
     box regressor     [old]              ->  [old, new ~ N(0, 0.001)],   new biases 0
 
 Everything of the old classes is copied bit by bit. A mask head with one filter per class grows likewise; a transferred
-one has nothing to grow. Keys are those of mmdet's detectors.
+one has nothing to grow. In a cascade the heads of every stage grow. Keys are those of mmdet's detectors.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,11 +25,12 @@ from torch import Tensor
 from ltpipe.errors import UserError
 from ltpipe.registry import HOOKS
 
-CLASSIFIER = "roi_head.bbox_head.fc_cls"
-REGRESSOR = "roi_head.bbox_head.fc_reg"
-MASK = "roi_head.mask_head.conv_logits"
+# Heads of the stages of a cascade carry their number, ``roi_head.bbox_head.0.fc_cls``.
+CLASSIFIER = re.compile(r"roi_head\.bbox_head\.(\d+\.)?fc_cls(?=\.)")
+REGRESSOR = re.compile(r"roi_head\.bbox_head\.(\d+\.)?fc_reg(?=\.)")
+MASK = re.compile(r"roi_head\.mask_head\.(\d+\.)?conv_logits(?=\.)")
 # Running statistics per class of losses and parts start anew with the new class list.
-PER_PHASE_STATE = ("roi_head.bbox_head.loss_cls.", "roi_head.parts.", "roi_head.calibrator.")
+PER_PHASE_STATE = re.compile(r"roi_head\.(bbox_head\.(\d+\.)?loss_cls|parts|calibrator)\.")
 
 
 def insert_rows(old: Tensor, position: int, new: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def expand_checkpoint(state_dict: Mapping[str, Tensor], num_old: int, num_new: i
     Raises:
         UserError: The checkpoint knows another number of classes.
     """
-    state = {key: value for key, value in state_dict.items() if not key.startswith(PER_PHASE_STATE)}
+    state = {key: value for key, value in state_dict.items() if not PER_PHASE_STATE.match(key)}
     generator = torch.Generator().manual_seed(seed)
 
     def grow(key: str, rows: int, position: int, std: float) -> None:
@@ -66,24 +68,31 @@ def expand_checkpoint(state_dict: Mapping[str, Tensor], num_old: int, num_new: i
         new = torch.randn(rows, *old.shape[1:], generator=generator) * std
         state[key] = insert_rows(old, position, new)
 
-    grow(f"{CLASSIFIER}.weight", num_new, num_old, 0.01)
-    if f"{CLASSIFIER}.bias" in state:
-        grow(f"{CLASSIFIER}.bias", num_new, num_old, 0.0)
-    if _per_class(state, REGRESSOR, num_old, 4):
-        grow(f"{REGRESSOR}.weight", 4 * num_new, 4 * num_old, 0.001)
-        grow(f"{REGRESSOR}.bias", 4 * num_new, 4 * num_old, 0.0)
-    if _per_class(state, MASK, num_old, 1):
-        # mmdet initialises this layer Kaiming-normal over its outputs.
-        grow(f"{MASK}.weight", num_new, num_old, math.sqrt(2 / (num_old + num_new)))
-        if f"{MASK}.bias" in state:
-            grow(f"{MASK}.bias", num_new, num_old, 0.0)
+    for layer in _layers(state, CLASSIFIER):
+        grow(f"{layer}.weight", num_new, num_old, 0.01)
+        if f"{layer}.bias" in state:
+            grow(f"{layer}.bias", num_new, num_old, 0.0)
+    for layer in _layers(state, REGRESSOR):
+        if _per_class(state, layer, num_old, 4):
+            grow(f"{layer}.weight", 4 * num_new, 4 * num_old, 0.001)
+            grow(f"{layer}.bias", 4 * num_new, 4 * num_old, 0.0)
+    for layer in _layers(state, MASK):
+        if _per_class(state, layer, num_old, 1):
+            # mmdet initialises this layer Kaiming-normal over its outputs.
+            grow(f"{layer}.weight", num_new, num_old, math.sqrt(2 / (num_old + num_new)))
+            if f"{layer}.bias" in state:
+                grow(f"{layer}.bias", num_new, num_old, 0.0)
     return state
 
 
+def _layers(state: Mapping[str, Tensor], kind: re.Pattern[str]) -> list[str]:
+    """Return the layers of a kind that have weights, one per stage, in order."""
+    found = {match[0] for key in state if (match := kind.match(key))}
+    return sorted(layer for layer in found if f"{layer}.weight" in state)
+
+
 def _per_class(state: Mapping[str, Tensor], layer: str, num_old: int, size: int) -> bool:
-    """Whether a layer has ``size`` outputs per class; False if it is absent or class-agnostic."""
-    if f"{layer}.weight" not in state:
-        return False
+    """Whether a layer has ``size`` outputs per class; False if it is class-agnostic."""
     rows = len(state[f"{layer}.weight"])
     if rows not in (size, size * num_old):
         raise UserError(
@@ -105,7 +114,7 @@ def check_grown(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Non
     Raises:
         UserError: Tensors other than per-phase statistics are missing, left over, or of another shape.
     """
-    wanted = {key: value.shape for key, value in model.items() if not key.startswith(PER_PHASE_STATE)}
+    wanted = {key: value.shape for key, value in model.items() if not PER_PHASE_STATE.match(key)}
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     other = [
         f"{key} {tuple(state[key].shape)} for {tuple(shape)}"
@@ -153,5 +162,5 @@ def trim_heads(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state_dict: Model state, e.g. of a COCO detector of mmdet.
     """
-    heads = (f"{CLASSIFIER}.", f"{REGRESSOR}.", f"{MASK}.", *PER_PHASE_STATE)
-    return {key: value for key, value in state_dict.items() if not key.startswith(heads)}
+    heads = (CLASSIFIER, REGRESSOR, MASK, PER_PHASE_STATE)
+    return {key: value for key, value in state_dict.items() if not any(kind.match(key) for kind in heads)}

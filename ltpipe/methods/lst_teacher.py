@@ -35,6 +35,8 @@ ARRAYS = ("image_id", "ptr", "ann_id", "label", "logits")
 class TeacherLogits:
     """Similarities of ``B`` ground-truth boxes in ``I`` images to ``K`` old classes.
 
+    In a cascade of ``S`` stages there are ``S * K`` columns, those of the first stage first.
+
     Attributes:
         image_id: ``(I,)`` int64, ascending.
         ptr: ``(I + 1,)`` int64; boxes of image ``i`` are ``ptr[i]:ptr[i + 1]``.
@@ -82,7 +84,7 @@ class TeacherLogits:
         Args:
             passes: Of the unflipped and of the flipped images: ``(image id, annotation ids (b,), labels (b,),
                 similarities (b, >= num_old))`` per image, in any order.
-            num_old: Number ``K`` of old classes, the leading columns.
+            num_old: Number of leading columns to keep, the old classes.
             metadata: What the numbers were made from; JSON values.
             dtype: Stored precision.
 
@@ -162,6 +164,7 @@ class CachedTeacher:
         missing: An image with boxes of new classes that the file lacks is an ``error``; ``skip`` leaves it out of the
             loss, as the original code does.
         expected: Metadata entries the file must have, e.g. checksums of the split and of the teacher's checkpoint.
+        stages: Stages of the detector; the file has ``num_old`` columns for each.
     """
 
     def __init__(
@@ -170,14 +173,15 @@ class CachedTeacher:
         num_old: int,
         missing: Literal["error", "skip"] = "error",
         expected: Mapping[str, Any] | None = None,
+        stages: int = 1,
     ) -> None:
-        self.path, self.num_old, self.missing, self.expected = path, num_old, missing, dict(expected or {})
+        self.path, self.columns, self.missing, self.expected = path, stages * num_old, missing, dict(expected or {})
 
     @cached_property
     def store(self) -> TeacherLogits:
         """The file's content, checked against what this run expects."""
         store = TeacherLogits.load(self.path)
-        wanted = {"classes": self.num_old, **self.expected}
+        wanted = {"classes": self.columns, **self.expected}
         found = {**store.metadata, "classes": store.logits.shape[2]}
         for key, value in wanted.items():
             if found.get(key) != value:

@@ -3,7 +3,8 @@
 Paper: Wang et al., "The Devil is in Classification: A Simple Framework for Long-tail Instance Segmentation", ECCV
 2020, arXiv 2007.11978; repository twangnh/SimCal. Training minimises ``L = 1/R sum_rows -log softmax(z)_y`` over the
 mini-batches of :mod:`ltpipe.data.calibration_rois` with plain SGD; at test time the scores of both heads are
-combined as :mod:`ltpipe.methods.simcal_scores` says. Acts on the pooled RoI features; needs training instance counts.
+combined as :mod:`ltpipe.methods.simcal_scores` says. In a cascade every stage has a head of its own. Acts on the pooled
+RoI features; needs training instance counts.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltpipe.errors import UserError
 from ltpipe.methods.base import Calibrator, State, mean_over_processes
 from ltpipe.methods.simcal_heads import CalibrationHead, NearestClassMean, make_head
-from ltpipe.methods.simcal_scores import FusionChoice, Mode, distinct_choices, fuse_scores, tail_classes
+from ltpipe.methods.simcal_scores import (
+    FusionChoice,
+    Mode,
+    average_stages,
+    distinct_choices,
+    fuse_scores,
+    tail_classes,
+)
 from ltpipe.registry import MODELS, method
 
 
@@ -110,24 +118,35 @@ class SimCal(Calibrator):
         if isinstance(self.head.fc_cls, NearestClassMean):
             self.head.fc_cls.observe(x, labels)
 
-    def merge(self, model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
-        """Add the head as ``roi_head.calibrator``; no weight of the detector changes."""
-        merged = deepcopy(dict(model))
-        merged["roi_head"]["calibrator"] = {"type": "ltpipe.DualHead", **deepcopy(self.head.config), **self.fusion}
-        added = {f"roi_head.calibrator.{k}": v.detach().cpu().clone() for k, v in self.head.state_dict().items()}
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
+        """Add the head as ``roi_head.calibrator``, in cascades as ``roi_head.calibrator.<stage>``.
+
+        No weight of the detector changes.
+        """
+        merged, prefix = deepcopy(dict(model)), "roi_head.calibrator."
+        layers = deepcopy(self.head.config)
+        if stage is None:
+            merged["roi_head"]["calibrator"] = {"type": "ltpipe.DualHead", **layers, **self.fusion}
+        else:
+            before = merged["roi_head"]["calibrator"]["stages"] if stage else []
+            cascade = {"type": "ltpipe.CascadeDualHead", "stages": [*before, layers], **self.fusion}
+            merged["roi_head"]["calibrator"] = cascade
+            prefix += f"{stage}."
+        added = {f"{prefix}{k}": v.detach().cpu().clone() for k, v in self.head.state_dict().items()}
         return merged, {**state, **added}
 
 
-@MODELS.register_module()
-class DualHead(CalibrationHead):
-    """Calibrated head that fuses its scores with the detector's at test time.
+class _Fusion(nn.Module):
+    """How a calibrated classification is combined with the detector's at test time.
 
     Args:
         instance_counts: Training instances per class.
         threshold: See :class:`SimCal`.
         inclusive: See :class:`SimCal`.
         mode: See :class:`SimCal`.
-        **layers: Arguments of :class:`~ltpipe.methods.simcal_heads.CalibrationHead`.
+        **layers: Passed on.
     """
 
     tail: Tensor
@@ -150,11 +169,11 @@ class DualHead(CalibrationHead):
             one = "calibrated head" if bool(tail.all()) else "detector"
             print_log(f"threshold {threshold} splits no class: every score is the {one}'s", level=logging.WARNING)
 
-    def fuse(self, bbox_feats: Tensor, base_scores: Tensor) -> Tensor:
+    def fuse(self, bbox_feats: Any, base_scores: Tensor) -> Tensor:
         """Return final scores ``(N, K + 1) float32``, background last; they are no logits and rows do not sum to 1.
 
         Args:
-            bbox_feats: ``(N, c, h, w)`` float, pooled RoI features.
+            bbox_feats: ``(N, c, h, w)`` float, pooled RoI features; of every stage in cascades.
             base_scores: ``(N, K + 1)`` float probabilities of the detector's own classifier, background last.
         """
         return fuse_scores(base_scores, self.calibrated_scores(bbox_feats), self.tail, self.mode)
@@ -170,14 +189,46 @@ class DualHead(CalibrationHead):
         wanted: list[tuple[Mode, float | None]] = [*named, *(("dual", threshold) for threshold in thresholds)]
         return distinct_choices(torch.as_tensor(self.instance_counts), wanted, self.inclusive)
 
-    def fuse_choices(
-        self, bbox_feats: Tensor, base_scores: Tensor, choices: Sequence[FusionChoice]
-    ) -> Iterator[Tensor]:
+    def fuse_choices(self, bbox_feats: Any, base_scores: Tensor, choices: Sequence[FusionChoice]) -> Iterator[Tensor]:
         """Yield the final scores of every choice, as :meth:`fuse`; the calibrated head runs once."""
         calibrated = self.calibrated_scores(bbox_feats)
         for choice in choices:
             yield choice.fuse(base_scores, calibrated)
 
-    def calibrated_scores(self, bbox_feats: Tensor) -> Tensor:
-        """Return the calibrated head's probabilities ``(N, K + 1) float32``, background last."""
+    def calibrated_scores(self, bbox_feats: Any) -> Tensor:
+        """Return the calibrated classification's probabilities ``(N, K + 1) float32``, background last."""
         return F.softmax(self(bbox_feats).float(), dim=-1)
+
+
+@MODELS.register_module()
+class DualHead(_Fusion, CalibrationHead):
+    """Calibrated head that fuses its scores with the detector's at test time.
+
+    Args:
+        instance_counts: Training instances per class.
+        threshold: See :class:`SimCal`.
+        inclusive: See :class:`SimCal`.
+        mode: See :class:`SimCal`.
+        **layers: Arguments of :class:`~ltpipe.methods.simcal_heads.CalibrationHead`.
+    """
+
+
+class _Stages(nn.ModuleList):
+    def __init__(self, stages: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(CalibrationHead(**layers) for layers in stages)
+
+    def forward(self, bbox_feats: Sequence[Tensor]) -> Tensor:
+        return average_stages([head(feats) for head, feats in zip(self, bbox_feats, strict=True)])
+
+
+@MODELS.register_module()
+class CascadeDualHead(_Fusion, _Stages):
+    """Calibrated heads of a cascade, one per stage: their mean logits are activated and fused once.
+
+    Args:
+        instance_counts: Training instances per class.
+        threshold: See :class:`SimCal`.
+        inclusive: See :class:`SimCal`.
+        mode: See :class:`SimCal`.
+        stages: Arguments of :class:`~ltpipe.methods.simcal_heads.CalibrationHead` of every stage.
+    """

@@ -10,7 +10,7 @@ from ltpipe.spec import catalogue
 from ltpipe.spec.base import Choice
 from ltpipe.spec.blocks import Source
 from ltpipe.spec.classes import annotation_categories, generated_classes, read_class_list
-from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry, switched_on
+from ltpipe.spec.detector import check_detector, has_mask_head, random_geometry, roi_head_type, switched_on
 from ltpipe.spec.given import check_given, check_taken_over
 from ltpipe.spec.load import read_merged
 from ltpipe.spec.models import Experiment
@@ -236,6 +236,25 @@ def _second_stage_needs_a_first(exp: Experiment) -> None:
         )
 
 
+def _hybrid_cascades(exp: Experiment) -> None:
+    if roi_head_type(exp.detector.config) != "HybridTaskCascadeRoIHead":
+        return
+    if exp.model.mask.type != "fcn":
+        raise UserError(
+            "a hybrid task cascade has mask heads of its own, which hand their features on",
+            where=where(exp, "model.mask.type"),
+            got=exp.model.mask.type,
+            allowed="fcn, or a cascade that is not hybrid",
+        )
+    for index, part in enumerate(exp.model.parts):
+        if _holds(catalogue.find("part", part.type).flags.get("needs_same_rois", False), part):
+            raise UserError(
+                f"{part.type} would give the mask head weights of other RoIs, which a hybrid task cascade draws anew",
+                where=where(exp, f"model.parts[{index}]"),
+                fix="crat: set mask_weights_from: mask; or use a cascade that is not hybrid",
+            )
+
+
 def _class_rows(exp: Experiment) -> None:
     """Phases and transferred masks need one classifier row per class, in label order."""
     if not catalogue.find("loss", exp.model.loss.type).flags.get("class_rows", True):
@@ -349,6 +368,7 @@ _COMBINATIONS: tuple[Callable[[Experiment], None], ...] = (
     _parts_only_once,
     _parts_need_class_wise_heads,
     _second_stage_needs_a_first,
+    _hybrid_cascades,
     _class_rows,
     _calibrators_need_their_inputs,
     _stored_level_is_exact,

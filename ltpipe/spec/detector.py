@@ -121,6 +121,17 @@ def switched_on(path: Path, option: str) -> bool:
     return False
 
 
+def roi_head_type(path: Path) -> str | None:
+    """Type of the RoI head in the detector file, or in its parents where the file does not set it."""
+    for _, tree in detector_files(path):
+        blocks = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "roi_head"]
+        for block in blocks:
+            for item in block.keywords if isinstance(block, ast.Call) else ():
+                if item.arg == "type" and isinstance(item.value, ast.Constant):
+                    return str(item.value.value)
+    return None
+
+
 def _text(node: ast.expr | None) -> object:
     return node.value if isinstance(node, ast.Constant) else None
 

@@ -129,6 +129,10 @@ class Paths:
         """Stored RoI features."""
         return self.folder("features") / "features.npy"
 
+    def of_stage(self, file: Path, stage: int) -> Path:
+        """The plan or the features for a stage of a cascade, beside those for the first one."""
+        return file.with_stem(f"{file.stem}_stage{stage}") if stage else file
+
     def predictions(self, checkpoint: str) -> Path:
         """Detections of a checkpoint on the validation part, Arrow."""
         return self.folder("evaluate", checkpoint) / "predictions.arrow"

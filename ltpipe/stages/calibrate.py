@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
 
 from ltpipe.data.feature_plan import FeaturePlan
 from ltpipe.data.split import Split
-from ltpipe.engine.config import build_component, read_config
+from ltpipe.engine.config import build_component, of_stage, read_config
 from ltpipe.engine.features import FrozenDetector, LiveRows, StoredRows
 from ltpipe.engine.head_training import Batch, HeadSchedule, train_head
 from ltpipe.engine.inputs import class_counts
 from ltpipe.engine.predict import load_model
 from ltpipe.engine.train import read_checkpoint, write_checkpoint
+from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
 from ltpipe.methods.base import Calibrator, read_features
 from ltpipe.registry import MODELS
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.stages._run import StageRun, stage_run
 from ltpipe.stages._take_over import in_order
 from ltpipe.stages.features import frozen_detector
 
@@ -41,6 +43,8 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
     trained = component is not None and MODELS.get(component["type"]).needs_features and given is None
     if trained:
         inputs["features"] = paths.plan
+        later = sorted(paths.plan.parent.glob(f"{paths.plan.stem}_stage*{paths.plan.suffix}"))
+        inputs |= {f"features:{plan.stem}": plan for plan in later}
     if given is not None:
         inputs[f"calibrate.{name}.checkpoint"] = given
     seed = exp.seed if spec.seed is None else spec.seed
@@ -52,54 +56,74 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         seed=seed,
         inputs=inputs,
     ) as stage:
-        torch.manual_seed(seed)
         config = read_config(paths.config(source))
-        detector = load_model(config.model, paths.model(source))
-        calibrator: Calibrator = MODELS.build(component)
-        calibrator.initialise(detector.roi_head.bbox_head)
-        calibrator.to(next(detector.parameters()).device)
-        if given is not None:
-            assert split is not None
-            calibrator.take_over(in_order(given, split.order.tolist(), f"calibrate.{name}.checkpoint"))
-        if trained:
-            plan = FeaturePlan.load(paths.plan)
-            rows = open_rows(exp, paths, plan)
-            assert exp.features is not None
-            level = exp.features.level if exp.features.storage == "cached" else "roi"
-            schedule = HeadSchedule.of(spec.schedule, len(rows))
-
-            device = next(detector.parameters()).device
-
-            def batches(step: int) -> Iterator[Batch]:
-                while True:
-                    features, labels = rows.step(step % len(rows))
-                    # The block ends before the yield: a suspended generator would keep gradients off for its caller.
-                    with torch.no_grad():
-                        features = features.to(device, non_blocking=True).float()
-                        read = read_features(detector.roi_head.bbox_head, features, calibrator.reads, level)
-                    boxes = plan.step_boxes(step % len(rows)) if calibrator.trains_boxes else ()
-                    yield read, labels, *map(torch.from_numpy, boxes)
-                    step += 1
-
-            state = stage.work / "head.pth"
-            stage.notes["skipped_steps"] = train_head(calibrator, batches, schedule, state=state, report=print_progress)
-            stage.notes["iterations"] = schedule.iterations
-        model, state_dict = calibrator.merge(config.model.to_dict(), read_checkpoint(paths.model(source))["state_dict"])
+        detector: Any = load_model(config.model, paths.model(source))
+        checkpoint = read_checkpoint(paths.model(source))
+        model, state = config.model.to_dict(), checkpoint["state_dict"]
+        heads = detector.roi_head.bbox_heads
+        cascade = isinstance(model["roi_head"]["bbox_head"], list)
+        if cascade and given is not None:
+            raise UserError(
+                "a cascade has a classifier per stage, and a checkpoint holds one",
+                where=f"calibrate.{name}.checkpoint",
+                got=f"{given}, for {len(heads)} stages",
+                fix="train the heads, or take over a detector without stages",
+            )
+        for k, head in enumerate(heads):
+            torch.manual_seed(seed + k)
+            calibrator: Calibrator = MODELS.build(of_stage(component, k))
+            calibrator.initialise(head)
+            calibrator.to(next(detector.parameters()).device)
+            if given is not None:
+                assert split is not None
+                calibrator.take_over(in_order(given, split.order.tolist(), f"calibrate.{name}.checkpoint"))
+            if trained:
+                if cascade:
+                    print(f"head {k + 1} of {len(heads)}", flush=True)
+                train_calibrator(exp, paths, name, stage, calibrator, head, k)
+            model, state = calibrator.merge(model, state, k if cascade else None)
         config.model = ConfigDict(model)
-        meta = read_checkpoint(paths.model(source))["meta"] | {"experiment": exp.name, "stage": name}
-        write_checkpoint(paths.model(name), state_dict, meta)
+        write_checkpoint(paths.model(name), state, checkpoint["meta"] | {"experiment": exp.name, "stage": name})
         with atomic_path(paths.config(name)) as temporary:
             config.dump(str(temporary))
         stage.outputs += [paths.model(name), paths.config(name)]
 
 
-def open_rows(exp: Experiment, paths: Paths, plan: FeaturePlan) -> Rows:
-    """Return the mini-batches of the plan, from stored features or from the frozen detector."""
+def train_calibrator(
+    exp: Experiment, paths: Paths, name: str, stage: StageRun, calibrator: Calibrator, head: Any, k: int
+) -> None:
+    """Train a calibrator on the rows planned for stage k of the detector, whose frozen box head is given."""
+    plan = FeaturePlan.load(paths.of_stage(paths.plan, k))
+    rows = open_rows(exp, paths, plan, k)
+    assert exp.features is not None
+    level = exp.features.level if exp.features.storage == "cached" else "roi"
+    schedule = HeadSchedule.of(exp.calibrate[name].schedule, len(rows))
+    device = head.fc_cls.weight.device
+
+    def batches(step: int) -> Iterator[Batch]:
+        while True:
+            features, labels = rows.step(step % len(rows))
+            # The block ends before the yield: a suspended generator would keep gradients off for its caller.
+            with torch.no_grad():
+                features = features.to(device, non_blocking=True).float()
+                read = read_features(head, features, calibrator.reads, level)
+            boxes = plan.step_boxes(step % len(rows)) if calibrator.trains_boxes else ()
+            yield read, labels, *map(torch.from_numpy, boxes)
+            step += 1
+
+    state = paths.of_stage(stage.work / "head.pth", k)
+    skipped = train_head(calibrator, batches, schedule, state=state, report=print_progress)
+    stage.notes["skipped_steps"] = stage.notes.get("skipped_steps", 0) + skipped
+    stage.notes["iterations"] = schedule.iterations
+
+
+def open_rows(exp: Experiment, paths: Paths, plan: FeaturePlan, k: int = 0) -> Rows:
+    """Return the mini-batches planned for stage k, from stored features or from the frozen detector."""
     assert exp.features is not None
     if exp.features.storage == "cached":
-        return StoredRows(paths.features, plan.step_ptr, plan.rows, plan.labels)
+        return StoredRows(paths.of_stage(paths.features, k), plan.step_ptr, plan.rows, plan.labels)
     detector: FrozenDetector = frozen_detector(exp, paths)
-    return LiveRows(detector, plan.units, plan.unit_boxes, plan.step_ptr, plan.rows, plan.labels)
+    return LiveRows(detector, plan.units, plan.unit_boxes, plan.step_ptr, plan.rows, plan.labels, k)
 
 
 def print_progress(step: int, facts: dict[str, float]) -> None:

@@ -54,7 +54,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             "pipeline": repr(Config(dict(p=data["pipeline"])).p),
         }
         passes = _passes(detector, num_old, stage.work)
-        TeacherLogits.collect(passes, num_old, metadata, dtype="float32").save(paths.teacher(phase))
+        TeacherLogits.collect(passes, detector.stages * num_old, metadata, dtype="float32").save(paths.teacher(phase))
         stage.outputs.append(paths.teacher(phase))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ltpipe.data.calibration_rois import RoiSampling
@@ -65,27 +67,34 @@ def run(exp: Experiment, paths: Paths) -> None:
         if spec.storage == "cached":
             most = np.bincount(view.store.ann_image, minlength=len(by_id))[rows] + detector.max_proposals
             bounds = bound_rows(unit_of_slot, slot_label, info.slots_per_step, most, sampling, spec.bg_ratio)
+            bounds = (bounds[0] * detector.stages, bounds[1] * detector.stages)
             check_space(paths.features.parent, bounds, detector.shape_at(spec.level), spec.dtype)
-        plan = plan_features(
+        plans = plan_features(
             rows,
             flip,
             unit_of_slot,
             slot_label,
             info.slots_per_step,
             collect_boxes(detector, units, stage.work),
-            sampling,
+            [replace(sampling, pos_iou=iou) for iou in detector.positive_ious],
             num_classes=view.num_classes,
             bg_ratio=spec.bg_ratio,
             seed=spec.seed,
         )
+        for leftover in paths.plan.parent.glob("*_stage*.np?"):
+            discard(leftover)
         if spec.storage == "cached":
-            write_features(detector, units, plan.unit_boxes, paths.features, spec.dtype, stage.work, spec.level)
-            stage.outputs.append(paths.features)
+            files = [paths.of_stage(paths.features, k) for k in range(len(plans))]
+            boxes = [plan.unit_boxes for plan in plans]
+            write_features(detector, units, boxes, files, spec.dtype, stage.work, spec.level)
+            stage.outputs += files
         else:
             discard(paths.features)
-        plan.save(paths.plan)
-        stage.outputs.append(paths.plan)
-        stage.notes.update(images=len(units), boxes=len(plan.boxes), rows=len(plan.rows))
+        for k, plan in enumerate(plans):
+            plan.save(paths.of_stage(paths.plan, k))
+            stage.outputs.append(paths.of_stage(paths.plan, k))
+        size = {key: sum(len(getattr(plan, key)) for plan in plans) for key in ("boxes", "rows")}
+        stage.notes.update(images=len(units), **size)
 
 
 def frozen_detector(exp: Experiment, paths: Paths) -> FrozenDetector:

@@ -9,7 +9,7 @@ from mmengine.config import ConfigDict
 
 from ltpipe.data.split import Split
 from ltpipe.engine.between_epochs import part_hooks
-from ltpipe.engine.config import assemble_model, training_config
+from ltpipe.engine.config import as_list, assemble_model, training_config
 from ltpipe.engine.inputs import class_counts, stream_config
 from ltpipe.engine.predict import build_dataset
 from ltpipe.engine.processes import process_group
@@ -58,7 +58,8 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
         restrict(model, lst)
         if lst.distill.teacher != "none":
-            model.roi_head.parts = [*model.roi_head.get("parts", []), distillation(lst, paths, phase, previous, split)]
+            part = distillation(lst, paths, phase, previous, split, stages=len(as_list(model.roi_head.bbox_head)))
+            model.roi_head.parts = [*model.roi_head.get("parts", []), part]
         order = {"replay": str(paths.replay(phase))}
         dataset = stream_config(exp, paths, fragment, phase=phase, num_classes=num_classes, seed=seed, order=order)
         epoch_length = build_dataset(dataset).stream.epoch_length()
@@ -93,17 +94,19 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
 
 
 def restrict(model: ConfigDict, lst: Lst) -> None:
-    """Freeze what the phase keeps, and sample RoIs of the paired class only."""
+    """Freeze what the phase keeps, and sample RoIs of the paired class only, in every stage of a cascade."""
     model.backbone.update(freezing_options(lst.freeze))
-    sampler = model.train_cfg.rcnn.sampler
-    sampler.update(type="ltpipe.ClassRestrictedSampler", num=lst.rois.num, pos_fraction=lst.rois.positive_fraction)
+    for stage in as_list(model.train_cfg.rcnn):
+        stage.sampler.update(
+            type="ltpipe.ClassRestrictedSampler", num=lst.rois.num, pos_fraction=lst.rois.positive_fraction
+        )
 
 
-def distillation(lst: Lst, paths: Paths, phase: int, previous: str, split: Split) -> dict[str, Any]:
-    """Return the config of the distillation part."""
+def distillation(lst: Lst, paths: Paths, phase: int, previous: str, split: Split, stages: int) -> dict[str, Any]:
+    """Return the config of the distillation part for a detector of so many stages."""
     if lst.distill.teacher == "cached":
         expected = {"split": split.digest, "teacher_sha256": sha256_file(paths.model(previous))}
-        teacher = dict(type="ltpipe.CachedTeacher", path=str(paths.teacher(phase)), expected=expected)
+        teacher = dict(type="ltpipe.CachedTeacher", path=str(paths.teacher(phase)), expected=expected, stages=stages)
     else:
         teacher = dict(
             type="ltpipe.OnlineTeacher", config=str(paths.config(previous)), checkpoint=str(paths.model(previous))

@@ -28,9 +28,9 @@ class Boxes:
     def shape_at(self, level: str) -> tuple[int, ...]:
         return (4, 1, 1)
 
-    def pool(self, row: int, flip: bool, boxes: Any, level: str) -> torch.Tensor:
+    def pool(self, row: int, flip: bool, boxes: Any, level: str) -> dict[int, torch.Tensor]:
         self.pooled.append(row)
-        return torch.from_numpy(boxes).reshape(-1, 4, 1, 1) + row
+        return {stage: torch.from_numpy(b).reshape(-1, 4, 1, 1) + row + 100 * stage for stage, b in boxes.items()}
 
 
 UNITS = [(10, False), (20, True), (30, False)]
@@ -48,13 +48,13 @@ def test_size_is_said_before_anything_is_computed(
     detector = Boxes()
     free(monkeypatch, 42)
     with pytest.raises(UserError) as caught:
-        write_features(detector, UNITS, BOXES, tmp_path / "f.npy", "float16", tmp_path)
+        write_features(detector, UNITS, [BOXES], [tmp_path / "f.npy"], "float16", tmp_path)
     assert "do not fit on the disk" in str(caught.value) and "features.level" in str(caught.value)
     assert not detector.pooled and not list(tmp_path.iterdir())
     assert "5 boxes" in capsys.readouterr().out
 
     free(monkeypatch, 43)
-    write_features(detector, UNITS, BOXES, tmp_path / "f.npy", "float16", tmp_path)
+    write_features(detector, UNITS, [BOXES], [tmp_path / "f.npy"], "float16", tmp_path)
     stored = np.load(tmp_path / "f.npy")
     assert detector.pooled == [10, 30] and stored.dtype == np.float16
     assert stored[:, 0, 0, 0].tolist() == [12, 12, 33, 33, 33]
@@ -64,7 +64,7 @@ def test_a_killed_run_does_not_pay_twice_for_its_space(tmp_path: Path, monkeypat
     """What it has reserved on the disk is taken into account when it continues."""
     free(monkeypatch, 43)
     (tmp_path / "features.npy").write_bytes(b"\0" * 8192)
-    features.check_space(tmp_path, (200, 200), (4,), "float16", reserved=tmp_path / "features.npy")
+    features.check_space(tmp_path, (200, 200), (4,), "float16", reserved=[tmp_path / "features.npy"])
     with pytest.raises(UserError, match="do not fit"):
         features.check_space(tmp_path, (200, 200), (4,), "float16")
 
@@ -89,13 +89,13 @@ def test_bounds_hold(bg_ratio: float | None, label: int | None) -> None:
     units = [(rng.uniform(0, 50, (3, 2)), rng.integers(0, 4, 3)) for _ in range(6)]
     boxes = [np.concatenate([c, c + 20], axis=1).astype(np.float32) for c, _ in units]
     proposals = [np.repeat(b, 9, axis=0) + rng.normal(0, 4, (27, 4)).astype(np.float32) for b in boxes]
-    candidates = SimpleNamespace(of=lambda u: (boxes[u], units[u][1], proposals[u]))
+    candidates = SimpleNamespace(of=lambda u: (boxes[u], units[u][1], proposals[u][None]))
     unit_of_slot = rng.integers(0, 6, 40)
     labels = np.array([units[u][1][0] if label is None else label for u in unit_of_slot])
     sampling = RoiSampling(rois=16)
     low, high = bound_rows(unit_of_slot, labels, 4, np.full(6, 30), sampling, bg_ratio)
-    plan = plan_features(
-        np.arange(6), np.zeros(6, bool), unit_of_slot, labels, 4, candidates, sampling,
+    (plan,) = plan_features(
+        np.arange(6), np.zeros(6, bool), unit_of_slot, labels, 4, candidates, [sampling],
         num_classes=4, bg_ratio=bg_ratio, seed=0,
     )  # fmt: skip
     assert 0 < low <= len(plan.boxes) <= high <= 6 * 30
@@ -111,8 +111,33 @@ def test_bounds_hold(bg_ratio: float | None, label: int | None) -> None:
 
 
 def test_rows_of_a_step_come_in_its_order(tmp_path: Path) -> None:
-    write_features(Boxes(), UNITS, BOXES, tmp_path / "f.npy", "float32", tmp_path)
+    write_features(Boxes(), UNITS, [BOXES], [tmp_path / "f.npy"], "float32", tmp_path)
     rows = StoredRows(tmp_path / "f.npy", np.array([0, 3, 3]), np.array([4, 0, 4]), np.array([1, 2, 1]))
     x, labels = rows.step(0)
     assert len(rows) == 2 and x[:, 0, 0, 0].tolist() == [33, 12, 33] and labels.tolist() == [1, 2, 1]
     assert rows.step(1)[0].shape == (0, 4, 1, 1)
+
+
+def test_stages_of_a_cascade_are_pooled_together_into_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "SAVE_EVERY", 1)
+    work, files = tmp_path / "work", [tmp_path / "f.npy", tmp_path / "f_stage1.npy"]
+    work.mkdir()
+    later = [BOXES[2], BOXES[0], BOXES[1]]
+
+    class Killed(Boxes):
+        def pool(self, row: int, *arguments: Any) -> dict[int, torch.Tensor]:
+            if row == 30:
+                raise KeyboardInterrupt
+            return super().pool(row, *arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_features(Killed(), UNITS, [BOXES, later], files, "float32", work)
+    detector = Boxes()
+    write_features(detector, UNITS, [BOXES, later], files, "float32", work)
+    assert detector.pooled == [30], "the units before are kept"
+    assert [np.load(file)[:, 0, 0, 0].tolist() for file in files] == [
+        [12, 12, 33, 33, 33],
+        [113, 113, 113, 122, 122],
+    ]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ltpipe.engine.heads import RoIScores
+from ltpipe.engine.call_points import RoIScores
 from ltpipe.engine.oracle import OracleLabels, oracle_scores
 
 # Two objects of labels 2 and 0; halves of the first overlap it by exactly one half.

@@ -80,6 +80,28 @@ def test_class_agnostic_layers_do_not_grow_and_statistics_are_dropped() -> None:
     assert not any("loss_cls" in key or "parts" in key for key in new)
 
 
+def test_every_stage_of_a_cascade_grows() -> None:
+    one, other = ({k: v for k, v in checkpoint(5, mask=5).items() if "backbone" not in k} for _ in range(2))
+
+    def numbered(key: str, stage: int) -> str:
+        for head in ("bbox_head.", "mask_head."):
+            key = key.replace(head, f"{head}{stage}.")
+        return key
+
+    stages = {numbered(key, k): value for k, state in enumerate((one, other)) for key, value in state.items()}
+    new = expand_checkpoint(stages, 5, 3, seed=1)
+    for k, state in enumerate((one, other)):
+        alone = expand_checkpoint(state, 5, 3, seed=1)
+        assert {numbered(key, k) for key in alone} <= new.keys()
+        for key, value in alone.items():
+            grown = new[numbered(key, k)]
+            assert grown.shape == value.shape
+            assert torch.equal(grown[:5], value[:5])
+    first, second = (new[f"{HEAD}{k}.fc_cls.weight"][5:8] for k in range(2))
+    assert not torch.equal(first, second) and not any("loss_cls" in key or "parts" in key for key in new)
+    assert trim_heads(stages) == {}
+
+
 def test_half_precision_weights_stay_so() -> None:
     old = {key: value.half() for key, value in checkpoint(5).items()}
     assert {value.dtype for value in expand_checkpoint(old, 5, 3, seed=0).values()} == {torch.float16}

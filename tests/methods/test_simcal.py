@@ -236,8 +236,8 @@ def detect(roi_head: LTRoIHead) -> tuple[InstanceData, dict[str, Tensor]]:
     proposals = InstanceData(bboxes=torch.cat([corner, corner + 20], dim=1))
     meta = {"img_shape": (64, 64), "scale_factor": (1.0, 1.0)}
     found: list[dict[str, Tensor]] = []
-    forward = roi_head._bbox_forward
-    roi_head._bbox_forward = lambda x, rois: found.append(forward(x, rois)) or found[-1]
+    forward = roi_head.box_outputs
+    roi_head.box_outputs = lambda stage, x, rois: found.append(forward(stage, x, rois)) or found[-1]
     with torch.no_grad():
         result = roi_head.predict_bbox(maps, [meta], [proposals], roi_head.test_cfg)[0]
     return result, found[-1]

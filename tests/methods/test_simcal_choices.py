@@ -52,8 +52,8 @@ def test_every_choice_equals_a_detector_configured_that_way() -> None:
     roi_head = build(merged_model, merged_state)
     choices = roi_head.calibrator.choices(["base", "cal", "avg"], [5, 400])
     forwards: list[int] = []
-    forward = roi_head._bbox_forward
-    roi_head._bbox_forward = lambda x, rois: forwards.append(len(rois)) or forward(x, rois)
+    pooled = roi_head.pooled
+    roi_head.pooled = lambda stage, x, rois: forwards.append(len(rois)) or pooled(stage, x, rois)
     found = rescored(roi_head, lambda r: roi_head.calibrator.fuse_choices(r.bbox_feats, r.scores, choices))
     assert len(found) == len(choices) == 6 and len(forwards) == 1
     for choice, result in zip(choices, found, strict=True):

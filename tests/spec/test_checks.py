@@ -90,6 +90,23 @@ def test_cached_teacher_with_multi_scale_training(load: Load) -> None:
     check_experiment(load("{iterations: 10}", "{iterations: 10}\n  distill: {teacher: online}"), ["small"])
 
 
+def test_what_a_hybrid_cascade_cannot_have(load: Load) -> None:
+    hybrid = DETECTOR.replace("roi_head=dict(", 'roi_head=dict(type="HybridTaskCascadeRoIHead", ')
+    Path("parent.py").write_text(hybrid)
+    Path("detector.py").write_text('_base_ = "parent.py"')
+    crat, own = (f"parts: [{{type: crat{options}}}]" for options in ("", ", mask_weights_from: mask"))
+    edit = ("{type: cosine}", "{type: cosine}\n  mask: {type: normed}")
+    refused(load, *edit, words=["model.mask.type", "hybrid task cascade", "fcn"])
+    classifier = "{type: cosine}\n  "
+    refused(load, "{type: cosine}", classifier + crat, words=["model.parts[0]", "mask_weights_from: mask"])
+    check_experiment(load("{type: cosine}", classifier + own), ["small"])
+    Path("detector.py").write_text(
+        '_base_ = "parent.py"\nmodel = dict(roi_head=dict(type="CascadeRoIHead", mask_head=[]))'
+    )
+    for allowed in (edit[1], classifier + crat):
+        check_experiment(load("{type: cosine}", allowed), ["small"])
+
+
 def test_masks_without_a_mask_head(load: Load) -> None:
     Path("detector.py").write_text(DETECTOR.replace("mask_head", "no_head"))
     refused(load, words=["evaluate.iou_types", "segm"])
