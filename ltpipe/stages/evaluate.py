@@ -126,7 +126,9 @@ def predict(
     names = [f"set{i}.arrow" for i in range(len(scored))]
     for one, shards in zip(scored, in_shards(work, names, len(dataset), images, write), strict=True):
         merge_predictions(shards, one.predictions)
-    found = (part.class_affinity() for part in getattr(model.roi_head, "parts", ()))
+    # In a cascade that of its last stage, whose boxes are detected.
+    parts = model.roi_head.stage_parts(-1) if hasattr(model.roi_head, "stage_parts") else ()
+    found = (part.class_affinity() for part in parts)
     affinity = {key: value.cpu().numpy() for key, value in next(filter(None, found), {}).items()}
     return split.order[:num_classes], scored, affinity
 

@@ -19,6 +19,7 @@ from ltpipe.data.calibration_rois import (
     compose_step,
     draw_background,
     select_slot,
+    select_stages,
     slot_generator,
     step_generator,
 )
@@ -116,6 +117,23 @@ def test_empty_inputs(ground_truths: int, proposals: int) -> None:
     assert not len(slot.negatives)
     rows = compose_step([slot, slot], step_generator(0, 0), K)
     assert len(rows) == 2 * ground_truths
+
+
+def test_a_stage_draws_from_what_the_one_before_sampled() -> None:
+    rng = np.random.default_rng(3)
+    gt = np.array([[10, 10, 50, 50], [60, 60, 90, 95]], np.float32)
+    first = np.concatenate([gt.repeat(40, 0), gt.repeat(10, 0) + 15]) + rng.normal(0, 5, (100, 4))
+    proposals = np.stack([first, first * 0.5 + gt[[0] * 40 + [1] * 40 + [0] * 10 + [1] * 10] * 0.5]).astype(np.float32)
+    samplings = [RoiSampling(rois=24, pos_iou=iou) for iou in (0.5, 0.6)]
+    generators = [slot_generator(0, 1, 2, stage) for stage in range(2)]
+    one, two = select_stages(gt, np.array([4, 7]), proposals, 4, generators, samplings)
+    alone = select_slot(gt, np.array([4, 7]), proposals[0], 4, slot_generator(0, 1, 2), samplings[0])
+    assert np.array_equal(one.positives, alone.positives) and np.array_equal(one.negatives, alone.negatives)
+    kept = set(one.sampled.tolist())
+    assert set(one.positives.tolist()) | set(one.negatives.tolist()) < kept, "positives of other classes go on, too"
+    assert set(two.sampled.tolist()) <= kept | {0, 1} and len(two.positives)
+    assert np.array_equal(two.boxes[2:], proposals[1]) and (two.labels == 4).all()
+    assert (box_iou(gt, two.boxes[two.positives])[0] >= 0.6).all()
 
 
 def make_slots(seed: int, step: int, slots: range, labels_of_slots: list[int]) -> list[SlotRois]:

@@ -63,6 +63,9 @@ def test_every_published_row_is_there() -> None:
     assert rows["lvis_v1_crt_1x", "base", "APr"] == 11.9 and rows["lvis_v1_lws_1x", "base", "APf"] == 27.4
     assert rows["lvis_v05_bags_mask", "base", "AP"] == 26.25
     assert rows["lvis_v1_seesaw_rfs_normed_mask_r101", "base", "AP"] == 28.2
+    assert rows["lvis_v1_seesaw_rfs_normed_mask_cascade_r101", "base", "AP"] == 30.1
+    assert rows["lvis_v05_htc_x101_dcn_ms", "simcal", "APr"] == 24.7
+    assert rows["lvis_v05_htc_x101", "bags", "AP"] == 31.2
     assert rows["lvis_v05_simcal", "dual", "AP"] == 23.4 and rows["lvis_v05_simcal_ag", "cal", "bin/0-10"] == 13.2
     assert rows["lvis_v05_simcal_ag_schedules", "lr_0.01", "bAP"] == 20.2
     assert rows["coco_lt_simcal_ag", "dual", "bin/0-20"] == 15.0
@@ -115,3 +118,34 @@ def test_detectors_build(name: str) -> None:
         backbone = MODELS.build({**model.backbone, "init_cfg": None})
         shapes = [feature.shape[1] for feature in backbone(torch.empty(1, 3, 64, 64))]
     assert shapes == list(model.neck.in_channels)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lvis_v1_fasa_iif_cascade_r101",
+        "lvis_v1_seesaw_rfs_normed_mask_cascade_r101",
+        "lvis_v05_cascade_x101",
+        "lvis_v05_htc_x101_dcn_ms",
+    ],
+)
+def test_cascades_build(name: str) -> None:
+    exp = load_experiment(name)
+    counts = lvis_counts(exp.dataset.name)
+    _, model = assemble_model(exp, counts)
+    init_default_scope("mmdet")
+    with torch.device("meta"):
+        head = MODELS.build(model.roi_head)
+        backbone = MODELS.build({**model.backbone, "init_cfg": None})
+    classes, wise = len(counts.images), name == "lvis_v1_fasa_iif_cascade_r101"
+    outputs = classes + (2 if exp.model.loss.type == "seesaw" else 1)
+    assert [stage.fc_cls.out_features for stage in head.bbox_heads] == [outputs] * 3
+    assert [stage.fc_reg.out_features for stage in head.bbox_heads] == [4 * classes if wise else 4] * 3
+    assert [stage.bbox_coder.stds[0] for stage in head.bbox_heads] == [0.1, 0.05, 0.033]
+    assert [len(part) for part in head.parts] == [3] * len(exp.model.parts)
+    if head.with_mask:
+        assert [stage.conv_logits.out_channels for stage in head.mask_head] == [classes] * 3
+    else:
+        assert exp.evaluate.iou_types == ("bbox",)
+    assert len(backbone.layer3) == 23 and sum(p.numel() for p in backbone.parameters()) > 40e6
+    assert [cfg.assigner.pos_iou_thr for cfg in model.train_cfg.rcnn] == [0.5, 0.6, 0.7]
