@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.engine.call_points import Rescore
 from ltpipe.engine.config import read_config
 from ltpipe.engine.geometry import last_pixel
-from ltpipe.engine.heads import Rescore
 from ltpipe.engine.inputs import test_config
 from ltpipe.engine.oracle import OracleLabels
 from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
