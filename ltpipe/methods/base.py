@@ -78,7 +78,7 @@ class HeadPart(nn.Module):
 
     # Whether both heads must have an output per class. The catalogue reads this and the next one from the class body.
     needs_class_wise: ClassVar[bool] = False
-    # Whether the mask head must see the box head's positive RoIs; or the options, with their values, for which it must.
+    # Whether (or with which values of its options) the mask head must see the box head's positive RoIs.
     needs_same_rois: ClassVar[bool | dict[str, list[str]]] = False
     # Options that decide over which images a hook of the part runs between epochs, in order: {option: {value: images}},
     # images being "holdout" or "val".
@@ -367,8 +367,7 @@ def replace_classifier(
     """
     prefix = "roi_head.bbox_head." if stage is None else f"roi_head.bbox_head.{stage}."
     changed = deepcopy(dict(model))
-    heads = changed["roi_head"]["bbox_head"]
-    head = heads if stage is None else heads[stage]
+    head = changed["roi_head"]["bbox_head"] if stage is None else changed["roi_head"]["bbox_head"][stage]
     if not isinstance(head, dict):
         raise UserError(
             "one classifier cannot replace those of a cascade",

@@ -98,7 +98,7 @@ def test_stored_rows_of_a_stage_are_its_live_ones(cascade: tuple[Experiment, Pat
     firsts = []
     for k, plan in enumerate(plans_of(paths)):
         stored, live = (open_rows(one, paths, plan, k) for one in (exp, live_exp))
-        (x, labels), (y, others) = stored.step(0), live.step(0)
+        (x, labels), (y, others) = ((rows.float(), kinds) for rows, kinds in (stored.step(0), live.step(0)))
         assert len(x) and torch.equal(labels, others)
         assert torch.allclose(x, y, atol=2e-3 * float(y.abs().max()))
         firsts.append(x)
