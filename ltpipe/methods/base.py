@@ -361,19 +361,11 @@ def replace_classifier(
         loss: New ``loss_cls``.
         weights: Tensors of the new ``fc_cls`` and ``loss_cls``, keys relative to the box head.
         stage: Stage of a cascade, None outside cascades.
-
-    Raises:
-        UserError: The detector is a cascade, and no stage is given.
     """
     prefix = "roi_head.bbox_head." if stage is None else f"roi_head.bbox_head.{stage}."
     changed = deepcopy(dict(model))
     head = changed["roi_head"]["bbox_head"] if stage is None else changed["roi_head"]["bbox_head"][stage]
-    if not isinstance(head, dict):
-        raise UserError(
-            "one classifier cannot replace those of a cascade",
-            where="detector.config: model.roi_head.bbox_head",
-            allowed="detectors with a single box head, or one classifier per stage",
-        )
+    assert isinstance(head, dict), "a cascade has a classifier per stage"
     head.update(cls_predictor_cfg=deepcopy(dict(classifier)), loss_cls=deepcopy(dict(loss)))
     kept = {k: v for k, v in state.items() if not k.startswith((f"{prefix}fc_cls.", f"{prefix}loss_cls."))}
     return changed, kept | {f"{prefix}{k}": v.detach().cpu().clone() for k, v in weights.items()}

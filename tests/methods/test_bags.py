@@ -257,8 +257,11 @@ def test_calibrator_replaces_only_the_classifier() -> None:
     x = torch.randn(5, 4, 3, 3)
     expected = calibrator.scores(calibrator(head.shared_features(x)[0]))
     torch.testing.assert_close(merged.probabilities(merged(x)[0]), expected)
-    with pytest.raises(UserError, match="cascade"):
-        calibrator.merge({"roi_head": {"bbox_head": [head_config()] * 3}}, state)
+    staged, weights = calibrator.merge({"roi_head": {"bbox_head": [head_config() for _ in range(3)]}}, {}, 1)
+    assert ["loss_cls" in one for one in staged["roi_head"]["bbox_head"]] == [False, True, False]
+    assert staged["roi_head"]["bbox_head"][1]["loss_cls"]["type"].endswith("GroupSoftmaxLoss") and all(
+        key.startswith("roi_head.bbox_head.1.") for key in weights
+    )
 
 
 def part_of_the_rows(rank: int) -> Tensor:
