@@ -64,6 +64,15 @@ class CallPoints:
         **kwargs: Passed to mmdet's RoI head.
     """
 
+    # What mmdet's RoI heads bring along.
+    bbox_head: Any
+    bbox_roi_extractor: Any
+    mask_head: Any
+    mask_roi_extractor: Any
+    train_cfg: Any
+    test_cfg: Any
+    with_mask: bool
+
     def __init__(
         self,
         *args: Any,
@@ -354,9 +363,11 @@ class CallPoints:
                 mask_thr_binary=self.test_cfg.mask_thr_binary,
             )
         logits = self.mask_logits(x, rois, torch.cat([res.labels for res in results_list]), **context)
-        last = self.mask_head[-1] if isinstance(self.mask_head, nn.ModuleList) else self.mask_head
+        last: Any = self.mask_head[-1] if isinstance(self.mask_head, nn.ModuleList) else self.mask_head
         several = len(logits) > 1
-        masks = sum(stage.sigmoid() for stage in logits) / len(logits) if several else logits[0]
+        masks = logits[0]
+        if several:
+            masks = sum((stage.sigmoid() for stage in logits[1:]), masks.sigmoid()) / len(logits)
         return last.predict_by_feat(
             mask_preds=masks.split([len(res) for res in results_list]),
             results_list=results_list,

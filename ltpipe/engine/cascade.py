@@ -23,6 +23,9 @@ from ltpipe.registry import MODELS
 class _StageCallPoints(CallPoints):
     """Call points of the RoI heads that have a list of stages."""
 
+    num_stages: int
+    stage_loss_weights: list[float]
+
     @property
     def bbox_heads(self) -> list[Any]:
         """The box head of every stage."""
@@ -124,7 +127,7 @@ class LTHybridTaskCascadeRoIHead(_StageCallPoints, HybridTaskCascadeRoIHead):
         if semantic_feat is None or branch not in self.semantic_fusion:
             return feats
         semantic = self.semantic_roi_extractor([semantic_feat], rois)
-        return feats + F.adaptive_avg_pool2d(semantic, feats.shape[-2:])
+        return feats + F.adaptive_avg_pool2d(semantic, (feats.shape[-2], feats.shape[-1]))
 
     def _mask_forward(
         self, stage: int, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor | None = None, **context: Any

@@ -94,7 +94,7 @@ class FrozenDetector:
                 feats, bbox2roi([found.bboxes]), [len(found)], [samples[0].metainfo], **roi_head.context(feats)
             )
             proposals = torch.stack([rois[:, 1:] for rois, _ in stages])
-        return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, proposals))  # type: ignore[return-value]
+        return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, proposals))
 
     @property
     def stages(self) -> int:
@@ -213,7 +213,8 @@ def write_features(
     for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
         wanted = {stage: of_stage[unit] for stage, of_stage in enumerate(boxes) if len(of_stage[unit])}
         if wanted:
-            for stage, found in detector.pool(*units[unit], wanted, level).items():
+            row, flip = units[unit]
+            for stage, found in detector.pool(row, flip, wanted, level).items():
                 arrays[stage][starts[stage][unit] : starts[stage][unit + 1]] = found.cpu().numpy()
         if (unit + 1) % shards.SIZE == 0 or unit + 1 == len(units):
             for array in arrays:
@@ -227,7 +228,7 @@ def write_features(
 
 def _open_partial(
     files: Sequence[Path], marker: Path, shapes: Sequence[tuple[int, ...]], dtype: str
-) -> tuple[list[NDArray[Any]], int]:
+) -> tuple[list[np.memmap[Any, Any]], int]:
     """Return the arrays to fill and the number of units that a killed run has filled."""
     with suppress(*BROKEN_FILE):
         return [np.load(file, mmap_mode="r+") for file in files], int(marker.read_text())
@@ -356,7 +357,8 @@ class LiveRows:
         for unit in np.unique(unit_of):
             local = rows[unit_of == unit] - self._starts[unit]
             boxes = {self._stage: self._boxes[unit][local]}
-            yield self._detector.pool(*self._units[unit], boxes)[self._stage]
+            row, flip = self._units[unit]
+            yield self._detector.pool(row, flip, boxes)[self._stage]
 
     def step(self, index: int) -> tuple[Tensor, Tensor]:
         """Return features ``(R, c, h, w)`` float32 and labels ``(R,)`` of a step."""

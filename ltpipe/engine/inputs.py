@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from mmengine.config import ConfigDict
@@ -49,7 +51,7 @@ def stream_config(
     phase: int,
     num_classes: int,
     seed: int,
-    order: dict[str, object],
+    order: Mapping[str, object],
 ) -> dict[str, object]:
     """Return the config of a training stream.
 

@@ -51,16 +51,14 @@ def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Mo
     return model.to(device).eval()
 
 
-def build_dataset(config: dict[str, Any]) -> Dataset[Any]:
+def build_dataset(config: dict[str, Any]) -> Any:
     """Build a dataset from its config."""
     init_default_scope("mmdet")
     return DATASETS.build(config) if config["type"].startswith("ltpipe.") else MMENGINE_DATASETS.build(config)
 
 
 @torch.no_grad()
-def detections(
-    model: nn.Module, dataset: Dataset[Any], batch_size: int = 1, first: int = 0
-) -> Iterator[dict[str, Any]]:
+def detections(model: Any, dataset: Dataset[Any], batch_size: int = 1, first: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the detections of every image in dataset order.
 
     Args:
@@ -81,7 +79,7 @@ def detections(
 
 @torch.no_grad()
 def rescored_detections(
-    model: nn.Module, dataset: Dataset[Any], rescore: Rescore, first: int = 0
+    model: Any, dataset: Dataset[Any], rescore: Rescore, first: int = 0
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the detections of every image for each set of scores, from one run of the detector.
 

@@ -61,7 +61,7 @@ class EpochStream:
 
 
 @DATA_SAMPLERS.register_module()
-class StreamSampler(Sampler):
+class StreamSampler(Sampler[int]):
     """Yields the stream positions of this process in training order.
 
     Args:

@@ -53,7 +53,7 @@ def unit(vectors: Tensor) -> Tensor:
         ``(..., d)`` of the same dtype.
     """
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    rows: Tensor = _UnitRows.apply(wide)  # type: ignore[no-untyped-call]
+    rows: Tensor = _UnitRows.apply(wide)
     return rows.to(vectors.dtype)
 
 

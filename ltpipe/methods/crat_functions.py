@@ -188,7 +188,7 @@ def mask_transfer_loss(logits: Tensor, targets: Tensor, weights: Tensor, top_k: 
     if top_k is not None and top_k < weights.shape[1]:
         weights, classes = weights.topk(top_k, dim=1)
         logits = logits.gather(1, classes[:, :, None, None].expand(-1, -1, *logits.shape[2:]))
-    loss: Tensor = _MaskTransfer.apply(logits, targets.float(), weights.float())  # type: ignore[no-untyped-call]
+    loss: Tensor = _MaskTransfer.apply(logits, targets.float(), weights.float())
     return loss
 
 

@@ -103,12 +103,13 @@ class MaskXTransferHead(FCNMaskHead):
         super().init_weights()
         fusion = [] if self.mlp_fusion is None else self.mlp_fusion.modules()
         for layer in (module for module in fusion if isinstance(module, nn.Linear)):
-            if layer.bias is None:
+            bias: nn.Parameter | None = layer.bias
+            if bias is None:
                 # The first low-rank factor only averages its inputs; the second carries the scale of the full matrix.
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
             else:
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(bias)
 
     def class_filters(self, class_weight: Tensor) -> Tensor:
         """Return the mask filters ``(n, ch)`` of classifier rows ``(n, d)``."""

@@ -195,8 +195,9 @@ def write_affinity(
 ) -> list[Path]:
     """Write how alike the classes are; return the files."""
     file = paths.affinity(checkpoint)
-    fields = (affinity[key] for key in ("nearest", "similarity", "effective"))
-    save_affinity(file, neighbours(*fields, known, class_table(paths, split)), affinity["cosine"], known)
+    nearest, similarity, effective = (affinity[key] for key in ("nearest", "similarity", "effective"))
+    table = neighbours(nearest, similarity, effective, known, class_table(paths, split))
+    save_affinity(file, table, affinity["cosine"], known)
     return [file, file.with_suffix(".npz")]
 
 
