@@ -41,6 +41,8 @@ def experiment_schema() -> dict[str, Any]:
     blocks.pop("Choice")
     generate = catalogue.toy_options().model_json_schema()
     blocks["Dataset"]["properties"]["generate"]["anyOf"] = [_object(generate), {"type": "null"}]
+    calibrators = schema["properties"]["calibrate"]["anyOf"][0]["patternProperties"]
+    calibrators.update({pattern: _nullable(value) for pattern, value in calibrators.items()})
     return schema
 
 

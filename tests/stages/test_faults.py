@@ -137,7 +137,7 @@ def test_results_that_are_read_only(chain: Chain, tmp_path: Path, monkeypatch: p
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "somewhere/.lock")
 
-    monkeypatch.setattr("ltpipe.stages._run.open", refuse, raising=False)
+    monkeypatch.setattr("ltpipe.stages._lock.open", refuse, raising=False)
     message = refused(chain.copy(tmp_path), chain.exp, "base")
     assert "Permission denied" in message and "somewhere/.lock" in message
 

@@ -101,7 +101,9 @@ def test_two_processes_train_as_one(chain: Chain, tmp_path: Path, stage: Any) ->
 
 @pytest.mark.parametrize("average", ["process", "batch"])
 def test_a_phase_with_masks_and_distillation(chain: Chain, tmp_path: Path, average: str) -> None:
-    exp = experiment(chain.folder, lst=SCHEDULE, model={"loss_average": average})
+    # Small steps: fresh rows of the cosine classifier are short, which multiplies rounding differences.
+    lst = {"schedule": {**SCHEDULE["schedule"], "lr": 0.002}}
+    exp = experiment(chain.folder, lst=lst, model={"loss_average": average})
     runs, models = [], []
     for processes in (1, 2):
         paths = chain.copy(tmp_path / str(processes), exp)
