@@ -16,6 +16,7 @@ from ltpipe.registry import MODELS
 from ltpipe.spec.models import Experiment
 
 PARTS = "roi_head.parts."
+CALIBRATOR = "roi_head.calibrator."
 
 
 def in_order(path: Path, category_ids: Sequence[int], where: str) -> dict[str, Tensor]:
@@ -44,6 +45,17 @@ def in_order(path: Path, category_ids: Sequence[int], where: str) -> dict[str, T
         )  # fmt: skip
     places = {category: label for label, category in enumerate(known)}
     return reorder_classes(content["state_dict"], len(known), [places[c] for c in category_ids])
+
+
+def head_of_stage(state: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
+    """Return a state whose calibrated head is that of one stage of a cascade, under the names of a single one.
+
+    Args:
+        state: Heads under ``roi_head.calibrator.<stage>``.
+        stage: Which one.
+    """
+    prefix = f"{CALIBRATOR}{stage}."
+    return {CALIBRATOR + key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def taken_over(exp: Experiment, model: ConfigDict, category_ids: Sequence[int]) -> dict[str, Tensor]:

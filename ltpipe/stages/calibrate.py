@@ -16,7 +16,6 @@ from ltpipe.engine.head_training import Batch, HeadSchedule, train_head
 from ltpipe.engine.inputs import class_counts
 from ltpipe.engine.predict import load_model
 from ltpipe.engine.train import read_checkpoint, write_checkpoint
-from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
 from ltpipe.methods.base import Calibrator, read_features
 from ltpipe.registry import MODELS
@@ -24,7 +23,7 @@ from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import StageRun, stage_run
-from ltpipe.stages._take_over import in_order
+from ltpipe.stages._take_over import head_of_stage, in_order
 from ltpipe.stages.features import frozen_detector
 
 Rows = StoredRows | LiveRows
@@ -62,13 +61,6 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         model, state = config.model.to_dict(), checkpoint["state_dict"]
         heads = detector.roi_head.bbox_heads
         cascade = isinstance(model["roi_head"]["bbox_head"], list)
-        if cascade and given is not None:
-            raise UserError(
-                "a cascade has a classifier per stage, and a checkpoint holds one",
-                where=f"calibrate.{name}.checkpoint",
-                got=f"{given}, for {len(heads)} stages",
-                fix="train the heads, or take over a detector without stages",
-            )
         for k, head in enumerate(heads):
             torch.manual_seed(seed + k)
             calibrator: Calibrator = MODELS.build(of_stage(component, k))
@@ -76,7 +68,8 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             calibrator.to(next(detector.parameters()).device)
             if given is not None:
                 assert split is not None
-                calibrator.take_over(in_order(given, split.order.tolist(), f"calibrate.{name}.checkpoint"))
+                found = in_order(given, split.order.tolist(), f"calibrate.{name}.checkpoint")
+                calibrator.take_over(head_of_stage(found, k) if cascade else found)
             if trained:
                 if cascade:
                     print(f"head {k + 1} of {len(heads)}", flush=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
-from tiny_project import copied, experiment, run_stages, state_of
+from tiny_project import assert_same_state, copied, experiment, run_stages, state_of
 
 from ltpipe.data.calibration_rois import box_iou
 from ltpipe.data.feature_plan import FeaturePlan
@@ -19,6 +19,7 @@ from ltpipe.engine.config import read_detector
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.engine.inputs import annotated_config
 from ltpipe.engine.predict import build_dataset, load_model
+from ltpipe.errors import UserError
 from ltpipe.methods.lst_distill import box_similarities
 from ltpipe.methods.lst_expand import expand_checkpoint
 from ltpipe.methods.lst_teacher import TeacherLogits
@@ -123,6 +124,23 @@ def test_simcal_has_a_head_per_stage_and_every_mode(cascade: tuple[Experiment, P
     assert rows["dual", 6] == pytest.approx(
         pd.read_json(paths.metrics("simcal"), typ="series")["bbox"]["AP"], nan_ok=True
     )
+
+
+def test_trained_heads_of_every_stage_are_taken_over(
+    cascade: tuple[Experiment, Paths], project: Path, tmp_path: Path
+) -> None:
+    _, paths = cascade
+    target = copied(paths.results, tmp_path / "results")
+    kept = tmp_path / "heads.pth"
+    kept.write_bytes(paths.model("simcal").read_bytes())
+    exp = joint(project, calibrate={"simcal": {"checkpoint": str(kept)}})
+    again = run_stages(exp, target, ("calibrate", "simcal"))
+    assert_same_state(again.model("simcal"), kept)
+    content = torch.load(kept, weights_only=True)
+    content["state_dict"] = {k: v for k, v in content["state_dict"].items() if ".calibrator.2." not in k}
+    torch.save(content, kept)
+    with pytest.raises(UserError, match="the file has none"):
+        run_stages(exp, target, ("calibrate", "simcal"))
 
 
 def test_calibrated_logits_are_averaged_over_the_stages(cascade: tuple[Experiment, Paths]) -> None:
