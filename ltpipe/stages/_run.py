@@ -147,6 +147,13 @@ def _clear_errors(folder: Path) -> Iterator[None]:
             raise
         raise clear from None
     except (OSError, RuntimeError) as error:
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            raise UserError(
+                "another process of this training has ended",
+                where=folder,
+                got=str(error).splitlines()[-1],
+                fix="its own message says why, unless it was killed; run the stage again: it continues",
+            ) from error
         full = "No space left on device" in str(error)  # torch has no error of its own for this
         if not full and getattr(error, "errno", None) not in DISK_ERRORS:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ FILE = "configs/experiments/tiny.yaml"
 CHANGING = ("results", "logs", ".snakemake", "data")
 # Of a record: when and how fast it was made, and what the data looked like before.
 VOLATILE = ("started", "seconds", "peak_memory_mib", "remarks")
+# The report shows when each stage ran, how long and in how much memory.
+SHOWN_TIMES = re.compile(rb"\d+\.\d s|\d+\.\d GiB|\d+ min|\d{4}-\d\d-\d\d[T ][\d:.]+([+-]\d\d:\d\d|Z)?")
 FLAGS = {"split": "--phase", "distill": "--phase", "lst": "--phase", "calibrate": "--name", "evaluate": "--checkpoint"}
 Key = str | int | None
 
@@ -267,7 +270,10 @@ class Project:
             name = str(file.relative_to(self.folder))
             if file.name == "stage.json":
                 content = read_json(file) or {}
+                content["outputs"] = {k: v for k, v in content.get("outputs", {}).items() if k != "report.html"}
                 found |= {f"{name}: {key}": str(value) for key, value in content.items() if key not in VOLATILE}
             elif file.is_file() and file.name != ".lock":
-                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+                content = file.read_bytes()
+                known = SHOWN_TIMES.sub(b"", content) if file.name == "report.html" else content
+                found[name] = hashlib.sha256(known).hexdigest()
         return found
