@@ -5,7 +5,8 @@ It is ``snakemake-executor-plugin-slurm`` with another way to watch jobs. Versio
 * where no slurmdbd runs: it asks ``sacct`` because the program exists, and forgets all jobs when nothing answers;
 * when slurmctld or slurmdbd is away at the moment of a poll, for the same reason;
 * after ``scancel``, since ``CANCELLED by 0`` is none of the states it knows;
-* after a preemption that cancels, since it waits for a requeue that never comes.
+* after a preemption that cancels, since it waits for a requeue that never comes;
+* for a job that Slurm could not start and holds, which happens to running jobs when slurmctld crashes.
 
 Here ``squeue`` is asked first and ``sacct`` about jobs that slurmctld has forgotten; without an answer every job is
 asked about again; and a run that lost its connection finds its jobs again instead of submitting them twice (see
@@ -32,7 +33,17 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 from snakemake_executor_plugin_ltslurm.ledger import Ledger
-from snakemake_executor_plugin_ltslurm.states import ALIVE, Outcome, Watch, answers, job_states, reason
+from snakemake_executor_plugin_ltslurm.states import (
+    ALIVE,
+    HELD,
+    LAUNCH_FAILED,
+    Outcome,
+    Watch,
+    answers,
+    cancel,
+    job_states,
+    reason,
+)
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
@@ -62,7 +73,7 @@ class Executor(stock.Executor):  # type: ignore[misc]
     def __post_init__(self, test_mode: bool = False) -> None:
         """Read which jobs earlier runs have left."""
         super().__post_init__(test_mode)
-        self._watch = Watch()
+        self._watch, self._held = Watch(), set[str]()
         self._changed = time.monotonic()
         self._stopping = threading.Event()
         self._ledger = Ledger(Path(self.workflow.workdir_init) / ".snakemake" / "ltslurm")
@@ -75,7 +86,13 @@ class Executor(stock.Executor):  # type: ignore[misc]
         if states is not None:
             for number in left:
                 if states.get(number) not in ALIVE:
-                    self._ledger.remove(number)
+                    self._forget(number, states.get(number))
+
+    def _forget(self, number: str, state: str | None) -> None:
+        """Drop the note on a job that is over; one that Slurm only holds is cancelled, so that it never starts."""
+        if state == LAUNCH_FAILED:
+            cancel(number)
+        self._ledger.remove(number)
 
     # ---- watching ----------------------------------------------------------------------------------------------------
 
@@ -94,11 +111,13 @@ class Executor(stock.Executor):  # type: ignore[misc]
             return
         running = []
         for job in active_jobs:
-            outcome = self._watch.judge(job.external_jobid, states.get(job.external_jobid), time.monotonic())
+            state = states.get(job.external_jobid)
+            self._tell_if_held(job.external_jobid, state)
+            outcome = self._watch.judge(job.external_jobid, state, time.monotonic())
             if outcome is None:
                 running.append(job)
             else:
-                self._finish(job, outcome)
+                self._finish(job, state, outcome)
         if len(running) < len(active_jobs):
             self._changed = time.monotonic()
         self.next_seconds_between_status_checks = self._pause() if running else IDLE_SECONDS
@@ -116,11 +135,21 @@ class Executor(stock.Executor):  # type: ignore[misc]
         while self.wait and time.monotonic() < end:
             await asyncio.sleep(1)
 
-    def _finish(self, job: SubmittedJobInfo, outcome: Outcome) -> None:
+    def _tell_if_held(self, number: str, state: str | None) -> None:
+        """Say once that a job waits for somebody."""
+        if state != HELD:
+            self._held.discard(number)
+        elif number not in self._held:
+            self._held.add(number)
+            self.logger.warning(
+                f"Slurm job {number} is held ({reason(number)}). It goes on after: scontrol release {number}"
+            )
+
+    def _finish(self, job: SubmittedJobInfo, state: str | None, outcome: Outcome) -> None:
         """Tell Snakemake how a job ended."""
-        self._ledger.remove(job.external_jobid)
         log = job.aux["slurm_logfile"]
         if outcome.success:
+            self._forget(job.external_jobid, state)
             if outcome.message:
                 self.logger.warning(f"Slurm job {job.external_jobid}: {outcome.message}")
             self.report_job_success(job)
@@ -128,6 +157,7 @@ class Executor(stock.Executor):  # type: ignore[misc]
                 log.unlink(missing_ok=True)
         else:
             why = reason(job.external_jobid)
+            self._forget(job.external_jobid, state)
             text = f"Slurm job {job.external_jobid} ended: {outcome.message}{f' (reason: {why})' if why else ''}. "
             self.report_job_error(job, msg=text, aux_logs=[str(log)])
 
@@ -184,7 +214,7 @@ class Executor(stock.Executor):  # type: ignore[misc]
         alive = [entry for entry in entries if states.get(entry.number, "") in ALIVE]
         for entry in entries:
             if entry not in alive:
-                self._ledger.remove(entry.number)
+                self._forget(entry.number, states.get(entry.number))
         if len(alive) == 1 and alive[0].fingerprint == self._ledger.fingerprint(job):
             return alive[0].number, alive[0].log
         if alive:

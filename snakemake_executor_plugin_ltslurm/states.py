@@ -7,10 +7,14 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+# Not one of Slurm's states: pending, and somebody has to release it.
+HELD = "HELD"
+# Slurm could not start the job, queued it again and holds it. Nothing but `scontrol release` would start it.
+LAUNCH_FAILED = "LAUNCH_FAILED"
 ALIVE = frozenset(
     "PENDING CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED REQUEUED REQUEUE_HOLD REQUEUE_FED RESIZING SIGNALING "
     "SPECIAL_EXIT STAGE_OUT".split()
-)
+) | {HELD}
 # Slurm may requeue these jobs by itself; they are over when nothing has happened for a while.
 UNDECIDED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 GRACE_SECONDS = 20.0
@@ -27,7 +31,7 @@ FAILED = {
     "NODE_FAIL": "its node failed and it was not requeued",
     "BOOT_FAIL": "its node did not start",
     "REVOKED": "revoked",
-    "LAUNCH_FAILED": "it could not be launched",
+    LAUNCH_FAILED: "Slurm could not start it; see the log of slurmctld",
     "RECONFIG_FAIL": "its node could not be reconfigured",
 }
 
@@ -39,10 +43,11 @@ def job_states(ids: Sequence[str | None]) -> dict[str, str] | None:
         ids: Job ids, ``<job>`` or ``<job>_<task>``.
 
     Returns:
-        State by id, in one word such as ``RUNNING``; ids nobody knows are left out. None if nothing answered.
+        State by id, in one word such as ``RUNNING``; :data:`HELD` for a job that must be released, ``LAUNCH_FAILED``
+        for one that Slurm holds because it could not start it. Ids nobody knows are left out. None if nothing answered.
     """
     wanted = {one for one in ids if one}
-    shown = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--user={os.getuid()}"])
+    shown = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--user={os.getuid()}"])
     found = {one: shown[one] for one in wanted if shown and one in shown}
     rest = sorted(wanted - found.keys())
     if not rest:
@@ -59,19 +64,32 @@ def reason(number: str) -> str:
     return "" if text == "None" else text.splitlines()[0] if text else ""
 
 
+def cancel(number: str) -> None:
+    """Cancel a job; Slurm's silence is no error."""
+    _output(["scancel", number])
+
+
 def answers() -> bool:
     """Whether slurmctld answers."""
     return "is UP" in (_output(["scontrol", "ping"]) or "")
 
 
 def _table(command: list[str]) -> dict[str, str] | None:
-    """State by id from a command that prints ``id|state``; None if it fails."""
+    """State by id from a command that prints ``id|state`` or ``id|state|reason``; None if it fails."""
     text = _output(command)
     if text is None:
         return None
-    rows = (line.split("|") for line in text.splitlines())
+    rows = ((*line.split("|"), "") for line in text.splitlines())
+    return {row[0].strip(): _state(row[1], row[2]) for row in rows if len(row) >= 3 and row[1].strip()}
+
+
+def _state(state: str, reason: str) -> str:
     # `CANCELLED by 0` and `CANCELLED+` are CANCELLED.
-    return {row[0].strip(): row[1].split()[0].rstrip("+") for row in rows if len(row) == 2 and row[1].strip()}
+    word = state.split()[0].rstrip("+")
+    why = reason.lower().replace("_", " ")
+    if word != "PENDING" or "held" not in why:
+        return word
+    return LAUNCH_FAILED if why.startswith("launch failed") else HELD
 
 
 def _output(command: list[str]) -> str | None:

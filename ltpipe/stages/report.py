@@ -16,7 +16,7 @@ from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.load import load_experiment
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
-from ltpipe.spec.records import RECORD
+from ltpipe.spec.status import stage_keys
 from ltpipe.spec.training import Schedule
 from ltpipe.stages._run import stage_run
 
@@ -101,11 +101,9 @@ def _card(exp: Experiment, paths: Paths) -> ExperimentCard:
     for name, calibrator in exp.calibrate.items():
         methods[f"calibrator {name}"] = _words(calibrator)
         schedules.append(_schedule(name, calibrator.schedule))
-    records = sorted(paths.root.glob(f"**/{RECORD}"))
-    stages = [json.loads(record.read_text(encoding="utf-8")) for record in records if "report" not in record.parts]
-    return ExperimentCard(
-        exp.name, exp.description, methods, schedules, sorted(stages, key=lambda record: str(record["started"]))
-    )
+    records = [paths.record(stage, key) for stage, key in stage_keys(exp) if stage != "report"]
+    stages = [json.loads(record.read_text(encoding="utf-8")) for record in records if record.is_file()]
+    return ExperimentCard(exp.name, exp.description, methods, schedules, stages)
 
 
 def _words(choice: Choice) -> str:

@@ -118,10 +118,16 @@ class Cluster:
             self._spawn(name, ["slurmd", "-D", "-N", name, "-f", str(self.config)])
 
     def kill(self, name: str) -> None:
-        """Kill a daemon at once."""
+        """Kill a daemon at once; slurmctld loses what it has not saved, which are up to five seconds."""
         daemon = self.daemons.pop(name)
         daemon.kill()
         daemon.wait()
+
+    def end(self, name: str) -> None:
+        """End a daemon as an administrator does; slurmctld saves its state."""
+        daemon = self.daemons.pop(name)
+        daemon.terminate()
+        daemon.wait(30)
 
     def stop(self) -> None:
         """Cancel all jobs and end every process of the cluster."""

@@ -26,6 +26,7 @@ class FakeSlurm:
         self.folder = folder
         for name in ("squeue", "sacct", "scontrol"):
             self.silent(name)
+        self._write("scancel", f'echo "$@" >> {folder}/cancelled\n')
 
     def says(self, name: str, text: str) -> None:
         """Let a command print a text."""
@@ -34,6 +35,12 @@ class FakeSlurm:
     def silent(self, name: str) -> None:
         """Let a command fail."""
         self._write(name, "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+
+    @property
+    def cancelled(self) -> list[str]:
+        """Ids given to ``scancel``."""
+        file = self.folder / "cancelled"
+        return file.read_text().split() if file.exists() else []
 
     def _write(self, name: str, body: str) -> None:
         file = self.folder / name
@@ -52,6 +59,23 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 def test_squeue_answers(slurm: FakeSlurm) -> None:
     slurm.says("squeue", "1|RUNNING\n2|COMPLETED\n3|FAILED\n7_1|PENDING")
     assert job_states(["1", "2", "7_1"]) == {"1": "RUNNING", "2": "COMPLETED", "7_1": "PENDING"}
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        ("1|PENDING|launch failed requeued held", "LAUNCH_FAILED"),
+        ("1|PENDING|launch_failed_requeued_held", "LAUNCH_FAILED"),
+        ("1|COMPLETING|launch failed requeued held", "COMPLETING"),
+        ("1|PENDING|JobHeldUser", "HELD"),
+        ("1|PENDING|JobHeldAdmin", "HELD"),
+        ("1|PENDING|Priority", "PENDING"),
+        ("1|RUNNING|None", "RUNNING"),
+    ],
+)
+def test_held_jobs(slurm: FakeSlurm, line: str, state: str) -> None:
+    slurm.says("squeue", line)
+    assert job_states(["1"]) == {"1": state}
 
 
 def test_sacct_knows_what_slurmctld_forgot(slurm: FakeSlurm) -> None:
@@ -85,7 +109,7 @@ def test_failures_are_over_at_once(state: str) -> None:
     assert outcome is not None and not outcome.success and outcome.message.startswith(state)
 
 
-@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "A_NEW_STATE"])
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "HELD", "A_NEW_STATE"])
 def test_running_jobs_go_on(state: str) -> None:
     watch = Watch()
     assert watch.judge("1", state, 0.0) is None and watch.judge("1", state, 1e6) is None
@@ -136,7 +160,7 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         executor = Executor.__new__(Executor)
-        executor._ledger, executor._watch = Ledger(folder), Watch()
+        executor._ledger, executor._watch, executor._held = Ledger(folder), Watch(), set()
         executor.logger = logging.getLogger("test")
         executor.status_rate_limiter = _NoLimit()
         executor._stopping = threading.Event()
@@ -182,6 +206,23 @@ def test_polls(slurm: FakeSlurm, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert waits == [10, 38, 60]
     slurm.says("squeue", "1|COMPLETED")
     assert recorder.poll("1") == [] and recorder.executor.next_seconds_between_status_checks == 2
+
+
+def test_a_job_that_slurm_could_not_start_fails_and_never_starts(slurm: FakeSlurm, tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "ledger")
+    slurm.says("squeue", "1|RUNNING|None\n2|PENDING|launch failed requeued held")
+    assert recorder.poll("1", "2") == ["1"]
+    ((message, number),) = recorder.said
+    assert number == "2" and "could not start it" in message and slurm.cancelled == ["2"]
+
+
+def test_a_held_job_waits_and_says_so_once(slurm: FakeSlurm, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(tmp_path / "ledger")
+    slurm.says("squeue", "1|PENDING|JobHeldUser")
+    assert recorder.poll("1") == recorder.poll("1") == ["1"]
+    slurm.says("squeue", "1|RUNNING|None")
+    assert recorder.poll("1") == ["1"]
+    assert caplog.text.count("scontrol release 1") == 1 and slurm.cancelled == []
 
 
 def test_a_second_job_for_a_file(slurm: FakeSlurm, tmp_path: Path) -> None:

@@ -26,12 +26,27 @@ def test_slurmctld_is_away_at_a_poll(start_cluster: Start, tmp_path: Path) -> No
     run = Run(tmp_path, cluster, seconds=6)
     run.start()
     run.until_running()
-    cluster.kill("slurmctld")
+    cluster.end("slurmctld")
     wait_for(lambda: "Slurm did not answer; will ask again" in run.output, 60, "notice")
     time.sleep(10)
     cluster.begin("slurmctld")
     assert run.wait() == 0, run.output
     assert run.complete() and len(run.attempts) == 1
+
+
+def test_slurmctld_crashed_and_forgot_that_the_job_had_started(start_cluster: Start, tmp_path: Path) -> None:
+    """It starts the job again, finds it running, drains its node, and holds the job: nobody would release it."""
+    cluster = start_cluster()
+    run = Run(tmp_path, cluster, seconds=6)
+    run.start()
+    job = run.until_running()
+    cluster.kill("slurmctld")
+    wait_for(lambda: "Slurm did not answer; will ask again" in run.output, 60, "notice")
+    time.sleep(10)
+    cluster.begin("slurmctld")
+    assert run.wait(240) == 0, run.output
+    assert run.complete() and run.attempts[0] == job
+    assert cluster.jobs("PENDING") == []
 
 
 def test_scancel_is_a_failure_that_is_retried(start_cluster: Start, tmp_path: Path) -> None:
