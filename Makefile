@@ -38,7 +38,7 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
 
 test-slurm: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest -m slurm tests/slurm
+	OMP_NUM_THREADS=1 python -m pytest -m slurm
 
 lint: $(VENV)/.installed
 	ruff check .

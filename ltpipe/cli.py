@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        if first_to_fail(EXIT_CODE):
+        if first_to_fail(EXIT_CODE, error):
             print(f"ltpipe {arguments.verb}: {error}", file=sys.stderr)
         return EXIT_CODE
     except Stopped as stop:

@@ -45,6 +45,10 @@ class UserError(Exception):
         return "\n".join(lines)
 
 
+class PeerLost(UserError):
+    """This process lost its connection to another one of the same training, whose end is what there is to tell of."""
+
+
 def from_worker(error: UserError) -> UserError:
     """Return the error that a data loader process met, without the traceback that torch makes its text.
 

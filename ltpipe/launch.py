@@ -10,26 +10,33 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ltpipe import slurm
-from ltpipe.errors import UserError
+from ltpipe.errors import PeerLost, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 FAILED = "LTPIPE_FAILED"
 
 
-def first_to_fail(code: int) -> bool:
+def first_to_fail(code: int, error: Exception | None = None) -> bool:
     """Whether no other process of this launch has failed yet; true for one of them only, and for a process alone.
 
     The others meet the same error, or lose their connection to the first, and say nothing.
 
     Args:
         code: Exit code of this process, for the launcher.
+        error: Its error. With :class:`~ltpipe.errors.PeerLost` it is never the first.
     """
     if FAILED not in os.environ:
         return True
+    if isinstance(error, PeerLost):
+        return False
     with suppress(FileExistsError):
         with open(os.environ[FAILED], "x", encoding="utf-8") as file:
             file.write(str(code))
@@ -74,27 +81,37 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ[FAILED] = f"{folder}/failed"
+    with tempfile.TemporaryDirectory() as folder:
+        failed = Path(folder) / "failed"
+        os.environ[FAILED] = str(failed)
+        try:
             elastic_launch(config, sys.executable)("-u", "-m", "ltpipe.cli", *arguments)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return failure.exitcode
-        raise UserError(
-            "a training process was killed",
-            where=f"process {failure.local_rank} of {processes}",
-            got=signal.Signals(-failure.exitcode).name,
-            fix="see whether memory ran out; the same command continues from the last saved state",
-        ) from error
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from error
-        return 128 + int(error.sigval)
-    finally:
-        os.environ.pop(FAILED, None)
+        except ChildFailedError as error:
+            return _exit_code(failed, error.failures.values(), processes)
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from error
+            return 128 + int(error.sigval)
+        finally:
+            os.environ.pop(FAILED, None)
     return 0
+
+
+def _exit_code(failed: Path, failures: Collection[ProcessFailure], processes: int) -> int:
+    """Exit code of the process that has told of its failure; an error when one was killed and could not tell."""
+    if failed.exists():
+        return int(failed.read_text(encoding="utf-8") or 1)
+    killed = [failure for failure in failures if failure.exitcode < 0]
+    if not killed:
+        return max(failure.exitcode for failure in failures)
+    # torchrun ends the others with SIGTERM.
+    first = min(killed, key=lambda failure: (failure.exitcode == -signal.SIGTERM, failure.timestamp))
+    raise UserError(
+        "a training process was killed",
+        where=f"process {first.local_rank} of {processes}",
+        got=signal.Signals(-first.exitcode).name,
+        fix="see whether memory ran out; the same command continues from the last saved state",
+    )
 
 
 def launch_on_nodes(arguments: Sequence[str], nodes: int, processes: int, folder: Path) -> int:

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ltpipe.errors import UserError, from_worker
+from ltpipe.errors import PeerLost, UserError, from_worker
 from ltpipe.files import discard, move, sha256_file, write_json
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.digest import slice_digest
@@ -148,7 +148,7 @@ def _clear_errors(folder: Path) -> Iterator[None]:
         raise clear from None
     except (OSError, RuntimeError) as error:
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
-            raise UserError(
+            raise PeerLost(
                 "another process of this training has ended",
                 where=folder,
                 got=str(error).splitlines()[-1],

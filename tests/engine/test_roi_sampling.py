@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from ltpipe.engine.roi_sampling import with_seeded_samplers
-from ltpipe.launch import FAILED, first_to_fail, processes_for
+from ltpipe.errors import PeerLost, UserError
+from ltpipe.launch import FAILED, _exit_code, first_to_fail, processes_for
+from ltpipe.stages._run import _clear_errors
 
 PLAIN = {"type": "RandomSampler", "num": 12, "pos_fraction": 0.5, "add_gt_as_proposals": False}
 PAIRED = {**PLAIN, "type": "ltpipe.ClassRestrictedSampler"}
@@ -104,4 +107,30 @@ def test_processes_share_a_batch(
 def test_one_process_of_a_launch_speaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert first_to_fail(1) and first_to_fail(1), "a process alone always does"
     monkeypatch.setenv(FAILED, str(tmp_path / "failed"))
+    lost = PeerLost("another process of this training has ended")
+    assert not first_to_fail(2, lost)
     assert [first_to_fail(code) for code in (75, 1, 1)] == [True, False, False]
+
+
+def _failures(*codes: int) -> list[SimpleNamespace]:
+    return [SimpleNamespace(local_rank=rank, exitcode=code, timestamp=rank) for rank, code in enumerate(codes)]
+
+
+def test_a_killed_process_is_named_whoever_ended_first(tmp_path: Path) -> None:
+    """The others lose their connection, or are ended by torchrun with SIGTERM."""
+    for codes, process in (((2, -9), 1), ((-15, -9, 2), 1), ((-15, 2), 0)):
+        with pytest.raises(UserError, match=f"a training process was killed\n *where: *process {process} of 3"):
+            _exit_code(tmp_path / "failed", _failures(*codes), 3)
+    assert _exit_code(tmp_path / "failed", _failures(2, 1), 2) == 2, "an end without a word, before it was under way"
+    (tmp_path / "failed").write_text("75")
+    assert _exit_code(tmp_path / "failed", _failures(-15, 75), 2) == 75
+    (tmp_path / "failed").write_text("")
+    assert _exit_code(tmp_path / "failed", _failures(-9, 2), 2) == 1
+
+
+@pytest.mark.parametrize("text", ["[pair.cc:553] Connection closed by peer [127.0.0.1]:43", "Connection reset by peer"])
+def test_a_lost_connection_is_one_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(PeerLost, match="another process of this training has ended"), _clear_errors(tmp_path):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="shape"), _clear_errors(tmp_path):
+        raise RuntimeError("shape mismatch")

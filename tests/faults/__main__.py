@@ -10,10 +10,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "slurm")]
 
+from cluster import Cluster  # noqa: E402
 from driver import Result, run_faults, write_table  # noqa: E402
 from injections import INJECTIONS  # noqa: E402
+from on_slurm import SIZE  # noqa: E402
 from project import Project  # noqa: E402
 
 
@@ -30,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--faults", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slurm", action="store_true", help="on a local Slurm, with the faults of a cluster")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time; default: %(default)s")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument(
@@ -41,7 +44,11 @@ def main() -> int:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
     ).stdout
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        projects = [stack.enter_context(closing(Project(Path(folder) / str(i)))) for i in range(given.jobs)]
+        projects = []
+        for number in range(given.jobs):
+            place = Path(folder) / str(number)
+            cluster = stack.enter_context(Cluster(place / "slurm", **SIZE)) if given.slurm else None
+            projects.append(stack.enter_context(closing(Project(place / "project", cluster))))
         results = run_faults(projects, given.faults, given.seed, given.only, show, 60 * given.minutes)
     if given.out:
         write_table(given.out, results, given.seed, state.strip())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import on_slurm  # noqa: F401 - registers its injections
 from injections import INJECTIONS, Case, Injection, Missed
 from project import Project, Stage
 
@@ -42,10 +43,12 @@ class Result:
     seconds: float
 
 
-def kinds(names: Sequence[str] = ()) -> list[Injection]:
-    """Injections of these names, or all that can be done here: file systems need root."""
-    chosen = [INJECTIONS[name] for name in names] if names else list(INJECTIONS.values())
-    return [one for one in chosen if names or not one.disk or os.geteuid() == 0]
+def kinds(names: Sequence[str] = (), *, slurm: bool = False) -> list[Injection]:
+    """Injections of these names, or all for this place: a cluster or not; file systems need root."""
+    if names:
+        return [INJECTIONS[name] for name in names]
+    here = [one for one in INJECTIONS.values() if (one.partition is not None) == slurm]
+    return [one for one in here if not one.disk or os.geteuid() == 0]
 
 
 def cases(project: Project, injections: Sequence[Injection], seed: int) -> Iterator[tuple[Injection, Stage]]:
@@ -65,6 +68,8 @@ def run_fault(project: Project, injection: Injection, stage: Stage, seed: int, n
     started = time.monotonic()
     random = np.random.default_rng([seed, number])
     project.restore(injection.processes, disk=injection.disk)
+    if injection.partition is not None:
+        project.submit_to(injection.partition)
     whole = random.random() < WHOLE
     targets = ("all",) if whole else (project.target(stage),)
     # Snakemake does not make a missing file again while all that follows from it is there.
@@ -108,7 +113,7 @@ def run_faults(
         seconds: Time for all of them.
     """
     first, *others = projects
-    chosen = kinds(names)
+    chosen = kinds(names, slurm=first.cluster is not None)
     for processes in sorted({one.processes for one in chosen} | {1}):
         first.run_undisturbed(processes)
     for other in others:

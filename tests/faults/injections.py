@@ -1,6 +1,7 @@
-"""What can happen to a stage. Each injection strikes, repeats the user's command, and leaves the rest to the driver.
+"""What can happen to a stage on any machine; :mod:`on_slurm` has what happens on a cluster.
 
-A new one is a function under :func:`injection`; it may use everything of :class:`Case`.
+Each injection strikes, repeats the user's command, and leaves the rest to the driver. A new one is a function under
+:func:`injection`; it may use everything of :class:`Case`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from project import Command, Project, Stage
@@ -113,6 +115,7 @@ class Injection:
         stages: Whether a stage can be struck.
         processes: Of the trainings.
         disk: Whether the results lie on a file system of their own, which needs root.
+        partition: Where the jobs go on Slurm; None for faults that need no Slurm.
     """
 
     name: str
@@ -120,18 +123,19 @@ class Injection:
     stages: Callable[[Stage], bool]
     processes: int = 1
     disk: bool = False
+    partition: str | None = None
 
 
 INJECTIONS: dict[str, Injection] = {}
 
 
 def injection(
-    name: str, *, stages: Callable[[Stage], bool] = lambda stage: True, processes: int = 1, disk: bool = False
+    name: str, *, stages: Callable[[Stage], bool] = lambda stage: True, **options: Any
 ) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
     """Register a function as an injection; arguments as of :class:`Injection`."""
 
     def register(function: Callable[[Case], None]) -> Callable[[Case], None]:
-        INJECTIONS[name] = Injection(name, function, stages, processes, disk)
+        INJECTIONS[name] = Injection(name, function, stages, **options)
         return function
 
     return register
@@ -259,20 +263,21 @@ def truncated_state(case: Case) -> None:
 # ---- others at work, and clocks --------------------------------------------------------------------------------------
 
 
-def stopped(case: Case) -> tuple[Command, int]:
-    """Start the user's command; return it and the process of the stage, which stands still at some moment."""
+def stopped(case: Case) -> tuple[Command, int, str]:
+    """Start the user's command; return it, the process of the stage, which stands still at some moment, and its job."""
     command = case.start("stop")
     end = time.monotonic() + 120
     while not (case.fired.exists() and case.fired.read_text()):
-        if command.text().rstrip().endswith("100%") or time.monotonic() > end:
+        if "steps (100%) done" in command.text() or time.monotonic() > end:
             raise Missed
         time.sleep(0.05)
-    return command, int(case.fired.read_text())
+    pid, _, job = case.fired.read_text().partition(" ")
+    return command, int(pid), job
 
 
 @injection("two Snakemakes at once")
 def two_snakemakes(case: Case) -> None:
-    first, pid = stopped(case)
+    first, pid, _ = stopped(case)
     try:
         second = case.start(name="second")
         code = second.wait()
@@ -286,7 +291,7 @@ def two_snakemakes(case: Case) -> None:
 
 @injection("the same stage by hand at once")
 def by_hand_at_once(case: Case) -> None:
-    first, pid = stopped(case)
+    first, pid, _ = stopped(case)
     try:
         second = case.project.ltpipe(case.stage.line)
         time.sleep(float(case.random.uniform(0, 1)))

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 from client import start
+from cluster import Cluster
 from tiny_project import EXPERIMENT, write_project
 
 from ltpipe.spec.load import load_experiment
@@ -83,7 +84,7 @@ class Command:
 
     def __init__(self, server: Path, argv: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
         path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
-        full = {**os.environ, "PATH": path, **environment}
+        full = {**os.environ, "PATH": path} | environment
         self.output = output
         with open(os.devnull) as nothing, open(output, "w") as out:
             fds = [nothing.fileno(), out.fileno(), out.fileno()]
@@ -111,15 +112,17 @@ class Project:
 
     Args:
         folder: A new folder.
+        cluster: Where the jobs of the disturbed runs go; by default they run here, without Slurm.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.server = folder / "run", folder / "socket"
+    def __init__(self, folder: Path, cluster: Cluster | None = None) -> None:
+        self.folder, self.server, self.cluster = folder / "run", folder / "socket", cluster
         self.folder.mkdir(parents=True)
         for name in ("workflow", "configs"):
             shutil.copytree(ROOT / name, self.folder / name)
         shutil.copy(ROOT / "Snakefile", self.folder)
-        (self.folder / "local").symlink_to(Path("workflow/profiles/local"))
+        for profile in ("local", "slurm"):
+            (self.folder / profile).symlink_to(Path("workflow/profiles") / profile)
         write_project(self.folder)
         shutil.rmtree(self.folder / "data")
         self._write_experiment()
@@ -170,7 +173,18 @@ class Project:
     def snakemake(self, *targets: str, name: str = "snakemake", **environment: str) -> Command:
         """Start the user's command."""
         argv = ["snakemake", "--profile", "local", *targets]
+        if self.finished and self.cluster is not None:
+            argv[2:3] = ["slurm", "--latency-wait", "10", "--ltslurm-init-seconds-before-status-checks", "2"]
+            path = os.pathsep.join([str(self.folder / "bin"), self.cluster.environment["PATH"]])
+            environment |= {**self.cluster.environment, "PATH": path, "PYTHONPATH": str(ROOT)}
         return Command(self.server, argv, self.folder, environment, self.folder / f"{name}.txt")
+
+    def submit_to(self, partition: str) -> None:
+        """Edit the line of the profile that a user edits."""
+        file = self.folder / "workflow/profiles/slurm/config.yaml"
+        text, edited = re.subn(r"(?m)^(  slurm_partition:) \w+", rf"\1 {partition}", file.read_text())
+        assert edited == 1
+        file.write_text(text)
 
     def ltpipe(self, line: str) -> Command:
         """Start a stage by hand."""
@@ -220,6 +234,8 @@ class Project:
             disk: Whether the results lie on a file system of their own.
         """
         self.detach_disk()
+        if self.cluster is not None:
+            self.cluster.repair()
         for name in CHANGING:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         if disk:

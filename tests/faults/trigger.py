@@ -34,6 +34,8 @@ def install(arguments: list[str]) -> None:
     if fault == ["count"]:
         _count(fired / line.replace("/", "_"))
     elif line == os.environ["FAULT_STAGE"] and os.environ.get("RANK") == os.environ.get("FAULT_RANK"):
+        if fired.exists():
+            return  # Snakemake has started the stage again
         moment, number, action = fault
         {"file": _before_file, "cpu": _after_cpu}[moment](float(number), fired, action)
 
@@ -93,7 +95,7 @@ def _after_cpu(seconds: float, fired: Path, action: str) -> None:
 
 def strike(action: str, fired: Path) -> None:
     """Do it."""
-    fired.write_text(str(os.getpid()))
+    fired.write_text(f"{os.getpid()} {os.environ.get('SLURM_JOB_ID', '')}")
     snakemake, me = int(os.environ.get("FAULT_SNAKEMAKE", "0")), os.getpid()
     if action == "kill":
         os.kill(me, signal.SIGKILL)

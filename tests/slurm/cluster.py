@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sinfo", "scontrol", "sbatch", "srun", "squeue", "scancel")
@@ -104,7 +105,7 @@ class Cluster:
         self.begin("slurmctld")
         for number in range(1, self.nodes + 1):
             self.begin(f"node{number}")
-        wait_for(lambda: self.ask("sinfo", "-hN", "-pcpu", "-tidle").count("\n") == self.nodes, 60, "idle nodes")
+        wait_for(self._idle, 60, "idle nodes")
 
     def begin(self, name: str) -> None:
         """Start a daemon, or one that was killed: ``slurmctld``, ``slurmdbd`` or ``node<i>``."""
@@ -129,16 +130,30 @@ class Cluster:
         daemon.terminate()
         daemon.wait(30)
 
+    def clear(self, seconds: float) -> None:
+        """Cancel all jobs and wait for their end, at most so long."""
+        jobs = self.ask("squeue", "-h", "-o", "%A").split()
+        if jobs:
+            self._run("scancel", "--full", *set(jobs))
+            wait_for(lambda: not self.ask("squeue", "-h").strip(), seconds, "end of all jobs")
+
+    def repair(self, seconds: float = 90) -> None:
+        """Start the daemons that were killed, cancel all jobs and wait until every node is idle."""
+        for name in ("slurmctld", *(f"node{number}" for number in range(1, self.nodes + 1))):
+            if name not in self.daemons:
+                self.begin(name)
+        self.clear(seconds)
+        wait_for(self._idle, seconds, "idle nodes")
+
+    def _idle(self) -> bool:
+        return self.ask("sinfo", "-hN", "-pcpu", "-tidle").count("\n") == self.nodes
+
     def stop(self) -> None:
         """Cancel all jobs and end every process of the cluster."""
         controller = self.daemons.get("slurmctld")
         if controller is not None and controller.poll() is None:
-            jobs = self.ask("squeue", "-h", "-o", "%A").split()
-            if jobs:
-                self._run("scancel", "--full", *set(jobs))
-            end = time.monotonic() + 8
-            while time.monotonic() < end and self.ask("squeue", "-h").strip():
-                time.sleep(0.2)
+            with suppress(TimeoutError):
+                self.clear(8)
         for daemon in reversed(self.daemons.values()):
             daemon.terminate()
         for daemon in reversed(self.daemons.values()):
