@@ -20,8 +20,7 @@ from ltpipe.launch import first_to_fail, join
 from ltpipe.time_limit import Stopped, set_deadline
 
 if TYPE_CHECKING:
-    from ltpipe.spec.models import Experiment
-    from ltpipe.spec.paths import Paths
+    pass
 
 STOPPED = 75
 STAGES = {
@@ -222,9 +221,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
 
 def _stage(verb: str, arguments: argparse.Namespace) -> int:
-    from ltpipe.spec.load import load_experiment
+    from ltpipe.spec.load import load_beside, load_experiment
     from ltpipe.spec.paths import Paths
-    from ltpipe.stages._lock import AlreadyRunning
+    from ltpipe.stages._lock import AlreadyRunning, done_by_another
 
     exp = load_experiment(arguments.experiment or arguments.option)
     paths = Paths(arguments.results, exp)
@@ -243,6 +242,11 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         keys[name] = getattr(arguments, name)
         if keys[name] is not None:
             _check_key(exp, verb, keys[name])
+    owner = exp.owners.get((verb, next(iter(keys.values()), None) or None)) if None not in keys.values() else None
+    if owner is not None:
+        print(f"{exp.name} takes this stage from {owner}, where it runs")
+        exp = load_beside(exp, owner)
+        paths = Paths(arguments.results, exp)
     if verb == "evaluate" and arguments.cross_check:
         from ltpipe.evaluation.cross_check import cross_check
 
@@ -256,7 +260,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         from ltpipe.stages._run import forget
 
         forget(verb, paths.folder(verb, *keys.values()))
-    if not launched and _done_by_another(exp, paths, verb, keys):
+    if not launched and done_by_another(exp, paths, verb, keys):
         return 0
     if verb in _PARALLEL:
         set_deadline(arguments.time_limit)
@@ -276,7 +280,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         if launched:
             raise
         # Both were started at the same moment, and the other one was faster.
-        if not _done_by_another(exp, paths, verb, keys):
+        if not done_by_another(exp, paths, verb, keys):
             run(exp, paths, **keys)
     return 0
 
@@ -294,21 +298,6 @@ def _launch(arguments: argparse.Namespace, batch_size: int, folder: Path) -> int
             print(f"ltpipe {arguments.verb}: stopped; the next attempt continues", file=sys.stderr)
         return code
     return launch(arguments.given, processes) if processes > 1 else None
-
-
-def _done_by_another(exp: Experiment, paths: Paths, verb: str, keys: dict[str, Any]) -> bool:
-    """Wait for a process that runs the same stage (its Snakemake was killed, say); whether nothing is left to do."""
-    from ltpipe.spec.records import is_current
-    from ltpipe.stages._lock import wait_for_holder
-
-    # Without a phase `split` makes several results; phase 0 is that without a key.
-    key = next(iter(keys.values()), None) or None
-    if not wait_for_holder(paths.folder(verb, key), verb) or None in keys.values():
-        return False
-    done = is_current(exp, paths, verb, key)
-    if done:
-        print("it has ended well: nothing is left to do")
-    return done
 
 
 def _load_formatter() -> None:

@@ -13,6 +13,7 @@ from ltpipe.errors import UserError
 from ltpipe.spec import catalogue
 from ltpipe.spec.messages import user_error
 from ltpipe.spec.models import Choice, Experiment
+from ltpipe.spec.sharing import owners
 from ltpipe.spec.source import Document, Key, expand_variables, read_yaml
 
 FOLDER = Path("configs") / "experiments"
@@ -101,7 +102,7 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
 
 
 def load_experiment(ref: str | Path, root: Path | None = None) -> Experiment:
-    """Load, merge, complete and check an experiment; the data need not be there.
+    """Load, merge, complete and check an experiment, and those it shares results with; the data need not be there.
 
     Args:
         ref: Path of a YAML file, or the name of a file in ``configs/experiments``.
@@ -110,7 +111,30 @@ def load_experiment(ref: str | Path, root: Path | None = None) -> Experiment:
     Raises:
         UserError: Anything is wrong with the file: the message names file, line, key, value and what is allowed.
     """
-    path = find_experiment(ref, root)
+    experiment = _load(find_experiment(ref, root))
+    experiment._owners = owners(experiment, _load_beside)
+    return experiment
+
+
+def load_beside(exp: Experiment, name: str) -> Experiment:
+    """Load an experiment that another one names: from the same folder, or from ``configs/experiments``.
+
+    Raises:
+        UserError: There is none, or something is wrong with it.
+    """
+    return load_experiment(_find_beside(exp, name))
+
+
+def _load_beside(exp: Experiment, name: str) -> Experiment:
+    return _load(_find_beside(exp, name))
+
+
+def _find_beside(exp: Experiment, name: str) -> Path:
+    beside = exp.file.with_name(f"{name}.yaml") if exp.file else None
+    return beside if beside is not None and beside.is_file() else find_experiment(name)
+
+
+def _load(path: Path) -> Experiment:
     document = read_merged(path)
     values = _without_nulls(document.values, keep=_NULLABLE)
     values.setdefault("name", path.stem)

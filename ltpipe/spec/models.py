@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 RESERVED = {"datasets"}
+Owners = dict[tuple[str, str | int | None], str]
 
 
 class Experiment(Block):
@@ -64,8 +65,12 @@ class Experiment(Block):
     calibrate: dict[Name, Calibrator] = Field({}, description="calibrators by name, side by side")
     evaluate: Evaluate = Field(Evaluate(), description="measurement of the checkpoints")
     report: Report = Field(Report(), description="tables and plots")
+    share: Name | None = Field(
+        None, description="experiment that begins alike: stages up to the first that differs are taken from there"
+    )
 
     _file: Path | None = PrivateAttr(default=None)
+    _owners: Owners = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -82,6 +87,11 @@ class Experiment(Block):
     def file(self) -> Path | None:
         """The experiment file it was loaded from."""
         return self._file
+
+    @property
+    def owners(self) -> Owners:
+        """Which experiment makes the results of a stage with its key, for stages that are shared."""
+        return self._owners
 
     @property
     def incremental(self) -> bool:

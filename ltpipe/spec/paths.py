@@ -40,7 +40,7 @@ class Paths:
     # ---- folders and records of stages -------------------------------------------------------------------------------
 
     def folder(self, stage: str, key: str | int | None = None) -> Path:
-        """Folder of a stage.
+        """Folder of a stage: of this experiment, or of the one that it shares the stage with.
 
         Args:
             stage: One of :data:`STAGES`.
@@ -50,9 +50,10 @@ class Paths:
         assert stage in STAGES, stage
         if stage == "index":
             return self.dataset
+        root = self.results / self._experiment.owners.get((stage, key), self.root.name)
         if isinstance(key, int):
-            return self.root / stage / f"phase{key}"
-        return self.root / stage if key is None else self.root / stage / key
+            return root / stage / f"phase{key}"
+        return root / stage if key is None else root / stage / key
 
     def record(self, stage: str, key: str | int | None = None) -> Path:
         """``stage.json`` of a stage, written last: its existence means complete."""
@@ -67,7 +68,7 @@ class Paths:
         if stage == "index":
             return Path("logs/datasets") / f"{self.dataset.name}.log"
         name = stage if key is None else f"{stage}.{f'phase{key}' if isinstance(key, int) else key}"
-        return Path("logs") / self.root.name / f"{name}.log"
+        return Path("logs") / self._experiment.owners.get((stage, key), self.root.name) / f"{name}.log"
 
     # ---- artefacts ---------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,9 @@ def status(exp: Experiment, paths: Paths) -> list[StageStatus]:
             reasons = _stale(exp, paths, stage, key, content, unfinished)
             state = "stale" if reasons else "done"
             reason = "\n".join(reasons) or f"took {content['seconds']} s"
+        owner = exp.owners.get((stage, key))
+        if owner is not None:
+            reason = f"of {owner}; {reason}"
         if state != "done":
             unfinished.add(str(record.parent))
         found.append(StageStatus(stage + suffix, state, reason))

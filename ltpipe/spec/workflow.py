@@ -16,7 +16,7 @@ from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.checks import check_settings
 from ltpipe.spec.digest import stage_digest
 from ltpipe.spec.given import given_checkpoints
-from ltpipe.spec.load import list_experiments, load_experiment
+from ltpipe.spec.load import list_experiments, load_beside, load_experiment
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import RESULTS, Paths
 from ltpipe.spec.progress import holder
@@ -64,11 +64,18 @@ class Pipeline:
                 if other not in self.experiments:
                     self._add(load_experiment(other))
         for exp in list(self.experiments.values()):
-            while (start := starting_experiment(exp)) is not None and start.name not in self.experiments:
-                exp = self._add(start)
+            self._add_needed(exp)
         self._check_datasets()
         for exp in self.experiments.values():
             check_settings(exp, list_experiments())
+
+    def _add_needed(self, exp: Experiment) -> None:
+        """Add the experiments whose results this one shares or starts from, and what they need."""
+        start = starting_experiment(exp)
+        shared = [load_beside(exp, exp.share)] if exp.share is not None and exp.owners else []
+        for other in (*shared, *([start] if start is not None else [])):
+            if other.name not in self.experiments:
+                self._add_needed(self._add(other))
 
     def _add(self, exp: Experiment) -> Experiment:
         other = self.experiments.setdefault(exp.name, exp)
@@ -148,8 +155,12 @@ class Pipeline:
         )
         return exp, Paths(RESULTS, exp)
 
-    def file(self, wildcards: Wildcards) -> str:
-        """The experiment's file, for the command line."""
+    def file(self, wildcards: Wildcards, threads: int) -> str:
+        """The experiment's file, for the command line.
+
+        A data set has that of the first active experiment, which is another one from call to call. Snakemake does not
+        compare parameters of functions that take ``threads``, so that this reruns nothing.
+        """
         return str(self.of(wildcards)[0].file)
 
     def digest(self, stage: str, key: str | int | None = None) -> Callable[[Wildcards], str]:
@@ -188,6 +199,24 @@ class Pipeline:
         """The trained head that a calibrator takes over, if it is there already."""
         file = self.of(wildcards)[0].calibrate[wildcards.calibrator].checkpoint
         return [] if file is None or not file.is_file() else [str(file)]
+
+    def split(self, wildcards: Wildcards) -> str:
+        """Class order and phases."""
+        return str(self.of(wildcards)[1].split)
+
+    def before(self, phase: int) -> Callable[[Wildcards], Files]:
+        """Weights and config that a phase starts from."""
+        previous = "base" if phase == 1 else f"phase{phase - 1}"
+
+        def of_wildcards(wildcards: Wildcards) -> Files:
+            _, paths = self.of(wildcards)
+            return [str(paths.model(previous)), str(paths.config(previous))]
+
+        return of_wildcards
+
+    def replay(self, phase: int) -> Callable[[Wildcards], str]:
+        """Replay list of a phase."""
+        return lambda wildcards: str(self.of(wildcards)[1].replay(phase))
 
     def holdout(self, wildcards: Wildcards) -> Files:
         """The list of the images held out of training, if the experiment has one."""

@@ -17,7 +17,10 @@ from typing import Any, TextIO
 from ltpipe.errors import UserError
 from ltpipe.files import attempt
 from ltpipe.slurm import execution, is_over
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
 from ltpipe.spec.progress import LOCK, describe, holder
+from ltpipe.spec.records import is_current
 
 # Seconds between two looks at a process that runs the same stage; each may ask Slurm.
 LONGEST_PAUSE = 15.0
@@ -63,6 +66,25 @@ def wait_for_holder(folder: Path, stage: str) -> bool:
         time.sleep(pause)
         who, pause = holder(folder), min(1.5 * pause, LONGEST_PAUSE)
     return True
+
+
+def done_by_another(exp: Experiment, paths: Paths, stage: str, keys: dict[str, Any]) -> bool:
+    """Wait for a process that runs the same stage (its Snakemake was killed, say); whether nothing is left to do.
+
+    Args:
+        exp: The experiment.
+        paths: Its artefacts.
+        stage: Name of the stage.
+        keys: What the command line names, if anything: phase, calibrator or checkpoint.
+    """
+    # Without a phase `split` makes several results; phase 0 is that without a key.
+    key = next(iter(keys.values()), None) or None
+    if not wait_for_holder(paths.folder(stage, key), stage) or None in keys.values():
+        return False
+    done = is_current(exp, paths, stage, key)
+    if done:
+        print("it has ended well: nothing is left to do")
+    return done
 
 
 def _lost(folder: Path, who: dict[str, object]) -> bool:

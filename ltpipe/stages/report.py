@@ -13,7 +13,7 @@ from ltpipe.evaluation.affinity import load_affinity
 from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.spec.base import Choice
 from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.load import load_experiment
+from ltpipe.spec.load import load_beside
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.spec.status import stage_keys
@@ -23,8 +23,8 @@ from ltpipe.stages._run import stage_run
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Write the report page, the summary table and the figures."""
-    shown = [(exp, paths), *((other, Paths(paths.results, other)) for other in map(_sibling(exp), exp.report.compare))]
-    shown = [*shown[1:], shown[0]]
+    others = [load_beside(exp, name) for name in exp.report.compare]
+    shown = [*((other, Paths(paths.results, other)) for other in others), (exp, paths)]
     inputs = {
         f"evaluate:{one.name}/{checkpoint}": place.metrics(checkpoint)
         for one, place in shown
@@ -58,16 +58,6 @@ def run(exp: Experiment, paths: Paths) -> None:
             sweeps=[Sweep(name, checkpoint, pd.read_csv(file)) for name, checkpoint, file in swept],
             affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
         )
-
-
-def _sibling(exp: Experiment) -> Any:
-    """Return a function that loads an experiment named beside this one."""
-
-    def load(name: str) -> Experiment:
-        beside = exp.file.with_name(f"{name}.yaml") if exp.file else None
-        return load_experiment(beside if beside is not None and beside.is_file() else name)
-
-    return load
 
 
 def _evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:

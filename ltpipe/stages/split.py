@@ -29,10 +29,14 @@ def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:
         phase: 0 for class order and phases, ``k`` for the replay list of that phase; everything by default. They are
             separate so that another replay does not make base training look outdated.
     """
-    if phase in (None, 0):
-        write_split(exp, paths)
-    for k in range(1, exp.num_phases() + 1) if phase is None else [phase] if phase else []:
-        write_replay(exp, paths, k)
+    for k in range(exp.num_phases() + 1) if phase is None else [phase]:
+        owner = exp.owners.get(("split", k or None))
+        if owner is not None:
+            print(f"{paths.folder('split', k or None)}: made by {owner}")
+        elif k:
+            write_replay(exp, paths, k)
+        else:
+            write_split(exp, paths)
 
 
 def write_split(exp: Experiment, paths: Paths) -> None:

@@ -33,6 +33,9 @@ def run(exp: Experiment, paths: Paths) -> None:
         with atomic_path(paths.lock) as temporary:
             temporary.write_text(f"# {exp.file}, resolved by ltpipe {__version__}\n{text}", encoding="utf-8")
         stage.notes.update(lock_sha256=sha256_file(paths.lock), remarks=remarks)
+    shared = {f"{stage} {key or ''}".strip(): owner for (stage, key), owner in exp.owners.items()}
+    if exp.share is not None:
+        print(f"{exp.name}: taken from {exp.share}: {', '.join(shared) or 'nothing, it begins otherwise'}")
     for remark in remarks:
         print(f"{exp.name}: {remark}", file=sys.stderr)
     print(f"{exp.name}: valid; checkpoints: {', '.join(exp.checkpoints())}")

@@ -63,10 +63,12 @@ def test_lvis_without_data(empty: Workspace) -> None:
 def test_shipped_experiments(empty: Workspace) -> None:
     """Whatever is active in the repository starts from nothing; CamVid-LT finds its number of classes in its split."""
     active = yaml.safe_load((ROOT / "configs" / "pipeline.yaml").read_text(encoding="utf-8"))["experiments"]
-    names = {file.stem for file in (ROOT / "configs" / "experiments").glob("*.yaml")}
+    folder = ROOT / "configs" / "experiments"
+    names = {file.stem for file in folder.glob("*.yaml")}
     assert set(active) <= names
     jobs = empty.dry_run("all", "--config", f"experiments={','.join(sorted(names))}")
-    assert jobs["validate"] == jobs["base"] == len(names)
+    shared = sum("share" in yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in names)
+    assert jobs["validate"] == len(names) and jobs["base"] == len(names) - shared
 
 
 def test_a_second_stage_waits_for_the_first(empty: Workspace) -> None:
@@ -77,6 +79,30 @@ def test_a_second_stage_waits_for_the_first(empty: Workspace) -> None:
     assert empty.dry_run("all", "--config", "experiments=second") == jobs
     assert empty.dry_run("results/second/base/model.pth", "--config", "experiments=second")["base"] == 2
     file.unlink()
+
+
+def test_other_active_experiments_rerun_nothing(finished: Workspace) -> None:
+    for names in ("joint", "chain,joint", "chain"):
+        assert finished.dry_run("all", "--config", f"experiments={names}") == {}
+
+
+def test_two_experiments_that_begin_alike(finished: Workspace) -> None:
+    """What they share is there already, or made once; an edit of one of them ends the sharing."""
+    file = finished.folder / "configs" / "experiments" / "alike.yaml"
+    file.write_text("extends: chain.yaml\nshare: chain\nlst: {schedule: {lr: 0.003}}\nreport: {compare: []}\n")
+    try:
+        own = {"validate": 1, **PHASES, "split_phase_2": 1, "evaluate": 4, **AFTER_PHASES}
+        del own["distill_phase_1"]
+        assert finished.dry_run("all", "--config", "experiments=chain,alike") == own
+        assert finished.dry_run("all", "--config", "experiments=alike") == own, "the other one needs not be active"
+        assert finished.dry_run("all", "--config", "experiments=alike", "-R", "base")["base"] == 1
+        with finished.edited(CHAIN, "split: {", "seed: 1\nsplit: {"):
+            both = finished.dry_run("all", "--config", "experiments=chain,alike")
+            assert both["base"] == 1 and both["lst_phase_1"] == 2, "the edit reaches both"
+        file.write_text(f"{file.read_text()}seed: 1\n")
+        assert finished.dry_run("all", "--config", "experiments=alike") == {**own, **PHASES, **SPLITS, "base": 1}
+    finally:
+        file.unlink()
 
 
 def test_a_finished_chain_does_nothing(finished: Workspace) -> None:

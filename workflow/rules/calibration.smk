@@ -4,7 +4,7 @@
 rule features:
     input:
         model=PIPELINE.model,
-        split="results/{experiment}/split/split.json",
+        split=PIPELINE.split,
         store=PIPELINE.store("train"),
     output:
         plan="results/{experiment}/features/plan.npz",
@@ -31,7 +31,7 @@ rule calibrate:
         model=PIPELINE.model,
         features=PIPELINE.features,
         head=PIPELINE.head,
-        split="results/{experiment}/split/split.json",
+        split=PIPELINE.split,
         store=PIPELINE.store("train"),
     output:
         model="results/{experiment}/calibrate/{calibrator}/model.pth",

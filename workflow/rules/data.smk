@@ -131,7 +131,7 @@ for phase in PHASES:
         name:
             f"split_phase_{phase}"
         input:
-            split="results/{experiment}/split/split.json",
+            split=PIPELINE.split,
             holdout=PIPELINE.holdout,
             store=PIPELINE.store("train"),
         output:

@@ -4,7 +4,7 @@
 rule evaluate:
     input:
         model=PIPELINE.model,
-        split="results/{experiment}/split/split.json",
+        split=PIPELINE.split,
         store=PIPELINE.store("val"),
         counts=PIPELINE.store("train"),
     output:

@@ -4,7 +4,7 @@
 
 rule base:
     input:
-        split="results/{experiment}/split/split.json",
+        split=PIPELINE.split,
         holdout=PIPELINE.holdout,
         store=PIPELINE.store("train"),
         start=PIPELINE.start,
@@ -30,7 +30,6 @@ rule base:
 
 
 for phase in PHASES:
-    previous = "base" if phase == 1 else f"lst/phase{phase - 1}"
 
     if PIPELINE.with_cached_teacher(phase):
 
@@ -38,9 +37,8 @@ for phase in PHASES:
             name:
                 f"distill_phase_{phase}"
             input:
-                model=f"results/{{experiment}}/{previous}/model.pth",
-                config=f"results/{{experiment}}/{previous}/config.py",
-                split="results/{experiment}/split/split.json",
+                model=PIPELINE.before(phase),
+                split=PIPELINE.split,
                 store=PIPELINE.store("train"),
             output:
                 teacher=f"results/{{experiment}}/distill/phase{phase}/teacher.npz",
@@ -68,10 +66,9 @@ for phase in PHASES:
         name:
             f"lst_phase_{phase}"
         input:
-            model=f"results/{{experiment}}/{previous}/model.pth",
-            config=f"results/{{experiment}}/{previous}/config.py",
-            split="results/{experiment}/split/split.json",
-            replay=f"results/{{experiment}}/split/phase{phase}/replay.npz",
+            model=PIPELINE.before(phase),
+            split=PIPELINE.split,
+            replay=PIPELINE.replay(phase),
             holdout=PIPELINE.holdout,
             store=PIPELINE.store("train"),
             teacher=PIPELINE.teacher(phase),
