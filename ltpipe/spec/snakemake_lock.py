@@ -8,8 +8,15 @@ ends with its process: when nobody holds it, the notes belong to nobody.
 from __future__ import annotations
 
 import fcntl
+import os
+import platform
+import sys
+from datetime import datetime
+from getpass import getuser
 from pathlib import Path
 from typing import IO
+
+from ltpipe.errors import UserError
 
 FOLDER = Path(".snakemake")
 
@@ -22,20 +29,44 @@ def hold_run_lock(folder: Path = FOLDER) -> IO[str] | None:
 
     Returns:
         The open lock file, which the process must keep; None where the file system has no locks.
+
+    Raises:
+        UserError: The folder is another user's.
     """
-    folder.mkdir(exist_ok=True)
-    handle = open(folder / "ltpipe.lock", "a+")
+    file = folder / "ltpipe.lock"
+    try:
+        folder.mkdir(exist_ok=True)
+        handle = open(file, "a+", encoding="utf-8")
+    except PermissionError:
+        raise UserError(
+            "these results belong to another user",
+            where=folder.absolute(),
+            got=f"no permission to write; the owner is {_owner(file if file.exists() else folder.parent)}",
+            fix="work in a clone of your own, or let the owner give your group write access to the whole folder",
+        ) from None
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            # Another one runs; Snakemake's own notes say whether both can.
-            pass
+            # Snakemake's own notes say whether both can run.
+            handle.seek(0)
+            print(f"Another Snakemake works in this folder: {handle.read().strip()}", file=sys.stderr)
         else:
             for note in (folder / "locks").glob("*.lock"):
                 note.unlink()
         fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        handle.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        handle.write(f"{getuser()} on {platform.node()}, pid {os.getpid()}, since {since}")
+        handle.flush()
     except OSError:
         handle.close()
         return None
     return handle
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return f"user {path.stat().st_uid}"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from getpass import getuser
 from pathlib import Path
 
+import pytest
+
+from ltpipe.errors import UserError
 from ltpipe.spec.snakemake_lock import hold_run_lock
 
 HOLD = """
@@ -59,3 +64,26 @@ def test_without_a_folder(tmp_path: Path) -> None:
     lock = hold_run_lock(tmp_path / ".snakemake")
     assert lock is not None
     lock.close()
+
+
+def test_the_second_one_is_told_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with living(tmp_path):
+        lock = hold_run_lock(tmp_path)
+    said = capsys.readouterr().err
+    assert "Another Snakemake works in this folder" in said and f"{getuser()} on {platform.node()}, pid " in said
+    assert lock is not None
+    lock.close()
+    alone = hold_run_lock(tmp_path)
+    assert alone is not None and capsys.readouterr().err == ""
+    alone.close()
+
+
+def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ltpipe.lock").touch()
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(UserError, match=f"another user\n.*\n.*the owner is {getuser()}\n.*clone of your own"):
+        hold_run_lock(tmp_path)

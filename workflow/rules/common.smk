@@ -10,11 +10,11 @@ try:
     # Everything that can be wrong with the number of phases is said here and not in an input function.
     PHASES = PIPELINE.phases
     PIPELINE.checkpoints
+    # Open as long as this Snakemake lives; the nested ones of cluster jobs have none.
+    RUN_LOCK = hold_run_lock() if workflow.is_main_process else None
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-# Open as long as this Snakemake lives; the nested ones of cluster jobs have none.
-RUN_LOCK = hold_run_lock() if workflow.is_main_process else None
 if workflow.is_main_process:
     PIPELINE.bring_to_the_past()
 
