@@ -46,7 +46,9 @@ def start_project(start_cluster: Callable[..., Cluster], tmp_path: Path) -> Iter
     projects: list[Project] = []
 
     def start(**options: int) -> Project:
-        projects.append(Project(tmp_path / "w", start_cluster(cpus=16, memory=200000), **options))
+        accounting = bool(options.pop("accounting", False))
+        cluster = start_cluster(cpus=16, memory=200000, accounting=accounting)
+        projects.append(Project(tmp_path / "w", cluster, **options))
         return projects[-1]
 
     yield start

@@ -20,7 +20,7 @@ class Project(Workspace):
         folder: A new folder.
         cluster: Where the jobs run.
         iterations: Of the base training.
-        processes: Processes per node, which would be the number of GPUs if there were any.
+        processes: Processes per node of each training, which would be the number of GPUs if there were any.
     """
 
     def __init__(self, folder: Path, cluster: Cluster, iterations: int = 2, processes: int = 1) -> None:
@@ -33,21 +33,22 @@ class Project(Workspace):
         assert text.count(schedule) == 1
         file.write_text(text.replace(schedule, f"{{iterations: {iterations}, batch_size: 4, warmup_iterations: 0}}"))
         command = folder / "bin" / "ltpipe"
-        several = f'[ "$1" = base ] && set -- "$@" --processes {processes}\n'
+        several = f'case "$1" in base|lst) set -- "$@" --processes {processes};; esac\n'
         command.write_text(command.read_text().replace("exec", several + "exec"))
         for stage in ("toy-data", "validate", "index", "split"):
             self.ltpipe(stage, "--experiment", "configs/experiments/tiny.yaml")
 
-    def start(self, resources: Sequence[str], *options: str) -> subprocess.Popen[str]:
-        """Start ``snakemake --profile slurm all_base``.
+    def start(self, resources: Sequence[str], *options: str, target: str = "all_base") -> subprocess.Popen[str]:
+        """Start ``snakemake --profile slurm``.
 
         Args:
             resources: Resources of rules, as ``--set-resources`` takes them.
             *options: More options.
+            target: What to make.
         """
         path = [str(self.folder / "bin"), str(Path(sys.executable).parent), self.cluster.environment["PATH"]]
         process = subprocess.Popen(
-            ["snakemake", "--profile", "slurm", "all_base", "--config", "experiments=tiny", "--latency-wait", "20"]
+            ["snakemake", "--profile", "slurm", target, "--config", "experiments=tiny", "--latency-wait", "20"]
             + ["--ltslurm-init-seconds-before-status-checks", "3", *options]
             + ["--set-resources", "base:runtime=60", *resources],  # replaces the profile's, with their limits
             cwd=self.folder,
@@ -72,11 +73,19 @@ class Project(Workspace):
         assert "steps (100%) done" in output, output[-4000:] + self.log
         return self.jobs()
 
-    def jobs(self) -> list[list[str]]:
-        """Id, state and nodes of the Slurm jobs of rule ``base``."""
+    def jobs(self, rule: str = "base") -> list[list[str]]:
+        """Id, state and nodes of the Slurm jobs of a rule."""
+        return sorted([number, state, nodes] for number, state, nodes, name in self._listed() if name == rule)
+
+    def rules(self) -> dict[int, str]:
+        """Rules by the id of their Slurm job, in the order of submission; Slurm forgets old jobs."""
+        return {int(number): name for number, _, _, name in sorted(self._listed(), key=lambda row: int(row[0]))}
+
+    def _listed(self) -> list[list[str]]:
+        """Id, state, nodes and rule of all jobs."""
         listed = self.cluster.ask("squeue", "-h", "--states=all", "-o", "%A|%T|%N|%k").splitlines()
-        rows = (line.split("|") for line in listed if "|rule_base" in line)
-        return sorted([number, state, nodes] for number, state, nodes, _ in rows)
+        rows = (line.split("|") for line in listed)
+        return [[*row[:3], row[3].removeprefix("rule_").partition("_wildcards")[0]] for row in rows]
 
     @property
     def log(self) -> str:
@@ -86,6 +95,10 @@ class Project(Workspace):
 
     @property
     def record(self) -> dict[str, object]:
-        """Record of the training."""
-        content: dict[str, object] = json.loads((self.folder / "results/tiny/base/stage.json").read_text())
+        """Record of the base training."""
+        return self.record_of("base")
+
+    def record_of(self, stage: str) -> dict[str, object]:
+        """Record of a stage, named by its folder."""
+        content: dict[str, object] = json.loads((self.folder / "results/tiny" / stage / "stage.json").read_text())
         return content
