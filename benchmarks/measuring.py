@@ -22,6 +22,8 @@ from typing import Any
 
 from ltpipe.files import write_json
 
+PACKAGES = ("numpy", "numba", "pyarrow", "msgspec", "vernier", "lvis")
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -106,7 +108,7 @@ def write_result(
             "rows": [asdict(row) for row in rows],
             "details": details,
             "machine": {"processor": platform.machine(), "cores": cpu_count()},
-            "versions": {name: version(name) for name in ("numpy", "pyarrow", "msgspec", "hotcoco", "vernier", "lvis")},
+            "versions": {name: version(name) for name in PACKAGES},
         },
     )
     for row in rows:

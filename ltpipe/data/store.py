@@ -182,17 +182,48 @@ class AnnotationStore:
         if not 0 <= annotation < len(self.ann_ids):
             raise IndexError(f"annotation row {annotation} of {len(self.ann_ids)}")
         batch, row = divmod(int(annotation), self.info["segment_rows"])
-        segments = self._segments.get(batch)
-        if segments is None:
-            columns = self._segment_reader.get_batch(batch)
+        segments = self._segment_batch(batch)
+        polygons = [(xy / 100.0).tolist() for xy in segments.hundredths.row(row)]
+        polygons = polygons or [xy.tolist() for xy in segments.floats.row(row)]
+        return polygons or json.loads(segments.rle[row].as_py())
+
+    def outlines(self, annotations: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the polygons of those of the given annotation rows that are one polygon each.
+
+        Returns:
+            ``(n + 1,) int64`` places and the coordinates ``x, y, x, y, ...`` in absolute pixels: row ``i`` of the
+            input is ``xy[places[i]:places[i + 1]]``, which is empty for RLE and for several polygons.
+        """
+        batch, row = np.divmod(annotations, self.info["segment_rows"])
+        length, parts = np.zeros(len(annotations), np.int64), []
+        for number in np.unique(batch).tolist():
+            segments = self._segment_batch(number)
+            for column, unit in ((segments.hundredths, 100.0), (segments.floats, 1.0)):
+                own = np.flatnonzero(batch == number)
+                first = column.first_polygon[row[own]]
+                single = column.first_polygon[row[own] + 1] - first == 1
+                own, first = own[single], first[single]
+                starts = column.first_value[first].astype(np.int64)
+                length[own] = column.first_value[first + 1] - starts
+                parts.append((own, starts, column.values, unit))
+        places: NDArray[np.int64] = np.concatenate([[0], np.cumsum(length)])
+        xy = np.empty(int(places[-1]))
+        for own, starts, values, unit in parts:
+            inside = np.arange(int(length[own].sum())) - np.repeat(np.cumsum(length[own]) - length[own], length[own])
+            source, target = (np.repeat(begin, length[own]) + inside for begin in (starts, places[own]))
+            xy[target] = values[source] / unit
+        return places, xy
+
+    def _segment_batch(self, number: int) -> _Segments:
+        """Return the views of one batch of masks."""
+        if number not in self._segments:
+            columns = self._segment_reader.get_batch(number)
             hundredths, floats = (
                 _PolygonColumn(*map(_array, (column.offsets, column.values.offsets, column.values.values)))
                 for column in (columns["hundredths"], columns["floats"])
             )
-            segments = self._segments[batch] = _Segments(hundredths, floats, columns["rle"])
-        polygons = [(xy / 100.0).tolist() for xy in segments.hundredths.row(row)]
-        polygons = polygons or [xy.tolist() for xy in segments.floats.row(row)]
-        return polygons or json.loads(segments.rle[row].as_py())
+            self._segments[number] = _Segments(hundredths, floats, columns["rle"])
+        return self._segments[number]
 
 
 def _array(column: pa.Array) -> NDArray[Any]:

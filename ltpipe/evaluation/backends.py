@@ -1,8 +1,8 @@
-"""The two evaluation engines: they turn a selection into precision and recall tensors and decide nothing.
+"""The evaluation engines: they turn a selection into precision and recall tensors and decide nothing.
 
-``hotcoco`` is the default: it works image by image, so memory does not grow with the detections. ``vernier`` is an
-independent code base that must give the same bits; it also knows Boundary IoU (arXiv 2103.16562): the smaller of the
-IoU of two masks and the IoU of what lies within a band along their contours.
+``ltpipe``, the default, is the package's own: it needs no record for each detection. ``hotcoco`` and ``vernier`` are
+independent code bases that must give the same bits. ``vernier`` also knows Boundary IoU (arXiv 2103.16562): the smaller
+of the IoU of two masks and the IoU of what lies within a band along their contours.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,14 +20,16 @@ import numpy as np
 import vernier.instance
 from numpy.typing import NDArray
 
+from ltpipe import __version__
 from ltpipe.errors import UserError, unknown_name
-from ltpipe.evaluation.contract import MAX_DETECTIONS, IouType, Selection
+from ltpipe.evaluation.contract import IouType, Selection
+from ltpipe.evaluation.native import evaluate_columns
 
-DEFAULT_ENGINES: dict[IouType, str] = {"bbox": "hotcoco", "segm": "hotcoco", "boundary": "vernier"}
+DEFAULT_ENGINES: dict[IouType, str] = {"bbox": "ltpipe", "segm": "ltpipe", "boundary": "vernier"}
 BOUNDARY_RATIO = 0.02
 """Width of the band along a contour as a part of the image's diagonal: the value of the paper for COCO and LVIS."""
-RECORDS_PER_UPDATE = 20000
 DETECTIONS_PER_PART = 1_000_000
+Records = list[dict[str, Any]]
 PrecisionRecall = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -49,12 +49,21 @@ def run_engine(name: str, selection: Selection) -> PrecisionRecall:
 
 def engine_version(name: str) -> str:
     """Return the engine's name and version for the record, e.g. ``hotcoco 1.3.0``."""
-    return f"{name} {importlib.metadata.version(name)}"
+    return f"{name} {__version__ if name == 'ltpipe' else importlib.metadata.version(name)}"
 
 
 def run_hotcoco(selection: Selection) -> PrecisionRecall:
     """Evaluate with hotcoco."""
-    result = _hotcoco_at_once(selection) if _exceeds_stream(selection) else _hotcoco_stream(selection)
+    images, anns, categories = _ground_truth_records(selection)
+    gt = hotcoco.COCO({"images": images, "annotations": anns, "categories": categories})
+    everything = slice(0, len(selection.dets))
+    found = gt.load_res(_detection_columns(selection, everything), segmentation=_mask_records(selection, everything))
+    federated = selection.protocol == "lvis"
+    if federated:
+        found = found.cap_detections_per_image(None)
+    result = hotcoco.COCOeval(gt, found, selection.iou_type, lvis_style=federated)
+    result.params.max_dets = [selection.max_detections]
+    result.evaluate()
     result.accumulate()
     assert result.eval is not None
     return result.eval["precision"][..., 0], result.eval["recall"][..., 0]
@@ -68,11 +77,9 @@ def run_vernier(selection: Selection) -> PrecisionRecall:
 
 
 def _run_vernier(selection: Selection) -> PrecisionRecall:
-    evaluated = _evaluated_ids(selection)
-    images = [_image_record(selection, row, part, evaluated) for row, part, _ in selection.by_image()]
-    anns = [record for _, part, _ in selection.by_image() for record in _annotation_records(selection, part)]
+    images, anns, categories = _ground_truth_records(selection)
     document = msgspec.json.encode(
-        {"images": images, "annotations": anns, "categories": _category_records(selection), "info": {}, "licenses": []}
+        {"images": images, "annotations": anns, "categories": categories, "info": {}, "licenses": []}
     )
     kinds = vernier.instance.CocoDataset
     read = kinds.from_lvis_json if selection.protocol == "lvis" else kinds.from_json
@@ -91,7 +98,11 @@ def _run_vernier(selection: Selection) -> PrecisionRecall:
     return result.precision[..., 0], result.recall[..., 0]
 
 
-ENGINES: dict[str, Callable[[Selection], PrecisionRecall]] = {"hotcoco": run_hotcoco, "vernier": run_vernier}
+ENGINES: dict[str, Callable[[Selection], PrecisionRecall]] = {
+    "ltpipe": evaluate_columns,
+    "hotcoco": run_hotcoco,
+    "vernier": run_vernier,
+}
 
 
 @contextmanager
@@ -110,69 +121,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _hotcoco_stream(selection: Selection) -> hotcoco.COCOeval:
-    """Match some images at a time, on all cores: the engine works outside of Python's lock."""
-    params = hotcoco.Params(selection.iou_type)
-    params.max_dets = [selection.max_detections]
-    categories, federated = _category_records(selection), selection.protocol == "lvis"
-    updates, lock = _updates(selection), threading.Lock()
-
-    def match_some(_: int) -> hotcoco.StreamingEval:
-        stream = hotcoco.StreamingEval(categories, selection.iou_type, federated, params=params)
-        while True:
-            with lock:  # a generator serves one thread at a time
-                update = next(updates, None)
-            if update is None:
-                return stream
-            images, anns, dets = update
-            masks = _mask_records(selection, dets)
-            stream.update(images, anns, _detection_columns(selection, dets), segmentation=masks)
-
-    with ThreadPoolExecutor(_cores()) as pool:
-        streams = pool.map(match_some, range(_cores()))
-        return hotcoco.StreamingEval.merge(streams).finalize()
-
-
-def _hotcoco_at_once(selection: Selection) -> hotcoco.COCOeval:
-    """Match everything in one go."""
-    updates = list(_updates(selection))
-    document = {
-        "images": [image for images, _, _ in updates for image in images],
-        "annotations": [ann for _, anns, _ in updates for ann in anns],
-        "categories": _category_records(selection),
-    }
-    everything = slice(0, len(selection.dets))
-    gt = hotcoco.COCO(document)
-    found = gt.load_res(_detection_columns(selection, everything), segmentation=_mask_records(selection, everything))
-    result = hotcoco.COCOeval(gt, found.cap_detections_per_image(None), selection.iou_type, lvis_style=True)
-    result.params.max_dets = [selection.max_detections]
-    result.evaluate()
-    return result
-
-
-def _exceeds_stream(selection: Selection) -> bool:
-    """Tell whether an image has more detections than the stream takes under the LVIS protocol, whatever the cap."""
-    if selection.protocol != "lvis" or not len(selection.dets):
-        return False
-    per_image = np.unique(selection.predictions.image_ids[selection.dets], return_counts=True)[1]
-    return int(per_image.max()) > MAX_DETECTIONS["lvis"]
-
-
-def _updates(selection: Selection) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], slice]]:
-    """Yield image records, annotation records and the detections of some images at a time."""
-    images: list[dict[str, Any]] = []
-    anns: list[dict[str, Any]] = []
+def _ground_truth_records(selection: Selection) -> tuple[Records, Records, Records]:
+    """Return the records of images, annotations and categories."""
     evaluated = _evaluated_ids(selection)
-    start = stop = 0
-    for row, ann_part, det_part in selection.by_image():
-        images.append(_image_record(selection, row, ann_part, evaluated))
-        anns += _annotation_records(selection, ann_part)
-        stop = det_part.stop
-        if max(stop - start, len(anns)) >= RECORDS_PER_UPDATE:
-            yield images, anns, slice(start, stop)
-            images, anns, start = [], [], stop
-    if images:
-        yield images, anns, slice(start, stop)
+    images = [_image_record(selection, row, part, evaluated) for row, part, _ in selection.by_image()]
+    anns = [record for _, part, _ in selection.by_image() for record in _annotation_records(selection, part)]
+    return images, anns, _category_records(selection)
 
 
 def _image_record(selection: Selection, row: int, ann_part: slice, evaluated: set[int]) -> dict[str, Any]:

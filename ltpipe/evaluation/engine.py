@@ -17,12 +17,9 @@ from ltpipe.errors import UserError
 from ltpipe.evaluation.backends import BOUNDARY_RATIO, DEFAULT_ENGINES, engine_version, run_engine
 from ltpipe.evaluation.contract import IouType, Protocol, select
 from ltpipe.evaluation.groundtruth import GroundTruth
+from ltpipe.evaluation.native import AREAS, IOU_THRESHOLDS, RECALL_THRESHOLDS
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.files import atomic_path
-
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
-AREAS = ("all", "s", "m", "l")  # any size, below 32 * 32 pixels, up to 96 * 96, above
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def evaluate(
         protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
         max_detections: Default: 300 per image (LVIS), 100 per image and category (COCO); -1 for no cap.
         category_ids: Evaluate only these, e.g. the classes a phase knows.
-        engine: ``hotcoco`` or ``vernier``; default: hotcoco, and vernier for boundaries.
+        engine: ``ltpipe``, ``hotcoco`` or ``vernier``; default: ltpipe, and vernier for boundaries.
 
     Raises:
         UserError: See :func:`~ltpipe.evaluation.contract.select`.

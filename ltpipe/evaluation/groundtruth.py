@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,15 @@ class GroundTruth(Protocol):
 
     def segmentation(self, a: int) -> Any:
         """Return the polygons or the run-length mask of annotation ``a`` as the source file held it."""
+        ...
+
+    def outlines(self, rows: Ids) -> tuple[Ids, NDArray[np.float64]]:
+        """Return the polygons of those of the given annotations that are one polygon each.
+
+        Returns:
+            ``(n + 1,)`` places and ``x, y, x, y, ...`` in pixels: annotation ``rows[i]`` is
+            ``xy[places[i]:places[i + 1]]``, nothing if it has several polygons or is no polygon.
+        """
         ...
 
     def negative_categories(self, i: int) -> Ids:
@@ -104,6 +114,14 @@ class JsonGroundTruth:
         """Decode the segmentation of annotation ``a``."""
         return msgspec.json.decode(self.segmentations[a])
 
+    def outlines(self, rows: Ids) -> tuple[Ids, NDArray[np.float64]]:
+        """Decode the annotations that are one polygon of three points or more."""
+        masks = [self.segmentation(row) for row in rows.tolist()]
+        single = [isinstance(mask, list) and len(mask) == 1 and len(mask[0]) in range(6, 2**31, 2) for mask in masks]
+        polygons = [mask[0] if alone else [] for mask, alone in zip(masks, single, strict=True)]
+        places: Ids = np.concatenate([[0], np.cumsum([len(polygon) for polygon in polygons], dtype=np.int64)])
+        return places, np.array(list(chain.from_iterable(polygons)), np.float64)
+
     def negative_categories(self, i: int) -> Ids:
         """Return the verified-absent category ids of image row ``i``."""
         return np.array(self.images[i].neg_category_ids or [], np.int64)
@@ -159,6 +177,12 @@ def row_of(ids: Ids, known: Ids) -> Ids:
     """Return ``(N,) int64`` places of ``ids`` in the unique, unsorted list ``known``; -1 where an id is unknown."""
     if not len(known):
         return np.full(len(ids), -1, np.int64)
+    low, high = int(known.min()), int(known.max())
+    if high - low < len(ids) + len(known):  # look every id up in a table; its last place is for those outside
+        table = np.full(high - low + 2, -1, np.int64)
+        table[known - low] = np.arange(len(known))
+        inside = (ids >= low) & (ids <= high)
+        return table[np.where(inside, ids - low, -1)]
     order = np.argsort(known, kind="stable")
     place = np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)
     return np.where(known[order[place]] == ids, order[place], -1)

@@ -16,8 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
-from ltpipe.evaluation.engine import AREAS, IOU_THRESHOLDS, Tensors
+from ltpipe.evaluation.engine import Tensors
 from ltpipe.evaluation.groundtruth import row_of
+from ltpipe.evaluation.native import AREAS, IOU_THRESHOLDS
 
 DEFAULT_EDGES = (10, 100, 1000)
 COUNTS = {"image_count": "train_images", "instance_count": "train_instances"}

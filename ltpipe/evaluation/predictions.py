@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ltpipe.data import rle
 from ltpipe.errors import UserError
+from ltpipe.evaluation.kernels import copy_spans
 
 FORMAT_KEY = b"ltpipe.predictions"
 FORMAT_VERSION = b"1"
@@ -56,6 +57,24 @@ class MaskColumn:
             for place, start, stop in spans:
                 out[place] = bytes(view[start:stop])
         return out
+
+    def packed(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return ``(n + 1,) int64`` offsets and the text of the given rows, laid back to back in the order given."""
+        block_of = np.searchsorted([first for first, _, _ in self.blocks], rows, side="right") - 1
+        length = np.zeros(len(rows), np.int64)
+        spans = []
+        for block in np.unique(block_of):
+            first, offsets, text = self.blocks[block]
+            where = np.flatnonzero(block_of == block)
+            local = rows[where] - first
+            starts, stops = offsets[local], offsets[local + 1]
+            length[where] = stops - starts
+            spans.append((where, text, starts, stops))
+        pointer: NDArray[np.int64] = np.concatenate([[0], np.cumsum(length)])
+        out = np.empty(int(pointer[-1]), np.uint8)
+        for where, text, starts, stops in spans:
+            copy_spans(text, starts, stops, out, pointer[where])
+        return pointer, out
 
     def checked(self, where: object) -> MaskColumn:
         """Return the column with its areas, after decoding every mask that has not been decoded before.

@@ -25,7 +25,7 @@ from ltpipe.spec.paths import STAGES, Paths
 from ltpipe.spec.records import RECORD, read_json, recorded_checksum
 from ltpipe.stages._lock import exclusive
 
-PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "hotcoco")
+PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "numba", "pycocotools")
 DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENOLCK".split()}
 
 

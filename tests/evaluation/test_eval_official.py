@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from detection_cases import GROUND_TRUTH, encode
 
+from ltpipe import __version__
 from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
-from ltpipe.evaluation import backends
+from ltpipe.evaluation import backends, native
 from ltpipe.evaluation.cross_check import cross_check
 from ltpipe.evaluation.engine import Tensors, differing_categories, evaluate, load_tensors, save_tensors
 from ltpipe.evaluation.groundtruth import read_ground_truth
@@ -52,7 +53,8 @@ def test_equals_official_lvis(
     gt, predictions = read_ground_truth(gt_path), load(detections, tmp_path)
     ours = evaluate(gt, predictions, iou_type)
     assert_equal_bits(ours, official_lvis(gt_path, detections, iou_type))
-    assert differing_categories(ours, evaluate(gt, predictions, iou_type, engine="vernier")) == []
+    for engine in ("hotcoco", "vernier"):
+        assert differing_categories(ours, evaluate(gt, predictions, iou_type, engine=engine)) == []
     counts = ours.info.counts
     removed = [counts[name] for name in ("over_cap", "other_categories", "unverified", "zero_area")]
     assert counts["detections"] == len(detections) == sum(removed) + counts["evaluated"]
@@ -116,7 +118,7 @@ def test_awkward_ground_truth(
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-@pytest.mark.parametrize("engine", ["hotcoco", "vernier"])
+@pytest.mark.parametrize("engine", ["ltpipe", "hotcoco", "vernier"])
 def test_no_detections(iou_type: str, engine: str, gt_path: Path) -> None:
     """Zeros for classes with ground truth of that size, -1 elsewhere."""
     gt = read_ground_truth(gt_path)
@@ -143,7 +145,7 @@ def test_all_detections_unjudged(gt_path: Path, gt_document: dict[str, Any]) -> 
     assert set(np.unique(tensors.precision)) == {-1.0, 0.0}
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "vernier"])
+@pytest.mark.parametrize("engine", ["ltpipe", "hotcoco", "vernier"])
 def test_category_subset_is_a_slice(engine: str, gt_path: Path, make_detections: Make, tmp_path: Path) -> None:
     """A subset of categories has the numbers it has in the complete evaluation."""
     gt, predictions = read_ground_truth(gt_path), load(make_detections("crowded", "bbox", 7), tmp_path)
@@ -194,14 +196,13 @@ def test_boundary_ap(gt_document: dict[str, Any], make_detections: Make, officia
 def test_cutting_the_work_changes_nothing(
     iou_type: str, gt_path: Path, make_detections: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images in small blocks on many threads, categories in small groups."""
+    """Images in small blocks, categories in small groups."""
     kind = "bbox" if iou_type == "bbox" else "segm"
     gt, predictions = read_ground_truth(gt_path), load(make_detections("ties", kind, 12), tmp_path)
-    engines = ("vernier",) if iou_type == "boundary" else ("hotcoco", "vernier")
+    engines = ("vernier",) if iou_type == "boundary" else ("ltpipe", "vernier")
     whole = [evaluate(gt, predictions, iou_type, engine=engine) for engine in engines]
-    monkeypatch.setattr(backends, "RECORDS_PER_UPDATE", 40)
+    monkeypatch.setattr(native, "DETECTIONS_PER_PART", 40)
     monkeypatch.setattr(backends, "DETECTIONS_PER_PART", 150)
-    monkeypatch.setattr(backends, "_cores", lambda: 5)
     for engine, expected in zip(engines, whole, strict=True):
         assert differing_categories(evaluate(gt, predictions, iou_type, engine=engine), expected) == []
 
@@ -256,8 +257,9 @@ def test_equals_pycocotools(
         official.evaluate()
         official.accumulate()
     assert_equal_bits(ours, (official.eval["precision"][..., -1], official.eval["recall"][..., -1]))
-    again = evaluate(read_ground_truth(path), load(found, tmp_path), iou_type, engine="vernier")
-    assert differing_categories(ours, again) == []
+    for engine in ("hotcoco", "vernier"):
+        again = evaluate(read_ground_truth(path), load(found, tmp_path), iou_type, engine=engine)
+        assert differing_categories(ours, again) == []
 
 
 def test_tensors_round_trip(gt_path: Path, make_detections: Make, tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ def test_tensors_round_trip(gt_path: Path, make_detections: Make, tmp_path: Path
     assert list(back) == ["bbox"]
     assert differing_categories(back["bbox"], tensors) == []
     assert back["bbox"].info == tensors.info
-    assert tensors.info.engine.startswith("hotcoco ")
+    assert tensors.info.engine == f"ltpipe {__version__}"
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "tensors.npz").read_bytes()[:1000])
     for name in ("damaged.npz", "missing.npz"):
         with pytest.raises(UserError, match="cannot read the tensors"):
