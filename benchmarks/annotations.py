@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loading.seconds / converting.seconds,
             "30 s, 2.5 GiB",
             converting.seconds < 30 and converting.peak_mib < 2560,
-            "most of it is the text of the polygons turning into numbers.",
+            "memory grows with the number of images and objects, not with the length of their masks.",
         ),
     ]
     details = {"convert": converting, "open": opening, "open_phase": choosing, "load_json": loading}

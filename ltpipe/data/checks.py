@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltpipe.data.records import AnnotationFile, ImageRecord, RecordNames
+from ltpipe.data.records import AnnotationRecord, ImageRecord, RecordNames
+from ltpipe.data.stream import AnnotationStream
 from ltpipe.errors import UserError
 
 Columns = dict[str, NDArray[Any]]
@@ -33,29 +35,38 @@ class CheckedColumns(NamedTuple):
     annotations: Columns
 
 
-def checked_columns(records: AnnotationFile, name: RecordNames) -> CheckedColumns:
+def checked_columns(stream: AnnotationStream, advance: Callable[[int], object]) -> tuple[CheckedColumns, RecordNames]:
     """Check ids, sizes, boxes and federated lists, and lay the records out as columns.
 
     Args:
-        records: The annotation file.
-        name: Names its records in messages.
+        stream: The annotation file.
+        advance: Told how many annotations were read, from time to time.
+
+    Returns:
+        The columns, and what names the records in messages.
 
     Raises:
         UserError: Names the file, the record and the key of the first fault found.
     """
-    image_ids = _unique_ids("images", records.images, name)
-    image_sizes = np.array([(image.height, image.width) for image in records.images], np.int64)
+    read = _read_columns(stream, advance)
+    images, categories = stream.images, stream.categories
+    ids = {"annotations": read["id"]}
+    ids |= {key: _column(rows, "id") for key, rows in (("images", images), ("categories", categories))}
+    name = RecordNames(stream.path, ids)
+    for section in ("images", "categories", "annotations"):
+        _check_unique(section, ids[section], name)
+    image_sizes = np.array([(image.height, image.width) for image in images], np.int64)
     for position in np.flatnonzero((image_sizes <= 0).any(axis=1))[:1]:
         key = "height" if image_sizes[position, 0] <= 0 else "width"
         where = name("images", position, key)
         raise UserError("image without extent", where=where, got=image_sizes[position].min(), allowed="pixels > 0")
-    category_ids = _unique_ids("categories", records.categories, name)
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        lists = [getattr(image, key) or () for image in records.images]
-        owner = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
-        _rows("categories", category_ids, np.fromiter(chain.from_iterable(lists), np.int64), "images", owner, key, name)
-    annotations = _annotation_columns(records, image_ids, category_ids, name)
-    return CheckedColumns(image_ids, image_sizes.astype(np.int32), category_ids, annotations)
+        lists = [getattr(image, key) or () for image in images]
+        owner = np.repeat(np.arange(len(lists)), [len(listed) for listed in lists])
+        listed = np.fromiter(chain.from_iterable(lists), np.int64)
+        _rows("categories", ids["categories"], listed, "images", owner, key, name)
+    annotations = _annotation_columns(read, ids["images"], ids["categories"], name)
+    return CheckedColumns(ids["images"], image_sizes.astype(np.int32), ids["categories"], annotations), name
 
 
 def existing_files(
@@ -107,32 +118,54 @@ def _spellings(image: ImageRecord) -> Iterable[str]:
         yield parts[-1]
 
 
+def _column(rows: Sequence[Any], key: str) -> NDArray[np.int64]:
+    return np.fromiter(map(attrgetter(key), rows), np.int64, len(rows))
+
+
+def _read_columns(stream: AnnotationStream, advance: Callable[[int], object]) -> Columns:
+    """Return the numbers of the annotations in file order, as they are."""
+    total = len(stream.spans)
+    columns: Columns = {key: np.empty(total, np.int64) for key in ("id", "image_id", "category_id")}
+    columns |= {"bbox": np.empty((total, 4)), "area": np.empty(total)}
+    columns |= {key: np.empty(total, np.uint8) for key in ("iscrowd", "ignore")}
+    first = 0
+    for rows in stream.annotations():
+        place = slice(first, first + len(rows))
+        for key, column in columns.items():
+            column[place] = _numbers(rows, key).reshape(len(rows), *column.shape[1:])
+        first += len(rows)
+        advance(len(rows))
+    return columns
+
+
+def _numbers(rows: Sequence[AnnotationRecord], key: str) -> NDArray[Any]:
+    values = map(attrgetter(key), rows)
+    if key == "bbox":
+        return np.fromiter(chain.from_iterable(values), np.float64, 4 * len(rows))
+    if key in ("iscrowd", "ignore"):
+        return np.fromiter(map(bool, values), np.uint8, len(rows))
+    return np.fromiter(values, np.float64 if key == "area" else np.int64, len(rows))
+
+
 def _annotation_columns(
-    records: AnnotationFile, image_ids: NDArray[np.int64], category_ids: NDArray[np.int64], name: RecordNames
+    read: Columns, image_ids: NDArray[np.int64], category_ids: NDArray[np.int64], name: RecordNames
 ) -> Columns:
-    rows, section = records.annotations, "annotations"
-    columns: Columns = {"id": _unique_ids(section, rows, name)}
-    owner = np.arange(len(rows))
+    section = "annotations"
+    owner = np.arange(len(read["id"]))
+    columns = {key: read[key] for key in ("id", "bbox", "area", "iscrowd", "ignore")}
     for key, kind, ids in (("image", "images", image_ids), ("category", "categories", category_ids)):
-        used = np.fromiter((getattr(row, f"{key}_id") for row in rows), np.int64, len(rows))
-        columns[key] = _rows(kind, ids, used, section, owner, f"{key}_id", name)
-    bbox = np.fromiter(chain.from_iterable(row.bbox for row in rows), np.float64, 4 * len(rows))
-    columns["bbox"] = bbox.reshape(-1, 4)
-    columns["area"] = np.fromiter((row.area for row in rows), np.float64, len(rows))
-    for key in ("iscrowd", "ignore"):
-        columns[key] = np.fromiter((bool(getattr(row, key)) for row in rows), np.uint8, len(rows))
+        columns[key] = _rows(kind, ids, read[f"{key}_id"], section, owner, f"{key}_id", name)
     for position in np.flatnonzero((columns["bbox"][:, 2:] < 0).any(axis=1))[:1]:
-        got, allowed = rows[position].bbox, "[x, y, width, height] with width, height >= 0"
-        raise UserError("malformed box", where=name(section, position, "bbox"), got=list(got), allowed=allowed)
+        got, allowed = columns["bbox"][position].tolist(), "[x, y, width, height] with width, height >= 0"
+        raise UserError("malformed box", where=name(section, position, "bbox"), got=got, allowed=allowed)
     for position in np.flatnonzero(columns["area"] < 0)[:1]:
-        raise UserError("negative area", where=name(section, position, "area"), got=rows[position].area)
+        raise UserError("negative area", where=name(section, position, "area"), got=columns["area"][position].item())
     order = np.argsort(columns["image"], kind="stable")
     return {key: values[order] for key, values in columns.items()} | {"order": order}
 
 
-def _unique_ids(section: str, rows: Sequence[Any], name: RecordNames) -> NDArray[np.int64]:
-    """Return the ids of a list of records, ``(n,) int64``; refuse a repeated one."""
-    ids = np.fromiter((row.id for row in rows), np.int64, len(rows))
+def _check_unique(section: str, ids: NDArray[np.int64], name: RecordNames) -> None:
+    """Refuse ids that occur twice, and images or categories that are none at all."""
     order = np.argsort(ids, kind="stable")
     again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     if len(again):
@@ -140,7 +173,6 @@ def _unique_ids(section: str, rows: Sequence[Any], name: RecordNames) -> NDArray
         raise UserError("duplicate id", where=name(section, second, "id"), got=f"same id as {section}[{first}]")
     if not len(ids) and section != "annotations":
         raise UserError(f"no {section}", where=name.path, got=f'"{section}" is an empty list')
-    return ids
 
 
 def _rows(

@@ -1,4 +1,7 @@
-"""Annotation JSON -> store: reads a file once, checks every record, writes the columns."""
+"""Annotation JSON -> store: streams a file, checks every record, writes the columns.
+
+Memory holds the images, about 200 bytes for each annotation, and one block of text and coordinates at a time.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ltpipe.data.checks import CheckedColumns, checked_columns, existing_files
-from ltpipe.data.records import AnnotationFile, Format, RecordNames, read_annotation_file
+from ltpipe.data.progress import Progress
+from ltpipe.data.records import CategoryRecord, Format, ImageRecord, RecordNames
 from ltpipe.data.segments import BadSegment, encode_segments
 from ltpipe.data.statistics import count_classes, frequency_groups
 from ltpipe.data.store import SCHEMAS, STORE_VERSION
+from ltpipe.data.stream import AnnotationStream
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path, sha256_file, write_json
 
@@ -44,7 +48,7 @@ def build_store(
         out_folder: Folder of the store.
         fmt: ``"lvis"`` (federated, v0.5 or v1) or ``"coco"``.
         image_folder: Where the images are; every image file is looked up there. ``None`` skips the check.
-        progress: Show a progress bar if the error stream is a terminal.
+        progress: Show on the error stream how far it is: a bar on a terminal, a line now and then in a log.
 
     Raises:
         UserError: The file cannot be read, or a record is wrong: names the file, the record and the key.
@@ -52,18 +56,18 @@ def build_store(
     source, target = Path(json_path), Path(out_folder)
     if target.exists() and os.listdir(target) and not (target / "info.json").exists():
         raise UserError("the output folder holds other files", where=target, fix="name a new folder for the store")
-    records = read_annotation_file(source, fmt)
-    name = RecordNames(source, records)
-    columns = checked_columns(records, name)
-    files = existing_files(records.images, image_folder, name)
-    frequency, frequency_from = _frequency(records, columns)
+    stream = AnnotationStream.open(source, fmt)
+    bar = Progress(source.name, 2 * len(stream.spans), shown=progress)
+    columns, name = checked_columns(stream, bar.advance)
+    files = existing_files(stream.images, image_folder, name)
+    frequency, frequency_from = _frequency(stream.categories, columns)
     with atomic_path(target) as folder:
         folder.mkdir()
-        _write_images(folder, records, columns, files)
-        names = pa.array([category.name for category in records.categories])
+        _write_images(folder, stream.images, columns, files)
+        names = pa.array([category.name for category in stream.categories])
         _write(folder, "categories", [pa.array(columns.category_ids), names, pa.array(frequency)])
         _write(folder, "annotations", [_column(columns.annotations[key]) for key in SCHEMAS["annotations"].names])
-        num_rle = _write_segments(folder, records, columns, name, progress)
+        num_rle = _write_segments(folder, stream, columns, name, bar)
         info = {
             "store_version": STORE_VERSION,
             "format": fmt,
@@ -80,9 +84,9 @@ def build_store(
             shutil.rmtree(target)
 
 
-def _frequency(records: AnnotationFile, columns: CheckedColumns) -> tuple[list[str], str]:
+def _frequency(categories: Sequence[CategoryRecord], columns: CheckedColumns) -> tuple[list[str], str]:
     """Return the frequency group of each category and where it comes from: ``file`` or ``counts``."""
-    given = [category.frequency for category in records.categories]
+    given = [category.frequency for category in categories]
     if None not in given:
         return [str(letter) for letter in given], "file"
     used = (columns.annotations["iscrowd"] | columns.annotations["ignore"]) == 0
@@ -104,10 +108,10 @@ def _counts(columns: CheckedColumns) -> dict[str, int]:
     }
 
 
-def _write_images(folder: Path, records: AnnotationFile, columns: CheckedColumns, files: Sequence[str]) -> None:
+def _write_images(folder: Path, images: Sequence[ImageRecord], columns: CheckedColumns, files: Sequence[str]) -> None:
     per_image = np.bincount(columns.annotations["image"], minlength=len(files))
     federated = [
-        _id_lists([getattr(image, key) or () for image in records.images])
+        _id_lists([getattr(image, key) or () for image in images])
         for key in ("neg_category_ids", "not_exhaustive_category_ids")
     ]
     fixed = [_column(values) for values in (columns.image_ids, columns.image_sizes)]
@@ -115,25 +119,26 @@ def _write_images(folder: Path, records: AnnotationFile, columns: CheckedColumns
 
 
 def _write_segments(
-    folder: Path, records: AnnotationFile, columns: CheckedColumns, name: RecordNames, progress: bool
+    folder: Path, stream: AnnotationStream, columns: CheckedColumns, name: RecordNames, bar: Progress
 ) -> int:
     """Write the masks, one batch of coordinates in memory at a time; return the number of RLE masks."""
     order, image = columns.annotations["order"], columns.annotations["image"]
     num_rle = 0
-    bar = tqdm(total=len(order), desc=f"reading {name.path.name}", unit=" masks", disable=None if progress else True)
-    with bar, _writer(folder, "segments") as writer:
+    with _writer(folder, "segments") as writer:
         for start in range(0, len(order), SEGMENT_ROWS):
             rows = order[start : start + SEGMENT_ROWS]
             sizes = columns.image_sizes[image[start : start + SEGMENT_ROWS]]
             try:
-                batch = encode_segments([records.annotations[row].segmentation for row in rows], sizes)
+                batch = encode_segments(stream.text(), stream.spans[rows], sizes)
             except BadSegment as error:
                 where = name("annotations", int(rows[error.row]), "segmentation")
                 allowed = "polygons [[x, y, x, y, x, y, ...], ...] or an RLE of the image's size"
                 raise UserError("malformed mask", where=where, got=error, allowed=allowed) from error
             writer.write_batch(batch)
+            stream.release()
             num_rle += int(np.count_nonzero(pc.binary_length(batch["rle"])))
-            bar.update(len(rows))
+            bar.advance(len(rows))
+    bar.close()
     return num_rle
 
 

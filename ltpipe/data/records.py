@@ -9,11 +9,14 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
 
@@ -68,16 +71,15 @@ class RecordNames:
 
     Args:
         path: The annotation file.
-        records: Its content.
+        ids: Ids of the records in its lists.
     """
 
-    def __init__(self, path: Path, records: AnnotationFile) -> None:
-        self.path, self.records = path, records
+    def __init__(self, path: Path, ids: Mapping[str, Sequence[int] | NDArray[np.int64]]) -> None:
+        self.path, self.ids = path, ids
 
     def __call__(self, section: str, position: int, key: str | None = None) -> str:
         """Return the name of a record, ``position`` counted from 0 in file order."""
-        record = getattr(self.records, section)[position]
-        return _name(self.path, section, position, record.id, key)
+        return _name(self.path, section, position, self.ids[section][position], key)
 
 
 def read_annotation_file(path: str | os.PathLike[str], fmt: Format) -> AnnotationFile:
@@ -93,21 +95,39 @@ def read_annotation_file(path: str | os.PathLike[str], fmt: Format) -> Annotatio
         UserError: The file is missing, cut off, not JSON, or a record lacks a key or has a value of the wrong type.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as handle:
-            content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # a file without content cannot be mapped
-        raise UserError("empty annotation file", where=file) from error
-    except OSError as error:
-        raise UserError("cannot read the annotation file", where=file, got=error.strerror) from error
+    content = map_file(file)
     try:
         records = msgspec.json.decode(content, type=AnnotationFile)
     except msgspec.ValidationError as error:
         raise _bad_record(file, content, str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _bad_syntax(file, content, str(error)) from error
-    name = RecordNames(file, records)
-    for position, image in enumerate(records.images):
+    check_images(records.images, fmt, RecordNames(file, {"images": [image.id for image in records.images]}))
+    return records
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a file into memory.
+
+    Raises:
+        UserError: The file is missing or empty.
+    """
+    try:
+        with path.open("rb") as handle:
+            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:  # a file without content cannot be mapped
+        raise UserError("empty annotation file", where=path) from error
+    except OSError as error:
+        raise UserError("cannot read the annotation file", where=path, got=error.strerror) from error
+
+
+def check_images(images: Sequence[ImageRecord], fmt: Format, name: RecordNames) -> None:
+    """Demand the keys of a format.
+
+    Raises:
+        UserError: An image has no file name, or lacks a list of the LVIS format.
+    """
+    for position, image in enumerate(images):
         if image.file_name is None and image.coco_url is None:
             raise UserError("image without a file name", where=name("images", position, "file_name"))
         if fmt == "lvis":
@@ -118,7 +138,6 @@ def read_annotation_file(path: str | os.PathLike[str], fmt: Format) -> Annotatio
                         where=name("images", position, key),
                         fix='set "format: coco" if the file is not federated',
                     )
-    return records
 
 
 def _name(file: Path, section: str, position: int, record_id: object, key: str | None) -> str:

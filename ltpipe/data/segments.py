@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ltpipe.data.polygon_text import read_masks
 from ltpipe.data.rle import check_rle
 from ltpipe.data.store import SCHEMAS
 
@@ -30,17 +31,58 @@ class BadSegment(ValueError):
         self.row = row
 
 
-def encode_segments(texts: Sequence[msgspec.Raw], sizes: NDArray[np.int32]) -> pa.RecordBatch:
+class _Masked(msgspec.Struct, gc=False):
+    segmentation: msgspec.Raw
+
+
+def encode_segments(text: NDArray[np.uint8], spans: NDArray[np.int64], sizes: NDArray[np.int32]) -> pa.RecordBatch:
     """Check the masks of ``n`` annotations and lay them out as one batch of ``segments.arrow``.
 
     Args:
-        texts: JSON text of each mask: polygons in absolute pixels, or RLE.
+        text: ``uint8``, the annotation file.
+        spans: ``(n, 2) int64``, first byte of each annotation, and the one after its last. Masks are polygons in
+            absolute pixels, or RLE.
         sizes: ``(n, 2) int32``, ``[height, width]`` of each annotation's image.
 
     Raises:
         BadSegment: A mask of another type; no polygon, or one with fewer than three points or an odd number of
             coordinates; an RLE that does not fit its image.
     """
+    room = int((spans[:, 1] - spans[:, 0]).sum()) // 2 + 1
+    count = np.zeros(len(spans), np.int64)
+    length, values = np.empty(room, np.int32), np.empty(room, np.int32)
+    polygons, coordinates = read_masks(text, spans, count, length, values)
+    others = np.flatnonzero(count == 0)
+    if any(not bytes(mask).startswith(b"{") for mask in _texts(text, spans[others])):
+        return _encode_texts(_texts(text, spans), sizes)
+    found = _encode_texts(_texts(text, spans[others]), sizes[others], others)
+    rle = [b""] * len(spans)
+    for row, value in zip(others.tolist(), found["rle"].to_pylist(), strict=True):
+        rle[row] = value
+    hundredths = _lists(count, _lists(length[:polygons], pa.array(values[:coordinates])))
+    floats = _lists(np.zeros_like(count), _lists(np.zeros(0, np.int64), pa.array(np.zeros(0))))
+    return pa.RecordBatch.from_arrays([hundredths, floats, pa.array(rle, pa.binary())], schema=SCHEMAS["segments"])
+
+
+def _texts(text: NDArray[np.uint8], spans: NDArray[np.int64]) -> list[msgspec.Raw]:
+    """Return the JSON text of the masks of some annotations, which were decoded before."""
+    view = memoryview(text)
+    return [msgspec.json.decode(view[start:stop], type=_Masked).segmentation for start, stop in spans.tolist()]
+
+
+def _encode_texts(
+    texts: Sequence[msgspec.Raw], sizes: NDArray[np.int32], names: NDArray[np.int64] | None = None
+) -> pa.RecordBatch:
+    """Do the same with the text of any masks; errors call row ``i`` ``names[i]``."""
+    try:
+        return _encode_any(texts, sizes)
+    except BadSegment as error:
+        if names is not None:
+            error.row = int(names[error.row])
+        raise
+
+
+def _encode_any(texts: Sequence[msgspec.Raw], sizes: NDArray[np.int32]) -> pa.RecordBatch:
     masks = _decode(texts)
     polygons_of = [mask if isinstance(mask, list) else [] for mask in masks]
     count = np.fromiter(map(len, polygons_of), np.int64, len(masks))
