@@ -59,14 +59,14 @@ def encode_segments(text: NDArray[np.uint8], spans: NDArray[np.int64], sizes: ND
     rle = [b""] * len(spans)
     for row, value in zip(others.tolist(), found["rle"].to_pylist(), strict=True):
         rle[row] = value
-    hundredths = _lists(count, _lists(length[:polygons], pa.array(values[:coordinates])))
+    hundredths = _lists(count, _lists(length[:polygons].astype(np.int64), pa.array(values[:coordinates])))
     floats = _lists(np.zeros_like(count), _lists(np.zeros(0, np.int64), pa.array(np.zeros(0))))
     return pa.RecordBatch.from_arrays([hundredths, floats, pa.array(rle, pa.binary())], schema=SCHEMAS["segments"])
 
 
 def _texts(text: NDArray[np.uint8], spans: NDArray[np.int64]) -> list[msgspec.Raw]:
     """Return the JSON text of the masks of some annotations, which were decoded before."""
-    view = memoryview(text)
+    view = memoryview(text)  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
     return [msgspec.json.decode(view[start:stop], type=_Masked).segmentation for start, stop in spans.tolist()]
 
 

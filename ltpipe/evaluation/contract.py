@@ -216,7 +216,9 @@ def _detections(
     if protocol == "lvis" and cap != -1:
         keep &= _within_cap(image_row, predictions.scores, cap)
     counts["over_cap"] = int(len(keep) - keep.sum())
-    wanted = np.isin(category_row, categories)
+    evaluated = np.zeros(len(gt.category_ids), bool)
+    evaluated[categories] = True
+    wanted = evaluated[category_row]
     counts["other_categories"] = int((keep & ~wanted).sum())
     keep &= wanted
     if protocol == "lvis":

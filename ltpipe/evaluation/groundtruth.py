@@ -181,8 +181,9 @@ def row_of(ids: Ids, known: Ids) -> Ids:
     if high - low < len(ids) + len(known):  # look every id up in a table; its last place is for those outside
         table = np.full(high - low + 2, -1, np.int64)
         table[known - low] = np.arange(len(known))
-        inside = (ids >= low) & (ids <= high)
-        return table[np.where(inside, ids - low, -1)]
+        if len(ids) and (ids.min() < low or ids.max() > high):
+            return table[np.where((ids >= low) & (ids <= high), ids - low, -1)]
+        return table[ids - low]
     order = np.argsort(known, kind="stable")
     place = np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)
     return np.where(known[order[place]] == ids, order[place], -1)

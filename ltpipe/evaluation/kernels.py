@@ -11,6 +11,8 @@ each detection, from ``iou_ptr[p]`` on.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,7 +51,7 @@ def decode_ends(text: NDArray[np.uint8], start: int, stop: int, ends: Ints) -> i
         value, shift = 0, 0
         more = True
         while more and place < stop:
-            digit = np.int64(text[place]) - 48
+            digit: Any = np.int64(text[place]) - 48
             value |= (digit & 31) << shift
             shift += 5
             more = (digit & 32) != 0
@@ -251,7 +253,7 @@ def accumulate(
         precision: ``(T, R, K, A)`` result; stays as it is where there is nothing to be found.
         recall: ``(T, K, A)`` result, likewise.
     """
-    best = np.zeros(int(np.max(objects)) + 1)
+    best = np.zeros(int(np.sum(objects)) + 1)
     tiny = np.spacing(1.0)
     for k in range(len(pointer) - 1):
         for a in range(len(hits)):

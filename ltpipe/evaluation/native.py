@@ -37,12 +37,16 @@ class _Columns(NamedTuple):
         det_category: ``(D,)``.
         ann_image: ``(G,)`` ascending.
         ann_category: ``(G,)``.
+        by_category: ``(D,)`` order of the detections by category and descending score, equal ones as they are.
+        by_image: ``(D,)`` the same within each image.
     """
 
     det_image: Ints
     det_category: Ints
     ann_image: Ints
     ann_category: Ints
+    by_category: Ints
+    by_image: Ints
 
 
 class _Pairs(NamedTuple):
@@ -85,12 +89,19 @@ def _columns(selection: Selection) -> _Columns:
     image[selection.images] = np.arange(len(selection.images))
     category[:] = -1
     category[selection.categories] = np.arange(len(selection.categories))
-    return _Columns(
-        row_of(found.image_ids[selection.dets], gt.image_ids[selection.images]),
-        row_of(found.category_ids[selection.dets], gt.category_ids[selection.categories]),
-        image[gt.ann_image[selection.anns]],
-        category[gt.ann_category[selection.anns]],
-    )
+    det_image = row_of(found.image_ids[selection.dets], gt.image_ids[selection.images])
+    det_category = row_of(found.category_ids[selection.dets], gt.category_ids[selection.categories])
+    by_score = np.argsort(-found.scores[selection.dets], kind="stable")
+    by_category = by_score[_stable_order(det_category[by_score])]
+    by_image = by_category[_stable_order(det_image[by_category])]
+    anns = image[gt.ann_image[selection.anns]], category[gt.ann_category[selection.anns]]
+    return _Columns(det_image, det_category, *anns, by_category, by_image)
+
+
+def _stable_order(places: Ints) -> Ints:
+    """Return the stable order of numbers >= 0; those of 16 bits are sorted in linear time."""
+    small = not len(places) or places.max() <= np.iinfo(np.uint16).max
+    return np.argsort(places.astype(np.uint16) if small else places, kind="stable")
 
 
 def _outside(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -152,14 +163,14 @@ def _match_part(selection: Selection, columns: _Columns, dets: slice, anns: slic
 def _pairs(selection: Selection, columns: _Columns, dets: slice, anns: slice, misses: Bits) -> _Pairs:
     """Sort a part into pairs; under the COCO protocol a pair has only so many detections, others are no misses."""
     num_categories = len(selection.categories)
-    det_key = columns.det_image[dets] * num_categories + columns.det_category[dets]
+    det_order = columns.by_image[dets]
+    det_key = columns.det_image[det_order] * num_categories + columns.det_category[det_order]
     ann_key = columns.ann_image[anns] * num_categories + columns.ann_category[anns]
-    det_order = np.lexsort((-selection.predictions.scores[selection.dets[dets]], det_key))
     ann_order = np.argsort(ann_key, kind="stable")
-    det_key, ann_key = det_key[det_order], ann_key[ann_order]
+    ann_key = ann_key[ann_order]
     place = np.arange(len(det_key))
     over = place - np.searchsorted(det_key, det_key) >= selection.max_detections
-    misses[:, dets.start + det_order[over]] = 0
+    misses[:, det_order[over]] = 0
     common = np.intersect1d(det_key, ann_key)
     kept_det, kept_ann = np.isin(det_key, common) & ~over, np.isin(ann_key, common)
     det_ptr, ann_ptr = (
@@ -168,20 +179,18 @@ def _pairs(selection: Selection, columns: _Columns, dets: slice, anns: slice, mi
     )
     iou_ptr = np.concatenate([[0], np.cumsum(np.diff(det_ptr) * np.diff(ann_ptr))])
     images = selection.images[common // num_categories]
-    return _Pairs(dets.start + det_order[kept_det], anns.start + ann_order[kept_ann], images, det_ptr, ann_ptr, iou_ptr)
+    return _Pairs(det_order[kept_det], anns.start + ann_order[kept_ann], images, det_ptr, ann_ptr, iou_ptr)
 
 
 def _accumulate(
     selection: Selection, columns: _Columns, hits: Bits, misses: Bits
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     num_categories, gt = len(selection.categories), selection.gt
-    best_first = np.argsort(-selection.predictions.scores[selection.dets], kind="stable")
-    order = best_first[np.argsort(columns.det_category[best_first].astype(np.uint16), kind="stable")]
     pointer = np.concatenate([[0], np.cumsum(np.bincount(columns.det_category, minlength=num_categories))])
     wanted = ~_outside(gt.ann_area[selection.anns]) & ~gt.ann_iscrowd[selection.anns].astype(bool)
     objects = np.stack([np.bincount(columns.ann_category[own], minlength=num_categories) for own in wanted], axis=1)
     shape = len(IOU_THRESHOLDS), num_categories, len(AREAS)
     precision, recall = np.full((shape[0], len(RECALL_THRESHOLDS), *shape[1:]), -1.0), np.full(shape, -1.0)
-    ordered = hits[:, order], misses[:, order]
+    ordered = hits[:, columns.by_category], misses[:, columns.by_category]
     kernels.accumulate(pointer, *ordered, objects, RECALL_THRESHOLDS, precision, recall)
     return precision, recall
