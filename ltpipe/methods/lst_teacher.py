@@ -110,8 +110,8 @@ class TeacherLogits:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write an npz file, atomically."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        """Write an npz file, atomically; ids that fit are stored in 32 bits."""
+        arrays = {name: _narrow(getattr(self, name)) for name in ARRAYS}
         if self.background is not None:
             arrays["background"] = self.background
         with atomic_path(path) as temporary:
@@ -126,7 +126,8 @@ class TeacherLogits:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in (*ARRAYS, "background") if name in file.files or name in ARRAYS}
+                names = [name for name in (*ARRAYS, "background") if name in file.files or name in ARRAYS]
+                arrays = {name: _wide(file[name]) for name in names}
                 return cls(**arrays, metadata=json.loads(str(file["metadata"])))
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(
@@ -139,6 +140,16 @@ class TeacherLogits:
         if at == len(self.image_id) or self.image_id[at] != image:
             return None
         return slice(int(self.ptr[at]), int(self.ptr[at + 1]))
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    limits = np.iinfo(np.int32)
+    fits = array.dtype == np.int64 and (not array.size or (array.min() >= limits.min and array.max() <= limits.max))
+    return array.astype(np.int32) if fits else array
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.int64) if array.dtype == np.int32 else array
 
 
 def _matching_order(image: int, have: np.ndarray, want: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,17 @@ def test_legacy_json_needs_its_annotations_and_its_background(tmp_path: Path) ->
         read_legacy_json(source, {7: ([70, 71], [2, 2])})
     with pytest.raises(UserError, match="background column"):
         write_legacy_json(TeacherLogits.collect(passes(), OLD), tmp_path / "out.json")
+
+
+def test_ids_are_stored_in_32_bits_where_they_fit(tmp_path: Path) -> None:
+    """Large ids keep their 64 bits, and both come back as they were."""
+    for shift in (0, 2**40):
+        store = TeacherLogits.collect(passes(), OLD)
+        store = replace(store, ann_id=store.ann_id + shift)
+        store.save(tmp_path / "t.npz")
+        with np.load(tmp_path / "t.npz") as file:
+            assert file["image_id"].dtype == np.int32 and file["ann_id"].dtype == (np.int64 if shift else np.int32)
+        back = TeacherLogits.load(tmp_path / "t.npz")
+        for name in ("image_id", "ptr", "ann_id", "label"):
+            assert getattr(back, name).dtype == np.int64
+            np.testing.assert_array_equal(getattr(back, name), getattr(store, name))
