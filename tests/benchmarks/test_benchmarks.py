@@ -18,7 +18,10 @@ from ltpipe.data.store import AnnotationStore
 from ltpipe.evaluation.predictions import Predictions
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("annotations", "distillation_logits", "evaluation", "large_inputs", "measuring", "split_replay", "summary")
+NAMES = (
+    *("annotations", "detector_step", "distillation_logits", "evaluation"),
+    *("large_inputs", "measuring", "split_replay", "summary"),
+)
 SHARE = 0.0015
 
 
@@ -117,6 +120,18 @@ def test_both_sides_agree(
     assert content["command"].startswith(f"python benchmarks/{name}.py --") and len(content["rows"]) == rows
     lines = [scripts["summary"].line(row, content["command"]) for row in content["rows"]]
     assert all(line.count(" | ") == 6 for line in lines)
+
+
+def test_whole_detectors_agree_and_have_a_row(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    """With softmax the losses are mmdet's, else the script stops; the row says which methods keep the aim."""
+    options = ["--detector", "toy", "--methods", "softmax", "--steps", "1", "--output", str(tmp_path / "step.json")]
+    scripts["detector_step"].main(options)
+    content = json.loads((tmp_path / "step.json").read_text())
+    assert [(item["detector"], item["method"]) for item in content["methods"]] == [("toy", "softmax")]
+    for percent in (1.9, 2.1):
+        content["methods"][0]["overhead_percent"] = percent
+        row = scripts["summary"].detector(content)
+        assert row["reached"] == (percent < 2) and f"softmax +{percent} %" in row["ours"]
 
 
 def test_page_shows_the_results(scripts: dict[str, ModuleType]) -> None:
