@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from detectors import CLASSES
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
 from tiny_project import experiment, run_stages, write_project
 
+from ltpipe.data.split import Split
+from ltpipe.engine.config import ClassCounts, read_detector
+from ltpipe.engine.dataset import StreamDataset
+from ltpipe.engine.inputs import class_counts
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
@@ -29,3 +37,26 @@ def exp(project: Path) -> Experiment:
 def paths(project: Path, exp: Experiment) -> Paths:
     """Its artefacts up to the split."""
     return run_stages(exp, project / "results", "index", "split")
+
+
+@pytest.fixture(scope="session")
+def counts(paths: Paths) -> ClassCounts:
+    """Training images and instances of all classes."""
+    return class_counts(paths, Split.load(paths.split), CLASSES)
+
+
+@pytest.fixture(scope="session")
+def batch(exp: Experiment, paths: Paths) -> dict[str, Any]:
+    """Two training images."""
+    init_default_scope("mmdet")
+    data = StreamDataset(
+        store=str(paths.store("train")),
+        images=str(exp.dataset.train.images),
+        split=str(paths.split),
+        num_classes=CLASSES,
+        phase=2,
+        seed=0,
+        sampler={"type": "random"},
+        pipeline=read_detector(exp.detector.config).train_pipeline,
+    )
+    return pseudo_collate([data[0], data[3]])

@@ -9,85 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import CLASSES, built, detections_of, losses_of, total
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from tiny_project import experiment
 from torch import Tensor, nn
 
-from ltpipe.data.split import Split
 from ltpipe.engine.call_points import RoIScores
 from ltpipe.engine.config import ClassCounts, assemble_model, read_detector
-from ltpipe.engine.dataset import StreamDataset
-from ltpipe.engine.inputs import class_counts
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.errors import UserError
 from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import MODELS
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-
-CLASSES = 9
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scope() -> None:
-    init_default_scope("mmdet")
-
-
-@pytest.fixture(scope="module")
-def counts(paths: Paths) -> ClassCounts:
-    return class_counts(paths, Split.load(paths.split), CLASSES)
-
-
-@pytest.fixture(scope="module")
-def batch(exp: Experiment, paths: Paths) -> dict[str, Any]:
-    """Two training images."""
-    data = StreamDataset(
-        store=str(paths.store("train")),
-        images=str(exp.dataset.train.images),
-        split=str(paths.split),
-        num_classes=CLASSES,
-        phase=2,
-        seed=0,
-        sampler={"type": "random"},
-        pipeline=read_detector(exp.detector.config).train_pipeline,
-    )
-    return pseudo_collate([data[0], data[3]])
 
 
 def config_of(folder: Path, counts: ClassCounts, file: str, **model: Any) -> ConfigDict:
     model = {"classifier": {"type": "linear"}, **model}
     exp = experiment(folder, detector={"config": str(folder / file)}, model=model, evaluate={"score_threshold": 0.0})
     return assemble_model(exp, counts)[1]
-
-
-def built(config: ConfigDict) -> nn.Module:
-    torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(config))
-    for parameter in model.parameters():  # fresh heads are nearly zero, which hides differences
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    return model
-
-
-def losses_of(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-    torch.manual_seed(7)
-    return model.train()(**model.data_preprocessor(copy.deepcopy(batch), True), mode="loss")
-
-
-def total(losses: dict[str, Any]) -> Tensor:
-    parts = [value for name, value in losses.items() if "loss" in name]
-    return torch.stack([sum(part).sum() if isinstance(part, list) else part.sum() for part in parts]).sum()
-
-
-def detections_of(model: nn.Module, batch: dict[str, Any]) -> list[DetDataSample]:
-    data = model.data_preprocessor(copy.deepcopy(batch), False)
-    for sample in data["data_samples"]:
-        sample.set_metainfo({"flip": False})  # mmdet's cascade would flip the masks back
-    with torch.no_grad():
-        return model.eval()(**data, mode="predict")
 
 
 def assert_same_losses(one: dict[str, Any], other: dict[str, Any]) -> None:

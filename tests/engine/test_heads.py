@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import CLASSES, built, detections_of, losses_of, total
 from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from tiny_project import experiment
 from torch import Tensor, nn
 
 from ltpipe.data.split import Split
 from ltpipe.engine.config import REPLACEMENTS, ClassCounts, assemble_model, build_component, read_detector
-from ltpipe.engine.dataset import StreamDataset
 from ltpipe.engine.heads import LTBBoxHead, LTRoIHead
 from ltpipe.engine.inputs import class_counts
 from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
@@ -29,66 +26,12 @@ from ltpipe.spec.catalogue import catalogue, names
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
-CLASSES = 9
 LOSSES = sorted(name for slot, name in catalogue() if slot == "loss")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scope() -> None:
-    init_default_scope("mmdet")
-
-
-@pytest.fixture(scope="module")
-def counts(paths: Paths) -> ClassCounts:
-    return class_counts(paths, Split.load(paths.split), CLASSES)
-
-
-@pytest.fixture(scope="module")
-def batch(exp: Experiment, paths: Paths) -> dict[str, Any]:
-    """Two training images."""
-    pipeline = read_detector(exp.detector.config).train_pipeline
-    data = StreamDataset(
-        store=str(paths.store("train")),
-        images=str(exp.dataset.train.images),
-        split=str(paths.split),
-        num_classes=CLASSES,
-        phase=2,
-        seed=0,
-        sampler={"type": "random"},
-        pipeline=pipeline,
-    )
-    return pseudo_collate([data[0], data[3]])
-
-
-def built(config: ConfigDict) -> nn.Module:
-    torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(config))
-    for parameter in model.parameters():  # fresh heads are nearly zero, which hides differences
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    return model
 
 
 def chosen(folder: Path, counts: ClassCounts, **model: Any) -> nn.Module:
     """Return a detector with methods of an experiment."""
     return built(assemble_model(experiment(folder, model=model), counts)[1])
-
-
-def losses_of(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-    torch.manual_seed(7)
-    model.train()
-    data = model.data_preprocessor(copy.deepcopy(batch), True)
-    return model(**data, mode="loss")
-
-
-def total(losses: dict[str, Any]) -> Tensor:
-    parts = [value for name, value in losses.items() if "loss" in name]
-    return torch.stack([sum(part).sum() if isinstance(part, list) else part.sum() for part in parts]).sum()
-
-
-def detections_of(model: nn.Module, batch: dict[str, Any]) -> list[DetDataSample]:
-    model.eval()
-    with torch.no_grad():
-        return model(**model.data_preprocessor(copy.deepcopy(batch), False), mode="predict")
 
 
 def test_rois_on_objects_of_later_classes_are_left_out(project: Path, counts: ClassCounts) -> None:

@@ -62,6 +62,12 @@ class Run:
                 start_new_session=True,
             )
 
+    def kill(self) -> None:
+        """Kill Snakemake; its job goes on."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
     @property
     def output(self) -> str:
         """All that Snakemake has said."""
@@ -79,8 +85,7 @@ class Run:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
             raise AssertionError(f"still running after {seconds} s:\n{self.output[-3000:]}") from None
 
     def until_running(self) -> str:

@@ -113,9 +113,7 @@ def test_a_killed_snakemake_finds_its_job_again(start_cluster: Start, tmp_path: 
     run = Run(tmp_path, cluster, seconds=600)
     run.start()
     job = run.until_running()
-    assert run.process is not None
-    run.process.kill()
-    run.process.wait()
+    run.kill()
     run.start("--unlock")
     assert run.wait() == 0, run.output
     run.start()
@@ -131,9 +129,7 @@ def test_another_job_for_the_same_file_is_refused(start_cluster: Start, tmp_path
     run = Run(tmp_path, cluster, seconds=600)
     run.start()
     job = run.until_running()
-    assert run.process is not None
-    run.process.kill()
-    run.process.wait()
+    run.kill()
     file = tmp_path / "Snakefile"
     file.write_text(file.read_text().replace('digest="one"', 'digest="two"'))
     run.start("--unlock")
@@ -149,9 +145,7 @@ def test_a_job_that_ended_without_snakemake_is_not_repeated(start_cluster: Start
     run = Run(tmp_path, cluster, seconds=8)
     run.start()
     job = run.until_running()
-    assert run.process is not None
-    run.process.kill()
-    run.process.wait()
+    run.kill()
     wait_for(lambda: job in cluster.jobs("COMPLETED"), 60, "end of the job")
     run.start("--unlock")
     assert run.wait() == 0, run.output
