@@ -23,6 +23,7 @@ from measuring import Cost, Row, apart, write_result
 from ltpipe.methods.lst_teacher import TeacherLogits, write_legacy_json
 
 OLD_CLASSES, BOXES_PER_IMAGE = 270, 2.5
+REPEATS = 5  # of the short side; the median counts
 DTYPES = {"float16": 1e-2, "float32": 1e-6}
 """Stored precision and relative difference to the JSON file that it allows."""
 
@@ -72,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         expected, slow = apart(load_json, folder / "teacher.json")
         large = (folder / "teacher.json").stat().st_size
         for dtype, tolerance in DTYPES.items():
-            value, quick = apart(load_ours, folder / f"{dtype}.npz")
-            assert np.isclose(value, expected, rtol=tolerance), (value, expected)
+            runs = [apart(load_ours, folder / f"{dtype}.npz") for _ in range(REPEATS)]
+            assert all(np.isclose(value, expected, rtol=tolerance) for value, _ in runs), (runs, expected)
+            quick = sorted((cost for _, cost in runs), key=lambda cost: cost.seconds)[REPEATS // 2]
             small = (folder / f"{dtype}.npz").stat().st_size
             rows += make_rows(f"distillation logits, {options.boxes} boxes, {dtype}", small, large, quick, slow)
             details[dtype] = {"bytes": small, "load": vars(quick)}
