@@ -111,7 +111,7 @@ class TeacherLogits:
 
     def save(self, path: str | Path) -> None:
         """Write an npz file, atomically; ids that fit are stored in 32 bits."""
-        arrays = {name: _narrow(getattr(self, name)) for name in ARRAYS}
+        arrays: dict[str, Any] = {name: _narrow(getattr(self, name)) for name in ARRAYS}
         if self.background is not None:
             arrays["background"] = self.background
         with atomic_path(path) as temporary:
