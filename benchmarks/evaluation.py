@@ -57,7 +57,7 @@ def theirs(folder: Path, iou_type: str) -> Numbers:
     np.float = float  # type: ignore[attr-defined]  # the package was written for an older numpy
     from lvis import LVIS, LVISEval, LVISResults
 
-    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("lvis").setLevel(logging.ERROR)
     gt = LVIS(str(folder / "val.json"))
     evaluation = LVISEval(gt, LVISResults(gt, str(folder / f"{iou_type}.json")), iou_type)
     evaluation.run()
