@@ -12,15 +12,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ltpipe import __version__
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.launch import first_to_fail, join
 from ltpipe.time_limit import Stopped, set_deadline
-
-if TYPE_CHECKING:
-    pass
 
 STOPPED = 75
 STAGES = {

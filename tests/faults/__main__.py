@@ -51,7 +51,7 @@ def main() -> int:
             projects.append(stack.enter_context(closing(Project(place / "project", cluster))))
         results = run_faults(projects, given.faults, given.seed, given.only, show, 60 * given.minutes)
     if given.out:
-        write_table(given.out, results, given.seed, state.strip())
+        write_table(given.out, results, " ".join(["python -m tests.faults", *sys.argv[1:]]), state.strip())
     return int(any(result.outcome not in ("equal", "missed") for result in results))
 
 

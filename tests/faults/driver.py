@@ -87,6 +87,15 @@ def run_fault(project: Project, injection: Injection, stage: Stage, seed: int, n
     return Result(number, injection.name, stage, outcome, time.monotonic() - started)
 
 
+def first_that_strikes(project: Project, injection: Injection, stage: Stage, seed: int, most: int = 10) -> Result:
+    """Repeat a fault with other numbers until it strikes; the last one of ``most`` may have missed, too."""
+    for number in range(most):
+        result = run_fault(project, injection, stage, seed, number)
+        if result.outcome != MISSED:
+            break
+    return result
+
+
 def difference(project: Project, processes: int) -> str:
     """How the results differ from the undisturbed ones."""
     expected, found = project.finished[processes], project.checksums()
@@ -156,8 +165,15 @@ def table(results: Sequence[Result]) -> str:
 ORDER = ("validate", "index", "split", "base", "distill", "lst", "features", "calibrate", "evaluate", "report")
 
 
-def write_table(path: Path, results: Sequence[Result], seed: int, state: str) -> None:
-    """Write the table and every fault that was not recovered from."""
+def write_table(path: Path, results: Sequence[Result], command: str, state: str) -> None:
+    """Write the table and every fault that was not recovered from.
+
+    Args:
+        path: Markdown file.
+        results: What became of the faults.
+        command: The command that made them.
+        state: The code's state.
+    """
     struck = [result for result in results if result.outcome != MISSED]
     bad = [result for result in struck if result.outcome != EQUAL]
     text = [
@@ -167,7 +183,7 @@ def write_table(path: Path, results: Sequence[Result], seed: int, state: str) ->
         "moment while it runs, or in what it reads. Then the user's command is repeated, and all files of `results`",
         "are compared with those of an undisturbed run by their SHA-256, records without their times.",
         "",
-        f"`python -m tests.faults --seed {seed}`, code {state}:",
+        f"`{command}`, code {state}:",
         f"{len(struck)} faults struck, after {len(struck) - len(bad)} of them all results were equal.",
         f"{len(results) - len(struck)} more came after the end of their stage and do not count. Cells: equal / struck.",
         "",
