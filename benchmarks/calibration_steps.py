@@ -27,19 +27,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltpipe.data.feature_plan import FeaturePlan
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.loading import load_experiment
+from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
-from ltpipe.engine.config import build_component
+from ltpipe.engine.calibrator_training import HeadSchedule, train_head
+from ltpipe.engine.dataset_configs import class_counts
 from ltpipe.engine.features import LiveRows, StoredRows
-from ltpipe.engine.head_training import HeadSchedule, train_head
-from ltpipe.engine.inputs import class_counts
+from ltpipe.engine.model_config import build_component
 from ltpipe.errors import UserError
-from ltpipe.files import write_json
-from ltpipe.methods.base import read_features
+from ltpipe.methods.interfaces import read_features
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.load import load_experiment
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.run.files import write_json
 from ltpipe.stages.features import frozen_detector
 
 Block = Callable[[int, int], float]

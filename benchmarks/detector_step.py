@@ -38,11 +38,11 @@ from training_step import NUM_ANNOTATED, NUM_IMAGES, read_counts
 
 import ltpipe.engine
 import ltpipe.methods  # noqa: F401  registers everything
-from ltpipe.engine.config import ClassCounts, assemble_model, read_detector
+from ltpipe.config.loading import load_experiment
+from ltpipe.engine.model_config import ClassCounts, assemble_model, read_detector
 from ltpipe.engine.roi_sampling import with_seeded_samplers
-from ltpipe.files import write_json
 from ltpipe.registry import MODELS
-from ltpipe.spec.load import load_experiment
+from ltpipe.run.files import write_json
 
 METHODS = {
     "softmax": "{}",

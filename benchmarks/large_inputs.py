@@ -29,8 +29,8 @@ from tqdm import tqdm
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import frequency_groups
 from ltpipe.data.store import AnnotationStore
-from ltpipe.evaluation.writer import PredictionWriter
-from ltpipe.files import atomic_path
+from ltpipe.metrics.predictions_writer import PredictionWriter
+from ltpipe.run.files import atomic_path
 
 CLASSES = Path("configs/classes/lvis_v1.json")
 SIZES = np.array([(480, 640), (427, 640), (640, 480), (640, 427), (375, 500), (640, 640)])  # height, width

@@ -20,7 +20,7 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-from ltpipe.files import write_json
+from ltpipe.run.files import write_json
 
 PACKAGES = ("numpy", "numba", "pyarrow", "msgspec", "vernier", "lvis")
 

@@ -23,9 +23,9 @@ import numpy as np
 from large_inputs import make_inputs
 from measuring import Row, apart, write_result
 
+from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.convert import build_store
 from ltpipe.data.phase import PhaseView
-from ltpipe.data.plan import PlanInfo, draw_plan
 from ltpipe.data.replay import build_replay
 from ltpipe.data.samplers import SAMPLERS
 from ltpipe.data.split import make_split

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 import ltpipe.engine
 import ltpipe.methods  # noqa: F401  registers everything
-from ltpipe.files import write_json
-from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
+from ltpipe.config import catalogue
+from ltpipe.methods.interfaces import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import MODELS
-from ltpipe.spec import catalogue
+from ltpipe.run.files import write_json
 
 CHANNELS, SIZE, HIDDEN, MASK_SIZE = 256, 7, 1024, 14
 NUM_IMAGES, NUM_ANNOTATED = 100170, 99388  # LVIS v1

@@ -16,8 +16,8 @@ from typing import Any
 
 from ltpipe import __version__
 from ltpipe.errors import EXIT_CODE, UserError
-from ltpipe.launch import first_to_fail, join
-from ltpipe.time_limit import Stopped, set_deadline
+from ltpipe.run.launch import first_to_fail, join
+from ltpipe.run.time_limit import Stopped, set_deadline
 
 STOPPED = 75
 STAGES = {
@@ -207,9 +207,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     elif verb == "toy-data":
         _toy_data(arguments)
     elif verb == "recipes":
-        importlib.import_module("ltpipe.spec.recipes").print_recipes()
+        importlib.import_module("ltpipe.pipeline.recipes").print_recipes()
     elif verb == "convert":
-        importlib.import_module("ltpipe.convert.command").run(arguments)
+        importlib.import_module("ltpipe.interop.convert_command").run(arguments)
     elif verb == "make-lt":
         _make_long_tailed(arguments)
     else:
@@ -218,18 +218,18 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
 
 def _stage(verb: str, arguments: argparse.Namespace) -> int:
-    from ltpipe.spec.load import load_beside, load_experiment
-    from ltpipe.spec.paths import Paths
-    from ltpipe.stages._lock import AlreadyRunning, done_by_another
+    from ltpipe.config.loading import load_beside, load_experiment
+    from ltpipe.pipeline.paths import Paths
+    from ltpipe.run.stage_lock import AlreadyRunning, done_by_another
 
     exp = load_experiment(arguments.experiment or arguments.option)
     paths = Paths(arguments.results, exp)
     if verb == "export":
         _check_key(exp, "evaluate", arguments.checkpoint)
-        importlib.import_module("ltpipe.stages.export").run(exp, paths, arguments)
+        importlib.import_module("ltpipe.interop.export").run(exp, paths, arguments)
         return 0
     if verb == "status":
-        from ltpipe.spec.status import print_status, watch_status
+        from ltpipe.run.status import print_status, watch_status
 
         (watch_status if arguments.watch else print_status)(exp, paths)
         return 0
@@ -245,7 +245,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         exp = load_beside(exp, owner)
         paths = Paths(arguments.results, exp)
     if verb == "evaluate" and arguments.cross_check:
-        from ltpipe.evaluation.cross_check import cross_check
+        from ltpipe.metrics.cross_check import cross_check
 
         checkpoint = arguments.checkpoint
         for line in cross_check(paths.store("val"), paths.predictions(checkpoint), paths.tensors(checkpoint)):
@@ -254,7 +254,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
     join()
     launched = "WORLD_SIZE" in os.environ
     if verb in _RESUMING and arguments.fresh and not launched:
-        from ltpipe.stages._run import forget
+        from ltpipe.run.stage_run import forget
 
         forget(verb, paths.folder(verb, *keys.values()))
     if not launched and done_by_another(exp, paths, verb, keys):
@@ -284,8 +284,8 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
 
 def _launch(arguments: argparse.Namespace, batch_size: int, folder: Path) -> int | None:
     """Run a training in several processes; None if it shall run in this one."""
-    from ltpipe.launch import launch, launch_on_nodes, processes_for
-    from ltpipe.slurm import nodes as nodes_of_job
+    from ltpipe.run.launch import launch, launch_on_nodes, processes_for
+    from ltpipe.run.slurm import nodes as nodes_of_job
 
     nodes = nodes_of_job()
     processes = processes_for(batch_size, nodes) if arguments.processes is None else arguments.processes
@@ -313,8 +313,8 @@ def _load_formatter() -> None:
 
 def _check_key(exp: object, verb: str, key: str | int) -> None:
     """Refuse a phase, calibrator or checkpoint that the experiment does not have."""
+    from ltpipe.config.experiment import Experiment
     from ltpipe.errors import unknown_name
-    from ltpipe.spec.models import Experiment
 
     assert isinstance(exp, Experiment)
     if verb in ("split", "distill", "lst"):
@@ -334,16 +334,16 @@ def _toy_data(arguments: argparse.Namespace) -> None:
 
         write_toy_data(arguments.folder)
         return
-    from ltpipe.spec.load import load_experiment
+    from ltpipe.config.loading import load_experiment
 
     exp = load_experiment(arguments.experiment)
     importlib.import_module("ltpipe.stages.toy_data").run(exp)
 
 
 def _make_long_tailed(arguments: argparse.Namespace) -> None:
-    from ltpipe.convert.class_index import by_category, read_class_index
     from ltpipe.data.long_tail import make_long_tailed, read_targets
     from ltpipe.data.records import read_annotation_file
+    from ltpipe.interop.class_index import by_category, read_class_index
 
     if arguments.counts is None and arguments.index is None:
         raise UserError("nothing says how long the tail is", where="make-lt", fix="give --counts, --index or both")
@@ -357,7 +357,7 @@ def _make_long_tailed(arguments: argparse.Namespace) -> None:
 
 
 def _schema(*, write: bool) -> None:
-    from ltpipe.spec.schema import SCHEMA, experiment_schema, write_schema
+    from ltpipe.config.json_schema import SCHEMA, experiment_schema, write_schema
 
     if write:
         write_schema()
@@ -367,7 +367,7 @@ def _schema(*, write: bool) -> None:
 
 
 def _methods() -> None:
-    from ltpipe.spec.catalogue import SLOTS, catalogue
+    from ltpipe.config.catalogue import SLOTS, catalogue
 
     for slot in SLOTS:
         print(f"{slot}:")

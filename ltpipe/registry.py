@@ -28,7 +28,7 @@ _Class = TypeVar("_Class", bound=type)
 def method(slot: str, name: str) -> Callable[[_Class], _Class]:
     """Register a class with :data:`MODELS` and offer it in experiment files as ``{type: name}`` in ``slot``.
 
-    The catalogue of :mod:`ltpipe.spec` reads this decorator, the constructor's signature and its docstring from the
+    The catalogue of :mod:`ltpipe.config` reads this decorator, the constructor's signature and its docstring from the
     source text, so that experiments are checked without importing torch: give literal arguments, annotate every option,
     and describe it under ``Args:``.
 

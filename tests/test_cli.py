@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from ltpipe import cli
+from ltpipe.config.loading import load_experiment
 from ltpipe.errors import UserError
-from ltpipe.spec.load import load_experiment
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
+from ltpipe.run.files import atomic_path
 
 METADATA = "metadata"
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ltpipe.data.phase import PhaseView
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
+from ltpipe.run.files import atomic_path
 
 LARGEST_SHARE = 0.05
 

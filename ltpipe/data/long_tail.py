@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ltpipe.data.records import AnnotationFile, read_annotation_file
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path, sha256_file, write_json
+from ltpipe.run.files import atomic_path, sha256_file, write_json
 
 Flags = NDArray[np.bool_]
 SHOWN = 8

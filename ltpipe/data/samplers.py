@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltpipe.data.class_images import ImageLabels
-from ltpipe.data.simple_samplers import (
+from ltpipe.data.basic_samplers import (
     ClassAwareSampler,
     InstanceBalancedSampler,
     RandomSampler,
@@ -25,6 +24,7 @@ from ltpipe.data.simple_samplers import (
     require,
     require_size,
 )
+from ltpipe.data.class_images import ImageLabels
 from ltpipe.data.torch_random import TorchRandom
 from ltpipe.errors import UserError, unknown_name
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ltpipe.errors import UserError
-from ltpipe.files import write_json
+from ltpipe.run.files import write_json
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ltpipe.data.statistics import frequency_groups
 from ltpipe.data.toy_draw import SHAPES, STYLES, Thing, draw_scene, outline, polygon_area
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
+from ltpipe.run.files import atomic_path
 
 PAIRS_PER_IMAGE = 3.4
 SECOND_INSTANCE = 0.25

@@ -13,7 +13,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import InstanceList
 from torch import Tensor, nn
 
-from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch, batch_share
+from ltpipe.methods.interfaces import BoxBatch, HeadPart, MaskBatch, batch_share
 from ltpipe.registry import MODELS
 
 
@@ -55,8 +55,8 @@ class CallPoints:
     A RoI head has one or, in a cascade, several stages; ``bbox_heads`` are their box heads in order.
 
     Args:
-        parts: Configs of :class:`ltpipe.methods.base.HeadPart` modules, called in this order; a list of configs in
-            place of one has a part per stage.
+        parts: Configs of :class:`ltpipe.methods.interfaces.HeadPart` modules, called in this order; a list of configs
+            in place of one has a part per stage.
         calibrator: Config of a module whose ``fuse(bbox_feats, scores)`` turns the head's own scores ``(N, K + 1)``
             into the final ones, or None.
         loss_average: What box, mask and distillation losses are averaged over: the items of this ``process``, as in

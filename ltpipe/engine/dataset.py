@@ -23,7 +23,7 @@ from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.samplers import SAMPLERS
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
-from ltpipe.engine.sampler import EpochStream
+from ltpipe.engine.training_stream import EpochStream
 from ltpipe.errors import UserError
 from ltpipe.registry import DATASETS, TRANSFORMS
 
@@ -203,7 +203,7 @@ class AnnotatedDataset(StoreDataset):
 
 @DATASETS.register_module()
 class StreamDataset(AnnotatedDataset):
-    """The training images of a phase as a stream of positions (see :mod:`ltpipe.engine.sampler`).
+    """The training images of a phase as a stream of positions (see :mod:`ltpipe.engine.training_stream`).
 
     Random transforms depend on the seed and the position only, so any number of workers and processes, and a resumed
     run, see the same augmented images.

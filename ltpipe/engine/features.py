@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from ltpipe.engine import shards
 from ltpipe.engine.shards import in_shards
-from ltpipe.engine.train import BROKEN_FILE
+from ltpipe.engine.training import BROKEN_FILE
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path, move
-from ltpipe.methods.base import Level, shared_layers, stored_features
+from ltpipe.methods.interfaces import Level, shared_layers, stored_features
+from ltpipe.run.files import atomic_path, move
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def write_features(
         paths: The ``.npy`` file of every stage.
         dtype: ``float16`` or ``float32``.
         work: Folder for the state of a killed run.
-        level: What is stored; see :func:`~ltpipe.methods.base.stored_features`.
+        level: What is stored; see :func:`~ltpipe.methods.interfaces.stored_features`.
 
     Raises:
         UserError: The features do not fit on the disk.

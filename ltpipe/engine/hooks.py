@@ -16,9 +16,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
 from ltpipe.registry import FUNCTIONS, HOOKS
-from ltpipe.time_limit import Stopped, seconds_left
+from ltpipe.run.files import atomic_path
+from ltpipe.run.time_limit import Stopped, seconds_left
 
 STATE = "iter_{}.pth"
 
@@ -111,7 +111,7 @@ def save_state(runner: Runner) -> None:
 class StopBeforeLimitHook(Hook):
     """Saves the state and stops when the time is nearly up or SIGTERM comes; the next attempt continues.
 
-    The limit is that of :mod:`ltpipe.time_limit`. With several processes the first one decides; the launcher
+    The limit is that of :mod:`ltpipe.run.time_limit`. With several processes the first one decides; the launcher
     stops the others.
 
     Args:

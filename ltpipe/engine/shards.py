@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ltpipe.files import sha256_file, write_json
-from ltpipe.spec.records import read_json
+from ltpipe.run.files import sha256_file, write_json
+from ltpipe.run.records import read_json
 
 Result = TypeVar("Result")
 # Results per shard. Fixed, so that a run that was killed ends with the same files as one that was not.

@@ -8,22 +8,22 @@ from pathlib import Path
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
-from ltpipe.engine.between_epochs import part_hooks
-from ltpipe.engine.config import assemble_model, training_config
-from ltpipe.engine.inputs import class_counts, stream_config
-from ltpipe.engine.predict import build_dataset
-from ltpipe.engine.processes import process_group
-from ltpipe.engine.second_stage import check_fixed_layers, with_trained_layers, without_layers
-from ltpipe.engine.train import fitting_weights, read_checkpoint, train, write_checkpoint
-from ltpipe.files import atomic_path
-from ltpipe.methods.lst_expand import trim_heads
+from ltpipe.engine.dataset_configs import class_counts, stream_config
+from ltpipe.engine.distributed import process_group
+from ltpipe.engine.extra_images import part_hooks
+from ltpipe.engine.inference import build_dataset
+from ltpipe.engine.last_layers import check_fixed_layers, with_trained_layers, without_layers
+from ltpipe.engine.model_config import assemble_model, training_config
+from ltpipe.engine.training import fitting_weights, read_checkpoint, train, write_checkpoint
+from ltpipe.interop.finished_checkpoints import in_order, taken_over
+from ltpipe.methods.lst.expansion import trim_heads
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import held_out_input, stage_run
-from ltpipe.stages._take_over import in_order, taken_over
+from ltpipe.run.files import atomic_path
+from ltpipe.run.stage_run import held_out_input, stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:

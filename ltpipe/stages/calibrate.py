@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from mmengine.config import ConfigDict
 
-from ltpipe.data.feature_plan import FeaturePlan
+from ltpipe.config.experiment import Experiment
+from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
-from ltpipe.engine.config import build_component, of_stage, read_config
+from ltpipe.engine.calibrator_training import Batch, HeadSchedule, train_head
+from ltpipe.engine.dataset_configs import class_counts
 from ltpipe.engine.features import FrozenDetector, LiveRows, StoredRows
-from ltpipe.engine.head_training import Batch, HeadSchedule, train_head
-from ltpipe.engine.inputs import class_counts
-from ltpipe.engine.predict import load_model
-from ltpipe.engine.train import read_checkpoint, write_checkpoint
-from ltpipe.files import atomic_path
-from ltpipe.methods.base import Calibrator, read_features
+from ltpipe.engine.inference import load_model
+from ltpipe.engine.model_config import build_component, of_stage, read_config
+from ltpipe.engine.training import read_checkpoint, write_checkpoint
+from ltpipe.interop.finished_checkpoints import head_of_stage, in_order
+from ltpipe.methods.interfaces import Calibrator, read_features
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import StageRun, stage_run
-from ltpipe.stages._take_over import head_of_stage, in_order
+from ltpipe.run.files import atomic_path
+from ltpipe.run.stage_run import StageRun, stage_run
 from ltpipe.stages.features import frozen_detector
 
 Rows = StoredRows | LiveRows

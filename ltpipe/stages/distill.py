@@ -10,19 +10,19 @@ import torch
 from mmengine.config import Config
 from tqdm import tqdm
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
-from ltpipe.engine.config import read_detector
+from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector
-from ltpipe.engine.inputs import annotated_config
-from ltpipe.engine.predict import build_dataset, load_model
+from ltpipe.engine.inference import build_dataset, load_model
+from ltpipe.engine.model_config import read_detector
 from ltpipe.engine.shards import in_shards
-from ltpipe.files import atomic_path, sha256_file
-from ltpipe.methods.lst_distill import teacher_rows
-from ltpipe.methods.lst_teacher import ImageRows, TeacherLogits
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.methods.lst.distillation import teacher_rows
+from ltpipe.methods.lst.teacher import ImageRows, TeacherLogits
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import atomic_path, sha256_file
+from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int) -> None:

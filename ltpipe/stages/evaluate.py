@@ -13,26 +13,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.call_points import Rescore
-from ltpipe.engine.config import read_config
+from ltpipe.engine.dataset_configs import test_config
 from ltpipe.engine.geometry import last_pixel
-from ltpipe.engine.inputs import test_config
-from ltpipe.engine.oracle import OracleLabels
-from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
+from ltpipe.engine.inference import build_dataset, detections, load_model, rescored_detections
+from ltpipe.engine.model_config import read_config
+from ltpipe.engine.oracle_labels import OracleLabels
 from ltpipe.engine.shards import in_shards
-from ltpipe.evaluation.affinity import neighbours, save_affinity
-from ltpipe.evaluation.engine import Tensors, evaluate, save_tensors
-from ltpipe.evaluation.metrics import per_class_table, summarize
-from ltpipe.evaluation.predictions import Predictions
-from ltpipe.evaluation.sweep import sweep_rows, write_sweep
-from ltpipe.evaluation.writer import PredictionWriter, merge_predictions
-from ltpipe.files import atomic_path, discard, write_json
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.metrics.class_affinity import neighbours, save_affinity
+from ltpipe.metrics.evaluate import Tensors, evaluate, save_tensors
+from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
+from ltpipe.metrics.predictions import Predictions
+from ltpipe.metrics.predictions_writer import PredictionWriter, merge_predictions
+from ltpipe.metrics.summary import per_class_table, summarize
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import atomic_path, discard, write_json
+from ltpipe.run.stage_run import stage_run
 
 # Of one image, for each set of scores.
 Detections = list[dict[str, Any]]

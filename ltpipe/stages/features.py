@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from ltpipe.config.experiment import Experiment
+from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.calibration_rois import RoiSampling
-from ltpipe.data.feature_plan import bound_rows, plan_features
-from ltpipe.data.plan import PlanInfo, draw_plan
+from ltpipe.data.calibration_rows import bound_rows, plan_features
 from ltpipe.data.split import Split
-from ltpipe.engine.config import read_detector
+from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
-from ltpipe.engine.inputs import annotated_config
-from ltpipe.engine.predict import build_dataset, load_model
-from ltpipe.files import discard
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.engine.inference import build_dataset, load_model
+from ltpipe.engine.model_config import read_detector
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import discard
+from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path, move
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import atomic_path, move
+from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:

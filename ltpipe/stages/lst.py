@@ -7,20 +7,20 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.training import Lst
 from ltpipe.data.split import Split
-from ltpipe.engine.between_epochs import part_hooks
-from ltpipe.engine.config import as_list, assemble_model, training_config
-from ltpipe.engine.inputs import class_counts, stream_config
-from ltpipe.engine.predict import build_dataset
-from ltpipe.engine.processes import process_group
-from ltpipe.engine.train import train
-from ltpipe.files import sha256_file
-from ltpipe.methods.lst_freeze import freezing_options
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.spec.training import Lst
-from ltpipe.stages._run import held_out_input, stage_run
+from ltpipe.engine.dataset_configs import class_counts, stream_config
+from ltpipe.engine.distributed import process_group
+from ltpipe.engine.extra_images import part_hooks
+from ltpipe.engine.inference import build_dataset
+from ltpipe.engine.model_config import as_list, assemble_model, training_config
+from ltpipe.engine.training import train
+from ltpipe.methods.lst.freezing import freezing_options
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import sha256_file
+from ltpipe.run.stage_run import held_out_input, stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int) -> None:

@@ -8,17 +8,17 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.fields import Choice
+from ltpipe.config.loading import load_beside
+from ltpipe.config.training import Schedule
 from ltpipe.data.split import Split
-from ltpipe.evaluation.affinity import load_affinity
-from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
-from ltpipe.spec.base import Choice
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.load import load_beside
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.spec.status import stage_keys
-from ltpipe.spec.training import Schedule
-from ltpipe.stages._run import stage_run
+from ltpipe.metrics.class_affinity import load_affinity
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
+from ltpipe.run.stage_run import stage_run
+from ltpipe.run.status import stage_keys
 
 
 def run(exp: Experiment, paths: Paths) -> None:

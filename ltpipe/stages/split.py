@@ -7,17 +7,17 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.config.catalogue import extra_images
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
-from ltpipe.data.legacy import legacy_replay
 from ltpipe.data.phase import PhaseView
+from ltpipe.data.published_indices import legacy_replay
 from ltpipe.data.replay import build_replay
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
-from ltpipe.spec.catalogue import extra_images
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import held_out_input, stage_run
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.stage_run import held_out_input, stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.toy import write_toy_data
 from ltpipe.errors import UserError
-from ltpipe.spec.models import Experiment
 
 
 def run(exp: Experiment) -> None:

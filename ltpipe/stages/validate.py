@@ -7,13 +7,13 @@ import sys
 import yaml
 
 from ltpipe import __version__
-from ltpipe.files import atomic_path, discard, sha256_file
-from ltpipe.spec.checks import check_experiment
-from ltpipe.spec.digest import stage_slice
-from ltpipe.spec.load import list_experiments
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._run import stage_run
+from ltpipe.config.checks import check_experiment
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.loading import list_experiments
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import atomic_path, discard, sha256_file
+from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
-from ltpipe.evaluation.predictions import Predictions
+from ltpipe.metrics.predictions import Predictions
 
 ROOT = Path(__file__).parents[2]
 NAMES = (

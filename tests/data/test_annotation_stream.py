@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from annotation_cases import LVIS_100, coco_content, lvis_content, write_content
 
 from ltpipe.data import convert, segments, stream
 from ltpipe.data.convert import build_store
@@ -18,6 +17,7 @@ from ltpipe.data.polygon_text import read_masks, read_number
 from ltpipe.data.records import read_annotation_file
 from ltpipe.data.stream import AnnotationStream
 from ltpipe.errors import UserError
+from tests.helpers.annotation_cases import LVIS_100, coco_content, lvis_content, write_content
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -159,7 +159,7 @@ def test_memory_does_not_grow_with_the_masks(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_log_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("ltpipe.data.progress.SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr("ltpipe.data.progress_bar.SECONDS_PER_LINE", 0.0)
     build_store(LVIS_100, tmp_path / "store", fmt="lvis")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "lvis_val_100.json: 50%" and lines[-1] == "lvis_val_100.json: 100%"

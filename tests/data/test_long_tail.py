@@ -14,7 +14,7 @@ import pytest
 from ltpipe import cli
 from ltpipe.data.long_tail import Target, choose_quota, make_long_tailed, read_targets
 from ltpipe.errors import UserError
-from ltpipe.files import sha256_file
+from ltpipe.run.files import sha256_file
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from ltpipe.data.calibration_plan import CalibrationPlan, PlanInfo, class_probabilities, draw_plan
 from ltpipe.data.class_images import ClassImages
-from ltpipe.data.legacy import legacy_bilevel
-from ltpipe.data.plan import CalibrationPlan, PlanInfo, class_probabilities, draw_plan
+from ltpipe.data.published_indices import legacy_bilevel
 from ltpipe.errors import UserError
 
 SIZES = [30, 0, 4, 1, 12, 7, 250]

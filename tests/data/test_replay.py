@@ -14,8 +14,8 @@ import torch
 from numpy.testing import assert_array_equal
 
 from ltpipe.data.class_images import ClassImages
-from ltpipe.data.legacy import legacy_replay, legacy_rows, process_batches, rows_to_stream, support_schedule
 from ltpipe.data.phase import PhaseView
+from ltpipe.data.published_indices import legacy_replay, legacy_rows, process_batches, rows_to_stream, support_schedule
 from ltpipe.data.replay import ReplayIndex, ReplaySource, build_replay, replay_counts
 from ltpipe.data.split import make_split
 from ltpipe.errors import UserError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from annotation_cases import COMPRESSED_RLE, PLAIN_RLE
 from pycocotools import mask as coco_mask
 
 from ltpipe.data.rle import check_rle, rle_runs
+from tests.helpers.annotation_cases import COMPRESSED_RLE, PLAIN_RLE
 
 
 def plain_runs(mask: np.ndarray) -> list[int]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from ltpipe.data.basic_samplers import ClassAwareSampler, RepeatFactorSampler, repeat_factors
 from ltpipe.data.class_images import ImageLabels
 from ltpipe.data.samplers import SAMPLERS, CombinedSampler, build_sampler
-from ltpipe.data.simple_samplers import ClassAwareSampler, RepeatFactorSampler, repeat_factors
 from ltpipe.data.torch_random import TorchRandom
 from ltpipe.errors import UserError
 

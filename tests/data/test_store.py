@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from annotation_cases import LVIS_100, coco_content, lvis_content, write_content
 
 from ltpipe.data import convert
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics, frequency_groups
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
+from tests.helpers.annotation_cases import LVIS_100, coco_content, lvis_content, write_content
 
 
 def built(folder: Path, content: dict[str, Any], fmt: str) -> AnnotationStore:

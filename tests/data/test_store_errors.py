@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_cases import COMPRESSED_RLE, PLAIN_RLE, coco_content, lvis_content, write_content
 
 from ltpipe.data.convert import build_store
 from ltpipe.errors import UserError
+from tests.helpers.annotation_cases import COMPRESSED_RLE, PLAIN_RLE, coco_content, lvis_content, write_content
 
 Content = dict[str, Any]
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectors import CLASSES
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from tiny_project import experiment, run_stages, write_project
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
-from ltpipe.engine.config import ClassCounts, read_detector
 from ltpipe.engine.dataset import StreamDataset
-from ltpipe.engine.inputs import class_counts
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.engine.dataset_configs import class_counts
+from ltpipe.engine.model_config import ClassCounts, read_detector
+from ltpipe.pipeline.paths import Paths
+from tests.helpers.detectors import CLASSES
+from tests.helpers.tiny_project import experiment, run_stages, write_project
 
 
 @pytest.fixture(scope="session")

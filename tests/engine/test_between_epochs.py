@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from method_project import tiny_experiment, write_project
 from mmengine.config import Config
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
-from ltpipe.engine.between_epochs import part_hooks
-from ltpipe.engine.config import read_detector
-from ltpipe.engine.predict import build_dataset
-from ltpipe.methods.fasa_hook import FASAAdaptationHook
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.engine.extra_images import part_hooks
+from ltpipe.engine.inference import build_dataset
+from ltpipe.engine.model_config import read_detector
+from ltpipe.methods.fasa.hook import FASAAdaptationHook
+from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, index, lst, split
+from tests.helpers.method_project import tiny_experiment, write_project
 
 FASA = {"parts": [{"type": "fasa", "instance_prob_scale": 5.0}]}
 

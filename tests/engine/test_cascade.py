@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import CLASSES, built, detections_of, losses_of, total
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData, PixelData
-from tiny_project import experiment
 from torch import Tensor, nn
 
 from ltpipe.engine.call_points import RoIScores
-from ltpipe.engine.config import ClassCounts, assemble_model, read_detector
+from ltpipe.engine.model_config import ClassCounts, assemble_model, read_detector
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.errors import UserError
-from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
+from ltpipe.methods.interfaces import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import MODELS
+from tests.helpers.detectors import CLASSES, built, detections_of, losses_of, total
+from tests.helpers.tiny_project import experiment
 
 
 def config_of(folder: Path, counts: ClassCounts, file: str, **model: Any) -> ConfigDict:

@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from method_project import tiny_experiment, write_project
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ltpipe.engine import inputs
-from ltpipe.engine.config import ClassCounts, assemble_model
-from ltpipe.engine.predict import build_dataset
+from ltpipe.config import catalogue
+from ltpipe.config.checks import check_settings
+from ltpipe.config.experiment import Experiment
+from ltpipe.engine import dataset_configs as inputs
+from ltpipe.engine.inference import build_dataset
+from ltpipe.engine.model_config import ClassCounts, assemble_model
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.errors import UserError
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec import catalogue
-from ltpipe.spec.checks import check_settings
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
 from ltpipe.stages import index, split
+from tests.helpers.method_project import tiny_experiment, write_project
 
 SLOTS = ("classifier", "loss", "mask", "part", "sampler")
 DEFAULT = {"classifier": "linear", "loss": "cross_entropy", "mask": "fcn", "part": "", "sampler": "random"}

@@ -11,9 +11,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from tiny_project import experiment, run_stages, state_of
 
-from ltpipe.engine.config import (
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.fields import Choice
+from ltpipe.config.training import Schedule
+from ltpipe.engine.model_config import (
     ClassCounts,
     assemble_model,
     build_component,
@@ -24,13 +26,11 @@ from ltpipe.engine.config import (
     training_config,
     with_our_packing,
 )
-from ltpipe.engine.train import on_these_processes
+from ltpipe.engine.training import on_these_processes
 from ltpipe.errors import UserError
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.base import Choice
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.spec.training import Schedule
+from tests.helpers.tiny_project import experiment, run_stages, state_of
 
 COUNTS = ClassCounts(images=[9, 5, 2], instances=[20, 6, 2], num_images=12, num_annotated_images=11)
 
@@ -187,9 +187,9 @@ def test_processes_and_cores_change_the_running_config_only(
 ) -> None:
     config = configured(exp, tmp_path)
     before = json.dumps(config.to_dict())
-    monkeypatch.setattr("ltpipe.engine.config.os.sched_getaffinity", lambda _: range(12))
+    monkeypatch.setattr("ltpipe.engine.model_config.os.sched_getaffinity", lambda _: range(12))
     for world, workers in ((1, 8), (2, 4), (4, 1), (12, 0)):
-        monkeypatch.setattr("ltpipe.engine.train.get_world_size", lambda world=world: world)
+        monkeypatch.setattr("ltpipe.engine.training.get_world_size", lambda world=world: world)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
         assert loader_workers() == workers
         running = on_these_processes(config)

@@ -14,18 +14,18 @@ import torch
 from mmdet.datasets import CocoDataset, LVISV1Dataset
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from tiny_project import experiment, run_stages
 from torch.utils.data import DataLoader, SequentialSampler
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.convert import build_store
 from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset, StreamDataset
-from ltpipe.engine.sampler import StreamSampler
+from ltpipe.engine.training_stream import StreamSampler
 from ltpipe.errors import UserError, from_worker
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.pipeline.paths import Paths
+from tests.helpers.tiny_project import experiment, run_stages
 
 LOAD = [
     {"type": "LoadImageFromFile"},

@@ -13,10 +13,10 @@ from mmengine.registry import init_default_scope
 
 import ltpipe.engine
 import ltpipe.methods  # noqa: F401  registers everything
-from ltpipe.engine.config import ClassCounts, assemble_model
+from ltpipe.config.checks import check_experiment
+from ltpipe.config.loading import list_experiments, load_experiment
+from ltpipe.engine.model_config import ClassCounts, assemble_model
 from ltpipe.registry import MODELS
-from ltpipe.spec.checks import check_experiment
-from ltpipe.spec.load import list_experiments, load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = list_experiments(ROOT)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltpipe.data.calibration_rois import RoiSampling
-from ltpipe.data.feature_plan import bound_rows, plan_features
+from ltpipe.data.calibration_rows import bound_rows, plan_features
 from ltpipe.engine import features
 from ltpipe.engine.features import StoredRows, write_features
 from ltpipe.errors import UserError

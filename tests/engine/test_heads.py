@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import CLASSES, built, detections_of, losses_of, total
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from tiny_project import experiment
 from torch import Tensor, nn
 
+from ltpipe.config.catalogue import catalogue, names
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.fields import Choice
 from ltpipe.data.split import Split
-from ltpipe.engine.config import REPLACEMENTS, ClassCounts, assemble_model, build_component, read_detector
+from ltpipe.engine.dataset_configs import class_counts
 from ltpipe.engine.heads import LTBBoxHead, LTRoIHead
-from ltpipe.engine.inputs import class_counts
-from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch
-from ltpipe.methods.lst_expand import expand_checkpoint
+from ltpipe.engine.model_config import REPLACEMENTS, ClassCounts, assemble_model, build_component, read_detector
+from ltpipe.methods.interfaces import BoxBatch, HeadPart, MaskBatch
+from ltpipe.methods.lst.expansion import expand_checkpoint
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.base import Choice
-from ltpipe.spec.catalogue import catalogue, names
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from tests.helpers.detectors import CLASSES, built, detections_of, losses_of, total
+from tests.helpers.tiny_project import experiment
 
 LOSSES = sorted(name for slot, name in catalogue() if slot == "loss")
 

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from method_project import tiny_experiment, write_project
 from mmengine.config import Config
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
-from ltpipe.engine.inputs import class_counts
-from ltpipe.engine.predict import load_model
+from ltpipe.engine.dataset_configs import class_counts
+from ltpipe.engine.inference import load_model
 from ltpipe.errors import UserError
-from ltpipe.methods.iif_tables import table_from_counts, write_table
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.methods.iif.tables import table_from_counts, write_table
+from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, calibrate, features, index, lst, split
+from tests.helpers.method_project import tiny_experiment, write_project
 
 SHORT: dict[str, Any] = {"schedule": {"iterations": 3, "batch_size": 2, "warmup_iterations": 0}}
 HEAD = {"schedule": {"iterations": 3, "lr": 0.01}}

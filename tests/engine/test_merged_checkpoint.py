@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from method_project import tiny_experiment, write_project
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
-from ltpipe.engine.train import read_checkpoint
-from ltpipe.evaluation.predictions import Predictions
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.engine.training import read_checkpoint
+from ltpipe.metrics.predictions import Predictions
+from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, calibrate, evaluate, features, index, split
+from tests.helpers.method_project import tiny_experiment, write_project
 
 SHORT: dict[str, Any] = {"schedule": {"iterations": 3, "batch_size": 2, "warmup_iterations": 0}}
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ltpipe.engine.call_points import RoIScores
-from ltpipe.engine.oracle import OracleLabels, oracle_scores
+from ltpipe.engine.oracle_labels import OracleLabels, oracle_scores
 
 # Two objects of labels 2 and 0; halves of the first overlap it by exactly one half.
 OBJECTS = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 40]])

@@ -13,20 +13,20 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
-from tiny_project import experiment
 from torch import nn
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
-from ltpipe.engine.config import assemble_model, read_detector
-from ltpipe.engine.inputs import class_counts
-from ltpipe.engine.inputs import test_config as config_of_validation
-from ltpipe.engine.predict import build_dataset, detections, encode_masks, load_model, rescored_detections
-from ltpipe.engine.train import read_checkpoint, write_checkpoint
+from ltpipe.engine.dataset_configs import class_counts
+from ltpipe.engine.dataset_configs import test_config as config_of_validation
+from ltpipe.engine.inference import build_dataset, detections, encode_masks, load_model, rescored_detections
+from ltpipe.engine.model_config import assemble_model, read_detector
+from ltpipe.engine.training import read_checkpoint, write_checkpoint
 from ltpipe.errors import UserError
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from tests.helpers.tiny_project import experiment
 
 CLASSES = 9
 

@@ -16,8 +16,8 @@ from mmengine.structures import InstanceData
 
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.errors import PeerLost, UserError
-from ltpipe.launch import FAILED, _exit_code, first_to_fail, processes_for
-from ltpipe.stages._run import _clear_errors
+from ltpipe.run.launch import FAILED, _exit_code, first_to_fail, processes_for
+from ltpipe.run.stage_run import _clear_errors
 
 PLAIN = {"type": "RandomSampler", "num": 12, "pos_fraction": 0.5, "add_gt_as_proposals": False}
 PAIRED = {**PLAIN, "type": "ltpipe.ClassRestrictedSampler"}

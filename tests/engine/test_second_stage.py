@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from method_project import tiny_experiment, write_project
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from ltpipe.engine.config import read_config
-from ltpipe.engine.predict import load_model
-from ltpipe.engine.second_stage import partly_trained, with_trained_layers, without_layers
+from ltpipe.engine.inference import load_model
+from ltpipe.engine.last_layers import partly_trained, with_trained_layers, without_layers
+from ltpipe.engine.model_config import read_config
 from ltpipe.errors import UserError
-from ltpipe.spec.paths import Paths
+from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, evaluate, index, report, split
+from tests.helpers.method_project import tiny_experiment, write_project
 
 SHORT = {"schedule": {"iterations": 2, "batch_size": 2, "warmup_iterations": 0, "lr": 0.02}}
 FIRST = "results/first/base/model.pth"

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from method_project import tiny_experiment, write_project
 
 from ltpipe.cli import STOPPED, main
+from ltpipe.config.experiment import Experiment
 from ltpipe.engine.hooks import StopBeforeLimitHook, saved_states
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.time_limit import VARIABLE, Stopped
 from ltpipe.stages import base, index, split
-from ltpipe.time_limit import VARIABLE, Stopped
+from tests.helpers.method_project import tiny_experiment, write_project
 
 
 @pytest.fixture(scope="module")

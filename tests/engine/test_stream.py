@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ltpipe.data.class_images import ImageLabels
 from ltpipe.data.samplers import SAMPLERS, build_sampler
-from ltpipe.engine.sampler import EpochStream, StreamSampler
+from ltpipe.engine.training_stream import EpochStream, StreamSampler
 from ltpipe.errors import UserError
 
 
@@ -30,7 +30,7 @@ def laid_end_to_end(entries: Callable[[int], np.ndarray], count: int) -> list:
 
 
 def positions(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, **options: int) -> StreamSampler:
-    monkeypatch.setattr("ltpipe.engine.sampler.get_dist_info", lambda: (rank, world))
+    monkeypatch.setattr("ltpipe.engine.training_stream.get_dist_info", lambda: (rank, world))
     return StreamSampler(None, **options)
 
 

@@ -9,14 +9,11 @@ import tempfile
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "slurm")]
-
-from cluster import Cluster  # noqa: E402
-from driver import Result, run_faults, write_table  # noqa: E402
-from injections import INJECTIONS  # noqa: E402
-from on_slurm import SIZE  # noqa: E402
-from project import Project  # noqa: E402
+from tests.faults.driver import Result, run_faults, write_table
+from tests.faults.injections import INJECTIONS
+from tests.faults.on_slurm import SIZE
+from tests.faults.project import Project
+from tests.slurm.cluster import Cluster
 
 
 def show(result: Result) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import on_slurm  # noqa: F401 - registers its injections
-from injections import INJECTIONS, Case, Injection, Missed
-from project import Project, Stage
+
+from tests.faults.injections import INJECTIONS, Case, Injection, Missed
+from tests.faults.project import Project, Stage
 
 # Share of faults after which the whole chain is asked for, and not the stage alone.
 WHOLE = 0.1

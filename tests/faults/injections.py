@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from project import Command, Project, Stage
+
+from tests.faults.project import Command, Project, Stage
 
 DAY = 86400.0
 

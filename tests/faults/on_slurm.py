@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cluster import Cluster, wait_for
-from injections import Case, injection, stopped, tail
-from project import Command
+from tests.faults.injections import Case, injection, stopped, tail
+from tests.faults.project import Command
+from tests.slurm.cluster import Cluster, wait_for
 
 # Of the local cluster: the shipped profile's jobs must fit.
 SIZE = {"cpus": 16, "memory": 200000}

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from client import start
-from cluster import Cluster
-from tiny_project import EXPERIMENT, write_project
 
-from ltpipe.spec.load import load_experiment
-from ltpipe.spec.paths import Paths
-from ltpipe.spec.records import read_json
-from ltpipe.spec.status import stage_keys
+from ltpipe.config.loading import load_experiment
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.records import read_json
+from ltpipe.run.status import stage_keys
+from tests.faults.client import start
+from tests.helpers.tiny_project import EXPERIMENT, write_project
+from tests.slurm.cluster import Cluster
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -17,7 +17,7 @@ import socket
 import sys
 import traceback
 
-import trigger
+from tests.faults import trigger
 
 
 def work(request: dict) -> int:
@@ -86,21 +86,21 @@ def main() -> None:
     from mmengine.registry import init_default_scope
 
     import ltpipe.cli
-    import ltpipe.engine.head_training
+    import ltpipe.engine.calibrator_training
     import ltpipe.engine.shards
-    import ltpipe.spec.workflow
+    import ltpipe.pipeline.rules
     import ltpipe.stages.base
     import ltpipe.stages.calibrate
     import ltpipe.stages.distill
     import ltpipe.stages.evaluate
     import ltpipe.stages.lst
     import ltpipe.stages.report  # noqa: F401
-    from ltpipe.spec.catalogue import catalogue
+    from ltpipe.config.catalogue import catalogue
 
     init_default_scope("mmdet")
     # The project is tiny: states at every few steps and images, so that there is something to continue from.
     ltpipe.engine.shards.SIZE = 3
-    ltpipe.engine.head_training.train_head.__kwdefaults__["save_every"] = 2
+    ltpipe.engine.calibrator_training.train_head.__kwdefaults__["save_every"] = 2
     # Both keep what they have read.
     catalogue()
     snakemake.cli.get_argument_parser()

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
-from driver import EQUAL, first_that_strikes
-from injections import INJECTIONS
-from on_slurm import SIZE
-from project import Project, Stage
+
+from tests.faults.driver import EQUAL, first_that_strikes
+from tests.faults.injections import INJECTIONS
+from tests.faults.on_slurm import SIZE
+from tests.faults.project import Project, Stage
+from tests.slurm.cluster import Cluster, missing
 
 FAULTS = [
     ("scancel", Stage("base", None)),

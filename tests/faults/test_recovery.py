@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from driver import EQUAL, MISSED, Result, cases, first_that_strikes, table
-from injections import INJECTIONS
-from project import Project, Stage
+
+from tests.faults.driver import EQUAL, MISSED, Result, cases, first_that_strikes, table
+from tests.faults.injections import INJECTIONS
+from tests.faults.project import Project, Stage
 
 FAULTS = [
     ("stage killed", Stage("base", None)),

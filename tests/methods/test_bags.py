@@ -11,12 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from pairs import run_pair
 from torch import Tensor
 
 from ltpipe.errors import UserError
-from ltpipe.methods.bags import BAGS, GroupSoftmaxLoss
-from ltpipe.methods.bags_groups import (
+from ltpipe.methods.bags.functions import (
     draw_others,
     group_class_weights,
     group_labels,
@@ -25,6 +23,8 @@ from ltpipe.methods.bags_groups import (
     group_scores,
     layout_from_groups,
 )
+from ltpipe.methods.bags.group_softmax import BAGS, GroupSoftmaxLoss
+from tests.helpers.pairs import run_pair
 
 COUNTS = [5, 2000, 0, 50, 500, 9, 10, 99, 100, 999, 1000]
 K = len(COUNTS)

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from contract_cases import (
+from torch import Tensor, nn
+
+from ltpipe.methods.interfaces import read_features
+from tests.helpers.contract_cases import (
     BATCHES,
     CHANNELS,
     ROI,
@@ -28,10 +31,7 @@ from contract_cases import (
     run_part,
     total,
 )
-from pairs import run_pair
-from torch import Tensor, nn
-
-from ltpipe.methods.base import read_features
+from tests.helpers.pairs import run_pair
 
 every_loss = pytest.mark.parametrize("loss_name", names("loss"))
 every_classifier = pytest.mark.parametrize("classifier_name", names("classifier"))

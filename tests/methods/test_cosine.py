@@ -9,7 +9,7 @@ import torch
 from mmdet.models.roi_heads import Shared2FCBBoxHead
 from mmengine.registry import DefaultScope
 
-from ltpipe.methods.cosine import CosineLinear, cosine_logits
+from ltpipe.methods.cosine.classifier import CosineLinear, cosine_logits
 
 
 def test_values_equal_the_formula_written_out() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from crat_cases import BoxHead, D, Inputs, K, MaskHead, box_batch, mask_batch, part, random_inputs
 from mmdet.models.layers import NormedLinear
 from mmdet.models.losses import L1Loss, SmoothL1Loss
-from pairs import run_pair
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.crat import CRAT
+from ltpipe.methods.crat.part import CRAT
+from tests.helpers.crat_cases import BoxHead, D, Inputs, K, MaskHead, box_batch, mask_batch, part, random_inputs
+from tests.helpers.pairs import run_pair
 
 MIXED = [0, 2, K, 2, 1, K, 4, 0, 0, K]
 

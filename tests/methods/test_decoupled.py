@@ -11,8 +11,8 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.base import Calibrator, effective_number_weights, inverse_frequency_weights, read_features
-from ltpipe.methods.decoupled import CRT, LWS, ScaledLinear, lws_logits
+from ltpipe.methods.decoupled.calibrators import CRT, LWS, ScaledLinear, lws_logits
+from ltpipe.methods.interfaces import Calibrator, effective_number_weights, inverse_frequency_weights, read_features
 
 K = 4
 COUNTS = [1, 100, 0, 7]

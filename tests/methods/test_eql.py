@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ltpipe.errors import UserError
-from ltpipe.methods.eql import EQLLoss, tail_classes
-from ltpipe.methods.softmax import LinearClassifier, SoftmaxLoss
+from ltpipe.methods.eql.loss import EQLLoss, tail_classes
+from ltpipe.methods.softmax.baseline import LinearClassifier, SoftmaxLoss
 
 K = 5
 IMAGES, INSTANCES = [900, 300, 20, 2, 0], [9000, 400, 500, 2, 0]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.models.losses import EQLV2Loss as StockLoss
-from pairs import run_pair
 from torch import Tensor
 
-from ltpipe.methods.eqlv2 import EQLv2Loss, eqlv2_weights
+from ltpipe.methods.eqlv2.loss import EQLv2Loss, eqlv2_weights
+from tests.helpers.pairs import run_pair
 
 K = 5
 LABELS = torch.tensor([0, 0, 1, K, 2, K, 0, 1])

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import ltpipe.methods  # noqa: F401  (registers everything)
 from ltpipe.errors import UserError
-from ltpipe.methods.base import BoxBatch
-from ltpipe.methods.eqlv2 import EQLv2Loss
-from ltpipe.methods.fasa import FASA
-from ltpipe.methods.fasa_counters import PerClassLossMeter
-from ltpipe.methods.iif import IIFLoss
-from ltpipe.methods.normed import NormedLinear
-from ltpipe.methods.softmax import SoftmaxLoss
+from ltpipe.methods.eqlv2.loss import EQLv2Loss
+from ltpipe.methods.fasa.counters import PerClassLossMeter
+from ltpipe.methods.fasa.part import FASA
+from ltpipe.methods.iif.loss import IIFLoss
+from ltpipe.methods.interfaces import BoxBatch
+from ltpipe.methods.normed.layers import NormedLinear
+from ltpipe.methods.softmax.baseline import SoftmaxLoss
 from ltpipe.registry import MODELS
 
 C, D = 5, 8

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pairs import run_pair
 from torch import Tensor, nn
 
-from ltpipe.methods.base import BoxBatch
-from ltpipe.methods.fasa import FASA
-from ltpipe.methods.softmax import SoftmaxLoss
+from ltpipe.methods.fasa.part import FASA
+from ltpipe.methods.interfaces import BoxBatch
+from ltpipe.methods.softmax.baseline import SoftmaxLoss
+from tests.helpers.pairs import run_pair
 
 C, D, STEPS, ROWS = 5, 4, 4, 10
 COUNTS = [50, 20, 5, 2, 1]

@@ -15,16 +15,16 @@ from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from pairs import run_pair
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import ltpipe.engine  # noqa: F401  (registers the seeding hook)
 from ltpipe.errors import UserError
-from ltpipe.methods.base import BoxBatch, world_size
-from ltpipe.methods.fasa import FASA
-from ltpipe.methods.fasa_hook import FASAAdaptationHook, untouched
-from ltpipe.methods.softmax import SoftmaxLoss
+from ltpipe.methods.fasa.hook import FASAAdaptationHook, untouched
+from ltpipe.methods.fasa.part import FASA
+from ltpipe.methods.interfaces import BoxBatch, world_size
+from ltpipe.methods.softmax.baseline import SoftmaxLoss
+from tests.helpers.pairs import run_pair
 
 C, D, PER_BATCH = 4, 6, 3
 COUNTS = [40, 10, 3, 1]

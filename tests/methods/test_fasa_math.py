@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltpipe.errors import UserError
-from ltpipe.methods.eql import EQLLoss
-from ltpipe.methods.fasa_counters import PerClassLossMeter, class_losses, row_losses
-from ltpipe.methods.fasa_math import (
+from ltpipe.methods.eql.loss import EQLLoss
+from ltpipe.methods.fasa.counters import PerClassLossMeter, class_losses, row_losses
+from ltpipe.methods.fasa.functions import (
     adapted_probability,
     class_moments,
     cluster_classes,
@@ -20,7 +20,7 @@ from ltpipe.methods.fasa_math import (
     updated_statistics,
     virtual_features,
 )
-from ltpipe.methods.softmax import SoftmaxLoss
+from ltpipe.methods.softmax.baseline import SoftmaxLoss
 
 C, D = 6, 5
 

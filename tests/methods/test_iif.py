@@ -16,9 +16,9 @@ from torch import Tensor
 
 import ltpipe.methods  # noqa: F401  (registers everything)
 from ltpipe.errors import UserError
-from ltpipe.methods.iif import IIFLoss, iif_scores
-from ltpipe.methods.iif_calibrator import IIFCalibrator
-from ltpipe.methods.iif_tables import table_from_counts, write_table
+from ltpipe.methods.iif.calibrator import IIFCalibrator
+from ltpipe.methods.iif.loss import IIFLoss, iif_scores
+from ltpipe.methods.iif.tables import table_from_counts, write_table
 from ltpipe.registry import MODELS
 
 IMAGES, INSTANCES, NUM_IMAGES = [300, 40, 9, 2], [700, 60, 9, 3], 1000

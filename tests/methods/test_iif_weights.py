@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.methods.iif_weights import FORMULAS, describe, iif_weights, parse_variant, with_background
+from ltpipe.methods.iif.weights import FORMULAS, describe, iif_weights, parse_variant, with_background
 
 COUNTS = [1, 3, 10, 400, 900]
 TOTAL = 1000

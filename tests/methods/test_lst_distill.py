@@ -11,22 +11,22 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
-from pairs import run_pair
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ltpipe.engine.heads import LTRoIHead
 from ltpipe.errors import UserError
-from ltpipe.methods.lst_distill import (
+from ltpipe.methods.lst.distillation import (
     LSTDistillation,
     OnlineTeacherHook,
     box_similarities,
     distillation_loss,
     teacher_rows,
 )
-from ltpipe.methods.lst_expand import expand_checkpoint
-from ltpipe.methods.lst_teacher import TeacherLogits
+from ltpipe.methods.lst.expansion import expand_checkpoint
+from ltpipe.methods.lst.teacher import TeacherLogits
 from ltpipe.registry import MODELS
+from tests.helpers.pairs import run_pair
 
 OLD, NEW, CHANNELS, WIDTH = 3, 2, 4, 16
 

@@ -9,8 +9,8 @@ from mmdet.models.necks import FPN
 from torch import nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.lst_expand import check_grown, expand_checkpoint, trim_heads
-from ltpipe.methods.lst_freeze import freeze, freezing_options
+from ltpipe.methods.lst.expansion import check_grown, expand_checkpoint, trim_heads
+from ltpipe.methods.lst.freezing import freeze, freezing_options
 
 HEAD = "roi_head.bbox_head."
 MASK = "roi_head.mask_head.conv_logits."

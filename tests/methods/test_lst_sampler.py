@@ -8,7 +8,7 @@ from mmdet.models.task_modules.assigners import AssignResult
 from mmdet.models.task_modules.samplers import RandomSampler, SamplingResult
 from mmengine.structures import InstanceData
 
-from ltpipe.methods.lst_sampler import ClassRestrictedSampler, paired_positives
+from ltpipe.methods.lst.roi_sampler import ClassRestrictedSampler, paired_positives
 
 
 def draw(

@@ -9,7 +9,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
 import ltpipe.methods  # noqa: F401  (registers everything)
 from ltpipe.errors import UserError
-from ltpipe.methods.normed import NormedLinear, NormedMaskHead
+from ltpipe.methods.normed.layers import NormedLinear, NormedMaskHead
 from ltpipe.registry import MODELS
 
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from contract_cases import build_config
 from torch import Tensor, nn
 
-from ltpipe.methods.eql import EQLLoss
-from ltpipe.methods.eqlv2 import EQLv2Loss
+from ltpipe.methods.eql.loss import EQLLoss
+from ltpipe.methods.eqlv2.loss import EQLv2Loss
+from tests.helpers.contract_cases import build_config
 
 K, WIDTH = 300, 128
 COUNTS = {"num_classes": K, "image_counts": [5] * K, "instance_counts": [9] * K, "num_annotated_images": 1000}

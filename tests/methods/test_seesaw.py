@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models.losses import SeesawLoss as StockLoss
-from pairs import run_pair
 from torch import Tensor
 
-from ltpipe.methods.seesaw import SyncedSeesawLoss
+from ltpipe.methods.seesaw.loss import SyncedSeesawLoss
+from tests.helpers.pairs import run_pair
 
 K = 5
 LABELS = torch.tensor([0, 0, 1, K, 2, K, 0, 1])

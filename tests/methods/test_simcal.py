@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ltpipe.engine.heads import LTBBoxHead, LTRoIHead
 from ltpipe.errors import UserError
-from ltpipe.methods.base import read_features
-from ltpipe.methods.simcal import DualHead, SimCal
-from ltpipe.methods.simcal_heads import NearestClassMean, make_head
-from ltpipe.methods.simcal_scores import average_stages, fuse_scores, sweep_thresholds, tail_classes
+from ltpipe.methods.interfaces import read_features
+from ltpipe.methods.simcal.calibrator import DualHead, SimCal
+from ltpipe.methods.simcal.functions import average_stages, fuse_scores, sweep_thresholds, tail_classes
+from ltpipe.methods.simcal.heads import NearestClassMean, make_head
 from ltpipe.registry import MODELS as OURS
 
 K, CHANNELS, SIDE, WIDTH = 5, 4, 3, 16

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from test_simcal import COUNTS, K, build, calibrator, detector
 
 from ltpipe.engine.heads import LTRoIHead
-from ltpipe.methods.simcal import DualHead
-from ltpipe.methods.simcal_scores import distinct_choices
+from ltpipe.methods.simcal.calibrator import DualHead
+from ltpipe.methods.simcal.functions import distinct_choices
+from tests.methods.test_simcal import COUNTS, K, build, calibrator, detector
 
 LAYERS: dict[str, Any] = {"in_features": 4, "hidden": [4], "num_classes": K}
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from pairs import run_pair
 from torch import Tensor, nn
 
-from ltpipe.engine.head_training import Batch, HeadSchedule, row_accuracies, train_head
+from ltpipe.config.training import CalibrationSchedule
+from ltpipe.engine.calibrator_training import Batch, HeadSchedule, row_accuracies, train_head
 from ltpipe.errors import UserError
-from ltpipe.methods.bags import BAGS
-from ltpipe.methods.base import LEVELS, Calibrator, read_features, stored_features
-from ltpipe.methods.decoupled import CRT, LWS
-from ltpipe.methods.simcal import SimCal
-from ltpipe.spec.training import CalibrationSchedule
+from ltpipe.methods.bags.group_softmax import BAGS
+from ltpipe.methods.decoupled.calibrators import CRT, LWS
+from ltpipe.methods.interfaces import LEVELS, Calibrator, read_features, stored_features
+from ltpipe.methods.simcal.calibrator import SimCal
+from tests.helpers.pairs import run_pair
 
 K, STEPS = 5, 6
 COUNTS = [3, 500, 12, 300, 0]

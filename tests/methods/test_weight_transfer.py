@@ -13,7 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from ltpipe.errors import UserError
-from ltpipe.methods.weight_transfer import MaskXTransferHead
+from ltpipe.methods.weight_transfer.mask_head import MaskXTransferHead
 
 WIDTH, CLASSES = 12, 5
 

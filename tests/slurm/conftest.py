@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
 
-sys.path.append(str(Path(__file__).parents[1] / "workflow"))
-
-from tiny_run import Project  # noqa: E402 - needs the path above
+from tests.slurm.cluster import Cluster, missing
+from tests.slurm.tiny_run import Project
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import Cluster, wait_for
+from tests.slurm.cluster import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
 # `first` takes SECONDS at its first attempt, or until the file `release` is there; attempts.txt has a line for each.

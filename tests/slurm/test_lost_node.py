@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, wait_for
-from tiny_run import Project
 
-from ltpipe.files import sha256_file
+from ltpipe.run.files import sha256_file
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.tiny_run import Project
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 Start = Callable[..., Project]

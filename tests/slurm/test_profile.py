@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from workspace import ROOT, Workspace
+
+from tests.helpers.workspace import ROOT, Workspace
+from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 Start = Callable[..., Cluster]
-QUESTION = "from ltpipe.time_limit import slurm_seconds_left; print(slurm_seconds_left())"
+QUESTION = "from ltpipe.run.time_limit import slurm_seconds_left; print(slurm_seconds_left())"
 # The first attempt of `base` leaves its resume state and fails; each says how much time it has.
 FAIL_ONCE = f"""if [ "$1" = base ]; then
   "{sys.executable}" -c '{QUESTION}' >> left.txt

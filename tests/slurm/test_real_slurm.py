@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, wait_for
-from small_run import Run
+
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.small_run import Run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 Start = Callable[..., Cluster]

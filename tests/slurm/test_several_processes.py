@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 
 import pytest
-from cluster import wait_for
-from tiny_run import Project
+
+from tests.slurm.cluster import wait_for
+from tests.slurm.tiny_run import Project
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 Start = Callable[..., Project]

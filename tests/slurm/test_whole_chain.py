@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tiny_run import Project
+
+from tests.slurm.tiny_run import Project
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 TRAININGS = ["base", "lst_phase_1", "lst_phase_2"]

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster import Cluster
-from workspace import ROOT, Workspace
+from tests.helpers.workspace import ROOT, Workspace
+from tests.slurm.cluster import Cluster
 
 
 class Project(Workspace):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_project import copied, experiment, run_stages, write_project
 
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.config.experiment import Experiment
+from ltpipe.pipeline.paths import Paths
+from tests.helpers.tiny_project import copied, experiment, run_stages, write_project
 
 
 @dataclass(frozen=True)

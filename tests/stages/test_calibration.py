@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_project import experiment, run_stages, state_of
 
-from ltpipe.data.feature_plan import FeaturePlan
+from ltpipe.config.experiment import Experiment
+from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.engine import features
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.errors import UserError
-from ltpipe.evaluation.metrics import flatten
-from ltpipe.evaluation.predictions import Predictions
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.metrics.predictions import Predictions
+from ltpipe.metrics.summary import flatten
+from ltpipe.pipeline.paths import Paths
+from tests.helpers.tiny_project import experiment, run_stages, state_of
 
 if TYPE_CHECKING:
     from conftest import Chain

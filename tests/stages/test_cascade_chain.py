@@ -11,23 +11,23 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
-from tiny_project import assert_same_state, copied, experiment, run_stages, state_of
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_rois import box_iou
-from ltpipe.data.feature_plan import FeaturePlan
-from ltpipe.engine.config import read_detector
+from ltpipe.data.calibration_rows import FeaturePlan
+from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector
-from ltpipe.engine.inputs import annotated_config
-from ltpipe.engine.predict import build_dataset, load_model
+from ltpipe.engine.inference import build_dataset, load_model
+from ltpipe.engine.model_config import read_detector
 from ltpipe.errors import UserError
-from ltpipe.methods.lst_distill import box_similarities
-from ltpipe.methods.lst_expand import expand_checkpoint
-from ltpipe.methods.lst_teacher import TeacherLogits
+from ltpipe.methods.lst.distillation import box_similarities
+from ltpipe.methods.lst.expansion import expand_checkpoint
+from ltpipe.methods.lst.teacher import TeacherLogits
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
 from ltpipe.stages.calibrate import open_rows
 from ltpipe.stages.features import frozen_detector
+from tests.helpers.tiny_project import assert_same_state, copied, experiment, run_stages, state_of
 
 SHORT = {"schedule": {"iterations": 4, "lr": 0.05}}
 CALIBRATE = {

@@ -12,24 +12,24 @@ import pandas as pd
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_project import assert_same_state, experiment, run_stages, state_of
 
-from ltpipe.data.feature_plan import FeaturePlan
+from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
-from ltpipe.engine.config import read_detector
+from ltpipe.engine.calibrator_training import HeadSchedule, train_head
+from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector
-from ltpipe.engine.head_training import HeadSchedule, train_head
-from ltpipe.engine.inputs import annotated_config
-from ltpipe.engine.predict import build_dataset, load_model
+from ltpipe.engine.inference import build_dataset, load_model
+from ltpipe.engine.model_config import read_detector
 from ltpipe.errors import UserError
-from ltpipe.evaluation.cross_check import cross_check
-from ltpipe.evaluation.predictions import Predictions
-from ltpipe.files import sha256_file
-from ltpipe.methods.lst_expand import expand_checkpoint
+from ltpipe.methods.lst.expansion import expand_checkpoint
+from ltpipe.metrics.cross_check import cross_check
+from ltpipe.metrics.predictions import Predictions
+from ltpipe.pipeline.digests import stage_digest
 from ltpipe.registry import MODELS
-from ltpipe.spec.digest import stage_digest
+from ltpipe.run.files import sha256_file
 from ltpipe.stages.calibrate import open_rows
+from tests.helpers.tiny_project import assert_same_state, experiment, run_stages, state_of
 
 if TYPE_CHECKING:
     from conftest import Chain

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tiny_project import command_line, experiment, run_stages
 
-import ltpipe.engine.train
+import ltpipe.engine.training
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import EXIT_CODE, UserError
-from ltpipe.files import sha256_file
-from ltpipe.spec.paths import Paths
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import sha256_file
+from tests.helpers.tiny_project import command_line, experiment, run_stages
 
 if TYPE_CHECKING:
     from conftest import Chain
@@ -137,7 +137,7 @@ def test_results_that_are_read_only(chain: Chain, tmp_path: Path, monkeypatch: p
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "somewhere/.lock")
 
-    monkeypatch.setattr("ltpipe.stages._lock.open", refuse, raising=False)
+    monkeypatch.setattr("ltpipe.run.stage_lock.open", refuse, raising=False)
     message = refused(chain.copy(tmp_path), chain.exp, "base")
     assert "Permission denied" in message and "somewhere/.lock" in message
 
@@ -278,7 +278,7 @@ def test_an_unreadable_image_is_one_paragraph(
             file.write_bytes(b"" if damage == "empty" else b"no image")
     exp = experiment(chain.folder, dataset={"train": {"images": str(images)}})
     paths = chain.copy(tmp_path, exp)
-    monkeypatch.setattr(ltpipe.engine.train, "loader_workers", lambda: workers)
+    monkeypatch.setattr(ltpipe.engine.training, "loader_workers", lambda: workers)
     # Only indexing looks the files up; the chain's store knows them.
     code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 1)
     assert code == EXIT_CODE, text

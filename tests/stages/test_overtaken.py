@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny_project import assert_same_state, ended, in_child, run_stages
 
 from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.errors import UserError
-from ltpipe.files import Overtaken, sha256_file
-from ltpipe.spec.paths import Paths
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import Overtaken, sha256_file
+from tests.helpers.tiny_project import assert_same_state, ended, in_child, run_stages
 
 if TYPE_CHECKING:
     from conftest import Chain

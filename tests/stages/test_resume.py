@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tiny_project import (
+
+from ltpipe.engine import shards
+from ltpipe.engine.calibrator_training import _step, train_head
+from ltpipe.engine.features import FrozenDetector
+from ltpipe.errors import UserError
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.files import ATTEMPT
+from ltpipe.run.stage_lock import exclusive
+from tests.helpers.tiny_project import (
     assert_same_state,
     command_line,
     ended,
@@ -21,15 +29,7 @@ from tiny_project import (
     kill_here,
     run_stages,
 )
-from trainings import cut_short, iterations_of
-
-from ltpipe.engine import shards
-from ltpipe.engine.features import FrozenDetector
-from ltpipe.engine.head_training import _step, train_head
-from ltpipe.errors import UserError
-from ltpipe.files import ATTEMPT
-from ltpipe.spec.paths import Paths
-from ltpipe.stages._lock import exclusive
+from tests.helpers.trainings import cut_short, iterations_of
 
 if TYPE_CHECKING:
     from conftest import Chain
@@ -87,9 +87,9 @@ def test_a_training_killed_before_it_publishes(chain: Chain, tmp_path: Path) -> 
     paths = chain.copy(tmp_path)
 
     def work() -> None:
-        import ltpipe.engine.train
+        import ltpipe.engine.training
 
-        ltpipe.engine.train.write_checkpoint = lambda *_: kill_here()
+        ltpipe.engine.training.write_checkpoint = lambda *_: kill_here()
         run_stages(chain.exp, paths.results, "base")
 
     assert ended(in_child(work)) == -9
@@ -213,7 +213,8 @@ def test_of_two_commands_at_the_same_moment_one_waits(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one has not seen the first one's lock when it looked."""
-    from ltpipe.stages import _lock, split
+    from ltpipe.run import stage_lock as _lock
+    from ltpipe.stages import split
 
     paths = chain.copy(tmp_path)
     written, first = paths.split.read_bytes(), [True]
@@ -286,7 +287,7 @@ def test_features_cut_short_continue_to_the_same_bytes(chain: Chain, tmp_path: P
 
 
 def chain_units(chain: Chain) -> list[tuple[int, bool]]:
-    from ltpipe.data.feature_plan import FeaturePlan
+    from ltpipe.data.calibration_rows import FeaturePlan
 
     return FeaturePlan.load(chain.paths.plan).units
 
@@ -296,9 +297,9 @@ def chain_units(chain: Chain) -> list[tuple[int, bool]]:
     [
         (("distill", 1), "ltpipe.stages.distill._rows", None, slice(4, None)),
         (("distill", 1), "ltpipe.stages.distill._rows", "00000002.rows.npz", slice(2, None)),
-        (("evaluate", "phase2"), "ltpipe.engine.predict._image", None, slice(4, None)),
-        (("evaluate", "phase2"), "ltpipe.engine.predict._image", "00000002.set0.arrow", slice(2, None)),
-        (("evaluate", "phase2"), "ltpipe.engine.predict._image", "set0.arrow.shards.json", slice(0, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.inference._image", None, slice(4, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.inference._image", "00000002.set0.arrow", slice(2, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.inference._image", "set0.arrow.shards.json", slice(0, None)),
     ],
 )
 def test_a_pass_over_images_cut_short_continues_to_the_same_bytes(
@@ -369,7 +370,7 @@ def test_a_calibration_cut_short_continues_to_the_same_bits(
             return _step(*arguments)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ltpipe.engine.head_training._step", counted)
+            patch.setattr("ltpipe.engine.calibrator_training._step", counted)
             patch.setattr(
                 "ltpipe.stages.calibrate.train_head", lambda *a, **options: train_head(*a, **options, save_every=2)
             )

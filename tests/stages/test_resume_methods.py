@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_project import assert_same_state, copied, experiment, kill_here, run_stages
-from trainings import cut_short, iterations_of
 
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.config.experiment import Experiment
+from ltpipe.pipeline.paths import Paths
+from tests.helpers.tiny_project import assert_same_state, copied, experiment, kill_here, run_stages
+from tests.helpers.trainings import cut_short, iterations_of
 
 FASA = {"type": "fasa", "adapt_split": "val", "instance_prob_scale": 20.0}
 # 24 images in batches of 8: an epoch is 3 iterations.

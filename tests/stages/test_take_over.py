@@ -11,20 +11,20 @@ import pytest
 import torch
 from mmdet.registry import MODELS as MMDET
 from mmengine.config import Config
-from tiny_project import experiment, run_stages, state_of
 from torch import Tensor
 
 from ltpipe.cli import main
-from ltpipe.convert.plain import foreign_types, plain_detector
 from ltpipe.data.split import Split
-from ltpipe.engine.config import read_config
-from ltpipe.engine.inputs import test_config as val_config
-from ltpipe.engine.predict import build_dataset, detections, load_model
+from ltpipe.engine.dataset_configs import test_config as val_config
+from ltpipe.engine.inference import build_dataset, detections, load_model
+from ltpipe.engine.model_config import read_config
 from ltpipe.errors import UserError
+from ltpipe.interop.plain_mmdet import foreign_types, plain_detector
+from ltpipe.pipeline.digests import stage_digest
+from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.spec.digest import stage_digest
-from ltpipe.spec.paths import Paths
-from ltpipe.spec.status import status
+from ltpipe.run.status import status
+from tests.helpers.tiny_project import experiment, run_stages, state_of
 
 if TYPE_CHECKING:
     from conftest import Chain

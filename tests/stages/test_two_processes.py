@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tiny_project import command_line, command_lines, experiment, run_stages, state_of, together, torchrun
 
+from ltpipe.config.experiment import Experiment
 from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.engine.roi_sampling import SeededSampler
 from ltpipe.errors import UserError
-from ltpipe.launch import FAILED, launch_on_nodes
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.pipeline.paths import Paths
+from ltpipe.run.launch import FAILED, launch_on_nodes
+from tests.helpers.tiny_project import command_line, command_lines, experiment, run_stages, state_of, together, torchrun
 
 if TYPE_CHECKING:
     from conftest import Chain

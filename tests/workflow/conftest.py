@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from workspace import Workspace
+
+from tests.helpers.workspace import Workspace
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from ltpipe.spec.catalogue import extra_images
-from ltpipe.spec.digest import stage_digest
-from ltpipe.spec.load import load_experiment
-from ltpipe.spec.models import Experiment
-from ltpipe.spec.paths import Paths
+from ltpipe.config.catalogue import extra_images
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.loading import load_experiment
+from ltpipe.pipeline.digests import stage_digest
+from ltpipe.pipeline.paths import Paths
 
 
 def outputs(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> list[Path]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workspace import ROOT, Workspace
 
-from ltpipe.spec.workflow import Pipeline, growing
+from ltpipe.pipeline.rules import Pipeline, growing
+from tests.helpers.workspace import ROOT, Workspace
 
 PHASES = {"distill_phase_1": 1, "lst_phase_1": 1, "distill_phase_2": 1, "lst_phase_2": 1}
 SPLITS = {"split_phase_1": 1, "split_phase_2": 1}
@@ -303,5 +303,5 @@ def test_a_dry_run_is_light(empty: Workspace, monkeypatch: pytest.MonkeyPatch) -
     """Frameworks of seconds each stay out of what a user waits for at every call."""
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     imported = {line.rpartition("|")[2].strip() for line in empty.snakemake("-n", "--cores", "2", "all").splitlines()}
-    assert "ltpipe.spec.workflow" in imported
+    assert "ltpipe.pipeline.rules" in imported
     assert not imported & {"torch", "mmengine", "mmcv", "mmdet", "matplotlib"}

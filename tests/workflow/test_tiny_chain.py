@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workspace import Workspace
+
+from tests.helpers.workspace import Workspace
 
 CHECKPOINTS = ["base", "phase1", "phase2", "simcal"]
 

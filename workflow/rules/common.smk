@@ -1,9 +1,9 @@
-# The active experiments; everything the rules ask is answered by ltpipe.spec.workflow, which never imports torch.
+# The active experiments; everything the rules ask is answered by ltpipe.pipeline.rules, which never imports torch.
 from snakemake.exceptions import WorkflowError
 
 from ltpipe.errors import UserError
-from ltpipe.spec.snakemake_lock import hold_run_lock
-from ltpipe.spec.workflow import Pipeline, growing
+from ltpipe.run.snakemake_lock import hold_run_lock
+from ltpipe.pipeline.rules import Pipeline, growing
 
 try:
     PIPELINE = Pipeline(config["experiments"])

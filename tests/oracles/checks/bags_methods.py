@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ltpipe.convert.bags import from_original_channels, layout_from_original, original_tables, to_original_channels
-from ltpipe.methods.bags_groups import (
+from ltpipe.interop.bags import from_original_channels, layout_from_original, original_tables, to_original_channels
+from ltpipe.methods.bags.functions import (
     GroupLayout,
     draw_others,
     group_class_weights,
@@ -18,7 +18,7 @@ from ltpipe.methods.bags_groups import (
     group_losses,
     group_scores,
 )
-from ltpipe.methods.base import effective_number_weights, inverse_frequency_weights
+from ltpipe.methods.interfaces import effective_number_weights, inverse_frequency_weights
 
 METHOD = "bags"
 EDGES = {"": (10, 100, 1000), "2bins.": (100,), "8bins.": (5, 10, 50, 100, 500, 1000, 5000)}

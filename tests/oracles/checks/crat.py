@@ -11,10 +11,10 @@ import torch
 from mmdet.models.losses import CrossEntropyLoss, L1Loss, SmoothL1Loss
 from torch import Tensor, nn
 
-from ltpipe.methods.base import BoxBatch, MaskBatch
-from ltpipe.methods.crat import CRAT
-from ltpipe.methods.crat_bank import FisherBank, SampleGradients
-from ltpipe.methods.crat_functions import update_energy
+from ltpipe.methods.crat.bank import FisherBank, SampleGradients
+from ltpipe.methods.crat.functions import update_energy
+from ltpipe.methods.crat.part import CRAT
+from ltpipe.methods.interfaces import BoxBatch, MaskBatch
 
 METHOD = "crat"
 BOX_LOSSES = {"L1": L1Loss, "SmoothL1": SmoothL1Loss}

@@ -13,17 +13,17 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.testing import assert_close
 
-from ltpipe.methods.base import BoxBatch
-from ltpipe.methods.fasa import FASA
-from ltpipe.methods.fasa_counters import PerClassLossMeter, class_losses, row_losses
-from ltpipe.methods.fasa_math import (
+from ltpipe.methods.fasa.counters import PerClassLossMeter, class_losses, row_losses
+from ltpipe.methods.fasa.functions import (
     adapted_probability,
     cluster_classes,
     initial_probability,
     select_classes,
     virtual_features,
 )
-from ltpipe.methods.softmax import SoftmaxLoss
+from ltpipe.methods.fasa.part import FASA
+from ltpipe.methods.interfaces import BoxBatch
+from ltpipe.methods.softmax.baseline import SoftmaxLoss
 
 METHOD = "fasa"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from ltpipe.methods.base import BoxBatch
-from ltpipe.methods.fasa import FASA
-from ltpipe.methods.fasa_counters import PerClassLossMeter, row_losses
-from ltpipe.methods.iif import IIFLoss, class_weights, iif_logits, iif_scores
-from ltpipe.methods.iif_weights import iif_weights, parse_variant
-from ltpipe.methods.normed import NormedLinear, NormedMaskHead, normed_linear
+from ltpipe.methods.fasa.counters import PerClassLossMeter, row_losses
+from ltpipe.methods.fasa.part import FASA
+from ltpipe.methods.iif.loss import IIFLoss, class_weights, iif_logits, iif_scores
+from ltpipe.methods.iif.weights import iif_weights, parse_variant
+from ltpipe.methods.interfaces import BoxBatch
+from ltpipe.methods.normed.layers import NormedLinear, NormedMaskHead, normed_linear
 
 METHOD = "iif"
 

@@ -16,10 +16,10 @@ from mmengine.config import ConfigDict
 from mmengine.optim import LinearLR, MultiStepLR
 from torch import Tensor, nn
 
-from ltpipe.convert.lst import background_first, convert_state_dict, rename_key, trim_class_layers
 from ltpipe.engine.schedule import warmup_multistep
-from ltpipe.methods.lst_expand import expand_checkpoint
-from ltpipe.methods.lst_freeze import FROZEN_STAGES, freeze
+from ltpipe.interop.maskrcnn_benchmark import background_first, convert_state_dict, rename_key, trim_class_layers
+from ltpipe.methods.lst.expansion import expand_checkpoint
+from ltpipe.methods.lst.freezing import FROZEN_STAGES, freeze
 from ltpipe.registry import MODELS
 
 METHOD = "lst"

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.testing import assert_array_equal
 
 from ltpipe.data.class_images import ClassImages
-from ltpipe.data.legacy import legacy_rows, process_batches, rows_to_stream, support_schedule
 from ltpipe.data.phase import PhaseView
+from ltpipe.data.published_indices import legacy_rows, process_batches, rows_to_stream, support_schedule
 from ltpipe.data.replay import ReplaySource, replay_counts
 from ltpipe.data.split import Split, make_split
 

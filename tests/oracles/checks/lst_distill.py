@@ -16,10 +16,10 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ltpipe.convert.lst import background_first, background_last
-from ltpipe.methods.cosine import CosineLinear
-from ltpipe.methods.lst_distill import distillation_loss, new_class_boxes
-from ltpipe.methods.lst_teacher import CachedTeacher, TeacherLogits, read_legacy_json, write_legacy_json
+from ltpipe.interop.maskrcnn_benchmark import background_first, background_last
+from ltpipe.methods.cosine.classifier import CosineLinear
+from ltpipe.methods.lst.distillation import distillation_loss, new_class_boxes
+from ltpipe.methods.lst.teacher import CachedTeacher, TeacherLogits, read_legacy_json, write_legacy_json
 
 METHOD = "lst"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ltpipe.evaluation.engine import evaluate
-from ltpipe.evaluation.groundtruth import read_ground_truth, row_of
-from ltpipe.evaluation.metrics import per_class_table, summarize
-from ltpipe.evaluation.results_json import read_results
+from ltpipe.interop.detections_json import read_results
+from ltpipe.metrics.evaluate import evaluate
+from ltpipe.metrics.ground_truth import read_ground_truth, row_of
+from ltpipe.metrics.summary import per_class_table, summarize
 
 METHOD = "lst"
 GROUND_TRUTH = Path(__file__).parents[2] / "data" / "lvis_val_100.json"

@@ -16,12 +16,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltpipe.convert.lst import background_first, background_last
 from ltpipe.engine.heads import LTBBoxHead
-from ltpipe.methods.cosine import CosineLinear
-from ltpipe.methods.lst_sampler import ClassRestrictedSampler, paired_positives
-from ltpipe.methods.meta_weight import MetaWeightGenerator
-from ltpipe.methods.weight_transfer import MaskXTransferHead
+from ltpipe.interop.maskrcnn_benchmark import background_first, background_last
+from ltpipe.methods.cosine.classifier import CosineLinear
+from ltpipe.methods.lst.roi_sampler import ClassRestrictedSampler, paired_positives
+from ltpipe.methods.lst.weight_generator import MetaWeightGenerator
+from ltpipe.methods.weight_transfer.mask_head import MaskXTransferHead
 
 METHOD = "lst"
 

@@ -10,11 +10,11 @@ import torch
 from mmdet.models.layers import NormedConv2d
 from torch import Tensor
 
-from ltpipe.methods.decoupled import lws_logits
-from ltpipe.methods.eql import EQLLoss
-from ltpipe.methods.eqlv2 import EQLv2Loss, eqlv2_weights
-from ltpipe.methods.normed import NormedLinear
-from ltpipe.methods.seesaw import SyncedSeesawLoss
+from ltpipe.methods.decoupled.calibrators import lws_logits
+from ltpipe.methods.eql.loss import EQLLoss
+from ltpipe.methods.eqlv2.loss import EQLv2Loss, eqlv2_weights
+from ltpipe.methods.normed.layers import NormedLinear
+from ltpipe.methods.seesaw.loss import SyncedSeesawLoss
 
 METHOD = "lt_losses"
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
+from ltpipe.data.calibration_plan import PlanInfo, class_probabilities, draw_plan
 from ltpipe.data.class_images import ClassImages
-from ltpipe.data.legacy import legacy_bilevel
-from ltpipe.data.plan import PlanInfo, class_probabilities, draw_plan
+from ltpipe.data.published_indices import legacy_bilevel
 from ltpipe.data.statistics import count_classes, frequency_groups
 
 METHOD = "simcal"

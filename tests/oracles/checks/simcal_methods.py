@@ -11,7 +11,6 @@ from mmdet.models.roi_heads import Shared2FCBBoxHead
 from mmdet.models.task_modules.coders import LegacyDeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
-from ltpipe.convert.simcal import background_last, convert_calibrated_head, convert_detector
 from ltpipe.data.calibration_rois import (
     RoiSampling,
     SlotRois,
@@ -21,9 +20,10 @@ from ltpipe.data.calibration_rois import (
     slot_generator,
     step_generator,
 )
-from ltpipe.engine.head_training import HeadSchedule, train_head
-from ltpipe.methods.simcal import DualHead, SimCal
-from ltpipe.methods.simcal_scores import average_stages, fuse_scores, tail_classes
+from ltpipe.engine.calibrator_training import HeadSchedule, train_head
+from ltpipe.interop.mmdet1 import background_last, convert_calibrated_head, convert_detector
+from ltpipe.methods.simcal.calibrator import DualHead, SimCal
+from ltpipe.methods.simcal.functions import average_stages, fuse_scores, tail_classes
 
 METHOD = "simcal"
 Case = dict[str, np.ndarray]

@@ -1,0 +1,148 @@
+"""The typed experiment: what every stage of the pipeline is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from ltpipe.config.blocks import (
+    Calibrator,
+    Dataset,
+    Detector,
+    Evaluate,
+    Expected,
+    Features,
+    Name,
+    Report,
+    Source,
+    Split,
+)
+from ltpipe.config.class_list import count_classes
+from ltpipe.config.fields import Block, Choice, NonNegative
+from ltpipe.config.training import Base, CalibrationSchedule, Distill, Lst, Model, Replay, Schedule
+from ltpipe.errors import UserError, unknown_name
+
+__all__ = [
+    "Base",
+    "Block",
+    "CalibrationSchedule",
+    "Calibrator",
+    "Choice",
+    "Dataset",
+    "Detector",
+    "Distill",
+    "Evaluate",
+    "Expected",
+    "Experiment",
+    "Features",
+    "Lst",
+    "Model",
+    "Replay",
+    "Report",
+    "Schedule",
+    "Source",
+    "Split",
+]
+
+RESERVED = {"datasets"}
+Owners = dict[tuple[str, str | int | None], str]
+
+
+class Experiment(Block):
+    """One experiment file, merged with its parents and with all defaults filled in."""
+
+    name: Name = Field(description="folder below results; the file's stem unless given")
+    description: str = Field("", description="one line for the report")
+    seed: NonNegative = Field(0, description="seed of initialisation and data order")
+    dataset: Dataset
+    detector: Detector
+    model: Model = Field(Model(), description="choices shared by all training stages")
+    split: Split | None = Field(None, description="base and phases; null: all classes at once")
+    base: Base = Field(Base(), description="base training")
+    lst: Lst | None = Field(None, description="incremental phases; null for one-shot experiments")
+    features: Features | None = Field(Features(), description="calibration plan and frozen features")
+    calibrate: dict[Name, Calibrator] = Field({}, description="calibrators by name, side by side")
+    evaluate: Evaluate = Field(Evaluate(), description="measurement of the checkpoints")
+    report: Report = Field(Report(), description="tables and plots")
+    share: Name | None = Field(
+        None, description="experiment that begins alike: stages up to the first that differs are taken from there"
+    )
+
+    _file: Path | None = PrivateAttr(default=None)
+    _owners: Owners = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.name in RESERVED:
+            raise ValueError(f"the name {self.name!r} is reserved")
+        if (self.split is None) != (self.lst is None):
+            raise ValueError("split and lst belong together: give both for incremental training, neither for one-shot")
+        clash = [n for n in self.calibrate if n == "base" or n.startswith("phase")]
+        if clash:
+            raise ValueError(f"calibrator name {clash[0]!r} would clash with a checkpoint of the training")
+        return self
+
+    @property
+    def file(self) -> Path | None:
+        """The experiment file it was loaded from."""
+        return self._file
+
+    @property
+    def owners(self) -> Owners:
+        """Which experiment makes the results of a stage with its key, for stages that are shared."""
+        return self._owners
+
+    @property
+    def incremental(self) -> bool:
+        """Whether there are phases after the base training."""
+        return self.split is not None
+
+    def num_phases(self, num_classes: int | None = None) -> int:
+        """Number of incremental phases; 0 for one-shot experiments.
+
+        Args:
+            num_classes: Classes of the data set, if the caller knows; otherwise they are counted in the class list,
+                the toy options, or the annotation file.
+
+        Raises:
+            UserError: The number of classes cannot be found, or the split does not fit it.
+        """
+        if self.split is None:
+            return 0
+        if self.split.boundaries is not None:
+            return len(self.split.boundaries) - 1
+        total = count_classes(self.dataset) if num_classes is None else num_classes
+        assert self.split.base_classes is not None
+        if self.split.base_classes >= total:
+            raise UserError(
+                "the base takes all classes, no phase is left",
+                where=f"{self.file or self.name}: split.base_classes",
+                got=self.split.base_classes,
+                allowed=f"1 to {total - 1} of the {total} classes of {self.dataset.name}",
+            )
+        return len(self.split.phase_boundaries(total)) - 1
+
+    def checkpoints(self, num_classes: int | None = None) -> list[str]:
+        """All checkpoint ids in the order they are made: ``base``, ``phase1`` .. and the calibrators' names."""
+        phases = [f"phase{k}" for k in range(1, self.num_phases(num_classes) + 1)]
+        return ["base", *phases, *self.calibrate]
+
+    def final_checkpoint(self, num_classes: int | None = None) -> str:
+        """The checkpoint that the calibrators start from: the last phase, or the base without phases."""
+        phases = self.num_phases(num_classes)
+        return f"phase{phases}" if phases else "base"
+
+    def evaluated_checkpoints(self, num_classes: int | None = None) -> list[str]:
+        """The checkpoint ids that ``evaluate.checkpoints`` asks for.
+
+        Raises:
+            UserError: An id is asked for that this experiment does not make.
+        """
+        made = self.checkpoints(num_classes)
+        if self.evaluate.checkpoints == "all":
+            return made
+        for wanted in self.evaluate.checkpoints:
+            if wanted not in made:
+                raise unknown_name("checkpoint", wanted, made, where=f"{self.file or self.name}: evaluate.checkpoints")
+        return [name for name in made if name in self.evaluate.checkpoints]

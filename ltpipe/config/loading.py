@@ -1,0 +1,184 @@
+"""From an experiment's name to a complete, checked :class:`~ltpipe.config.experiment.Experiment`."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ltpipe.config import catalogue
+from ltpipe.config.experiment import Choice, Experiment
+from ltpipe.config.messages import user_error
+from ltpipe.config.yaml_positions import Document, Key, expand_variables, read_yaml
+from ltpipe.data.samplers import build_sampler
+from ltpipe.errors import UserError
+from ltpipe.pipeline.sharing import owners
+
+FOLDER = Path("configs") / "experiments"
+_NULLABLE = frozenset({"features"})
+# A child that gives one of these replaces the parent's other one.
+_EXCLUSIVE = (({"epochs"}, {"iterations"}), ({"base_classes", "step"}, {"boundaries"}))
+
+
+def find_experiment(ref: str | Path, root: Path | None = None) -> Path:
+    """Return the file of an experiment.
+
+    Args:
+        ref: Path of a YAML file, or the name of a file in ``configs/experiments`` with or without ``.yaml``.
+        root: Folder that holds ``configs``; the working directory by default.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    folder = (root or Path()) / FOLDER
+    for candidate in (Path(ref), folder / f"{ref}.yaml", folder / str(ref)):
+        if candidate.is_file():
+            return candidate
+    names = list_experiments(root)
+    near = get_close_matches(str(ref), names, n=1)
+    raise UserError(
+        "no such experiment",
+        where=folder,
+        got=str(ref),
+        allowed=names or "a path to a YAML file",
+        fix=f"did you mean {near[0]!r}?" if near else f"run from the folder that holds {FOLDER}, or give a path",
+    )
+
+
+def list_experiments(root: Path | None = None) -> list[str]:
+    """Names of the files in ``configs/experiments``."""
+    return sorted(file.stem for file in ((root or Path()) / FOLDER).glob("*.yaml"))
+
+
+def merge(parent: Any, child: Any) -> Any:
+    """Deep-merge two YAML values: mappings merge, everything else is replaced, ``null`` removes.
+
+    A mapping whose ``type`` differs from the parent's replaces it whole: options of one method mean nothing to another.
+    """
+    if not isinstance(parent, dict) or not isinstance(child, dict):
+        return child
+    if "type" in child and "type" in parent and child["type"] != parent["type"]:
+        return child
+    merged = dict(parent)
+    for one, other in (pair for both in _EXCLUSIVE for pair in (both, both[::-1])):
+        if one & child.keys() and not other & child.keys():
+            merged = {key: value for key, value in merged.items() if key not in other}
+    for key, value in child.items():
+        merged[key] = merge(merged[key], value) if key in merged else value
+    return merged
+
+
+def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
+    """Read an experiment file and its parents.
+
+    Raises:
+        UserError: A file cannot be read, or the parents form a circle.
+    """
+    if path.resolve() in _seen:
+        raise UserError("experiments extend each other in a circle", where=path, got=" -> ".join(map(str, _seen)))
+    document = read_yaml(path)
+    parent = document.values.pop("extends", None)
+    if parent is None:
+        return document
+    if not isinstance(parent, str):
+        raise UserError("extends names one file", where=document.where(("extends",), path), got=repr(parent))
+    above = path.parent / parent
+    if not above.is_file():
+        names = sorted(f.name for f in path.parent.glob("*.yaml") if f != path)
+        near = get_close_matches(parent, names, n=1)
+        raise UserError(
+            "the parent experiment does not exist",
+            where=document.where(("extends",), path),
+            got=parent,
+            allowed=names,
+            fix=f"did you mean {near[0]!r}?" if near else None,
+        )
+    inherited = read_merged(above, (*_seen, path.resolve()))
+    inherited.values.pop("name", None)
+    inherited.values.pop("description", None)
+    return Document(merge(inherited.values, document.values), {**inherited.origin, **document.origin})
+
+
+def load_experiment(ref: str | Path, root: Path | None = None) -> Experiment:
+    """Load, merge, complete and check an experiment, and those it shares results with; the data need not be there.
+
+    Args:
+        ref: Path of a YAML file, or the name of a file in ``configs/experiments``.
+        root: Folder that holds ``configs``; the working directory by default.
+
+    Raises:
+        UserError: Anything is wrong with the file: the message names file, line, key, value and what is allowed.
+    """
+    experiment = _load(find_experiment(ref, root))
+    experiment._owners = owners(experiment, _load_beside)
+    return experiment
+
+
+def load_beside(exp: Experiment, name: str) -> Experiment:
+    """Load an experiment that another one names: from the same folder, or from ``configs/experiments``.
+
+    Raises:
+        UserError: There is none, or something is wrong with it.
+    """
+    return load_experiment(_find_beside(exp, name))
+
+
+def _load_beside(exp: Experiment, name: str) -> Experiment:
+    return _load(_find_beside(exp, name))
+
+
+def _find_beside(exp: Experiment, name: str) -> Path:
+    beside = exp.file.with_name(f"{name}.yaml") if exp.file else None
+    return beside if beside is not None and beside.is_file() else find_experiment(name)
+
+
+def _load(path: Path) -> Experiment:
+    document = read_merged(path)
+    values = _without_nulls(document.values, keep=_NULLABLE)
+    values.setdefault("name", path.stem)
+    for block in ("dataset", "detector"):
+        values[block] = expand_variables(values.get(block))
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        raise user_error(error, Experiment, document, path) from error
+    experiment = _complete(experiment, document, path)
+    experiment._file = path
+    return experiment
+
+
+def _without_nulls(values: dict[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Remove keys that a child set to ``null``; in the options of a method ``null`` is a value."""
+    if "type" in values:
+        return values
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None or key in keep
+    }
+
+
+def _complete(experiment: Experiment, document: Document, path: Path) -> Experiment:
+    """Check every method choice against the catalogue and fill in the options' defaults; so for the toy options."""
+    updates: dict[Key, Choice] = {}
+    for key, slot, choice in catalogue.choices(experiment):
+        entry = catalogue.find(slot, choice.type, where=document.where((*key, "type"), path))
+        try:
+            options = entry.options.model_validate(choice.options)
+        except ValidationError as error:
+            raise user_error(error, entry.options, document, path, prefix=key, owner=f"{slot} {entry.name}") from error
+        if slot == "sampler":
+            build_sampler({"type": entry.name, **options.model_dump()}, where=document.where(key, path))
+        updates[key] = choice.model_copy(update=options.model_dump())
+    experiment = catalogue.replace_choices(experiment, updates)
+    if experiment.dataset.generate is None:
+        return experiment
+    try:
+        drawn = catalogue.toy_options().model_validate(experiment.dataset.generate)
+    except ValidationError as error:
+        key = ("dataset", "generate")
+        raise user_error(error, catalogue.toy_options(), document, path, prefix=key, owner="toy-data") from error
+    dataset = experiment.dataset.model_copy(update={"generate": drawn.model_dump()})
+    return experiment.model_copy(update={"dataset": dataset})

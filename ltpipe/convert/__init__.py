@@ -1,1 +1,0 @@
-"""Readers of released checkpoints and side files: from their layouts to ltpipe's."""

@@ -1,0 +1,110 @@
+"""Dataset configs of an experiment's stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from mmengine.config import ConfigDict
+
+from ltpipe.config.catalogue import extra_images
+from ltpipe.config.experiment import Experiment
+from ltpipe.data.split import Split
+from ltpipe.data.store import AnnotationStore
+from ltpipe.engine.model_config import ClassCounts, with_our_packing
+from ltpipe.pipeline.paths import Paths
+
+
+def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
+    """Return the training counts of the first ``num_classes`` classes, in label order."""
+    ids = split.order[:num_classes]
+    table = pd.read_csv(paths.statistics("train")).set_index("category_id").loc[list(ids)]
+    store = AnnotationStore.open(paths.store("train"))
+    annotated = len(np.unique(store.ann_image))
+    return ClassCounts(
+        table["image_count"].tolist(),
+        table["instance_count"].tolist(),
+        len(store.image_ids),
+        annotated,
+        names=table["name"].tolist(),
+        ranks=np.searchsorted(np.sort(split.order), ids).tolist(),
+    )
+
+
+def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:
+    """Return what the configs of all datasets on the ``train`` or ``val`` part share."""
+    source = exp.dataset.train if part == "train" else exp.dataset.val
+    return {
+        "store": str(paths.store("train" if part == "train" else "val")),
+        "images": str(source.images),
+        "split": str(paths.split),
+        "num_classes": num_classes,
+    }
+
+
+def stream_config(
+    exp: Experiment,
+    paths: Paths,
+    fragment: ConfigDict,
+    *,
+    phase: int,
+    num_classes: int,
+    seed: int,
+    order: Mapping[str, object],
+) -> dict[str, object]:
+    """Return the config of a training stream.
+
+    Args:
+        exp: The experiment.
+        paths: Its artefacts.
+        fragment: The detector file.
+        phase: Phase whose annotations are seen.
+        num_classes: Classes of the detector.
+        seed: Seed of order and augmentation.
+        order: ``{"sampler": {...}}`` or ``{"replay": file}``.
+    """
+    return {
+        "type": "ltpipe.StreamDataset",
+        **common_config(exp, paths, "train", num_classes),
+        "phase": phase,
+        "seed": seed,
+        "holdout": str(paths.holdout) if extra_images(exp) == "holdout" else None,
+        "ignore_future": exp.split is not None and exp.split.ignore_future_gt,
+        "pipeline": with_our_packing(fragment.train_pipeline),
+        **order,
+    }
+
+
+def annotated_config(
+    exp: Experiment, paths: Paths, fragment: ConfigDict, *, phase: int, num_classes: int
+) -> dict[str, object]:
+    """Return the config of training images with ground truth at test resolution, flipped on request."""
+    steps = [dict(step) for step in fragment.test_pipeline if step["type"] != "PackDetInputs"]
+    pipeline = [
+        steps[0],
+        dict(type="LoadAnnotations", with_bbox=True),
+        *steps[1:],
+        dict(type="ltpipe.FixedFlip"),
+        dict(
+            type="ltpipe.PackLTInputs",
+            meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction"),
+        ),
+    ]
+    return {
+        "type": "ltpipe.AnnotatedDataset",
+        **common_config(exp, paths, "train", num_classes),
+        "phase": phase,
+        "pipeline": pipeline,
+    }
+
+
+def test_config(
+    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int
+) -> dict[str, object]:
+    """Return the config of the validation images."""
+    return {
+        "type": "ltpipe.StoreDataset",
+        **common_config(exp, paths, "val", num_classes),
+        "pipeline": with_our_packing(pipeline),
+    }

@@ -1,0 +1,127 @@
+"""Run a detector over the validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import init_default_scope
+from pycocotools import mask as coco_mask
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from ltpipe.engine.call_points import Rescore
+from ltpipe.engine.model_config import loader_workers, read_config
+from ltpipe.engine.training import read_checkpoint
+from ltpipe.errors import UserError
+from ltpipe.registry import DATASETS, MODELS
+
+
+def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Module:
+    """Build a detector, load its weights strictly and put it into evaluation mode.
+
+    Args:
+        config: A stage's config file, or a model config.
+        checkpoint: A stage's weights.
+
+    Raises:
+        UserError: The weights cannot be read or do not belong to the config.
+    """
+    init_default_scope("mmdet")
+    model_config = config if isinstance(config, ConfigDict) else read_config(config).model
+    model = MODELS.build(model_config)
+    state = read_checkpoint(checkpoint)["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            "checkpoint and config do not belong together",
+            where=checkpoint,
+            got=" ".join(str(error).split())[:400],
+            fix="rerun the stage that made the checkpoint",
+        ) from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval()
+
+
+def build_dataset(config: dict[str, Any]) -> Any:
+    """Build a dataset from its config."""
+    init_default_scope("mmdet")
+    return DATASETS.build(config) if config["type"].startswith("ltpipe.") else MMENGINE_DATASETS.build(config)
+
+
+@torch.no_grad()
+def detections(model: Any, dataset: Dataset[Any], batch_size: int = 1, first: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the detections of every image in dataset order.
+
+    Args:
+        model: Detector in evaluation mode.
+        dataset: Test dataset.
+        batch_size: Images per forward pass.
+        first: Image to start with.
+
+    Yields:
+        ``image_id`` int, ``labels`` ``(D,)`` int64, ``scores`` ``(D,)`` float32, ``bboxes`` ``(D, 4)`` float32 xyxy in
+        pixels of the original image, ``masks`` list of ``D`` compressed RLE dicts, or None without a mask head,
+        ``size`` (height, width) of the original image.
+    """
+    for batch in _batches(dataset, batch_size, first):
+        for sample in model.test_step(batch):
+            yield _image(sample, sample.pred_instances)
+
+
+@torch.no_grad()
+def rescored_detections(
+    model: Any, dataset: Dataset[Any], rescore: Rescore, first: int = 0
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the detections of every image for each set of scores, from one run of the detector.
+
+    Only what follows the scores is repeated: choosing boxes and, for these boxes, masks.
+
+    Args:
+        model: Detector in evaluation mode, whose RoI head has :class:`~ltpipe.engine.call_points.CallPoints`.
+        dataset: Test dataset.
+        rescore: Makes sets of final scores from those of the box head.
+        first: Image to start with.
+
+    Yields:
+        One dict as of :func:`detections` per set of scores.
+    """
+    for batch in _batches(dataset, 1, first):
+        data = model.data_preprocessor(batch, False)
+        samples = data["data_samples"]
+        maps = model.extract_feat(data["inputs"])
+        proposals = model.rpn_head.predict(maps, samples, rescale=False)
+        sets = model.roi_head.predict_rescored(maps, proposals, samples, rescore)
+        yield [_image(samples[0], results[0]) for results in sets]
+
+
+def _batches(dataset: Any, batch_size: int, first: int) -> Iterable[Any]:
+    rest = Subset(dataset, range(first, len(dataset)))
+    loader = DataLoader(rest, batch_size=batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate)
+    done = first // batch_size
+    return tqdm(loader, desc="detect", unit="batch", initial=done, total=done + len(loader), mininterval=5)
+
+
+def _image(sample: Any, found: Any) -> dict[str, Any]:
+    return {
+        "image_id": int(sample.img_id),
+        "labels": found.labels.cpu().numpy().astype(np.int64),
+        "scores": found.scores.cpu().numpy().astype(np.float32),
+        "bboxes": found.bboxes.cpu().numpy().astype(np.float32),
+        "masks": encode_masks(found.masks) if "masks" in found else None,
+        "size": tuple(sample.ori_shape[:2]),
+    }
+
+
+def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
+    """Return compressed RLE of masks ``(D, H, W)`` bool."""
+    stacked = np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0).astype(np.uint8))
+    return list(coco_mask.encode(stacked)) if stacked.shape[2] else []

@@ -1,0 +1,328 @@
+"""From an experiment to complete mmengine configs.
+
+A detector file is a plain mmengine config with ``model``, ``train_pipeline`` and ``test_pipeline``. mmdet's standard
+heads in it are replaced by ours (same state-dict keys), and the experiment's classifier, losses and parts are put in.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from ltpipe.config.catalogue import component
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.fields import Choice
+from ltpipe.config.training import Schedule
+from ltpipe.engine.distributed import processes_here
+from ltpipe.engine.geometry import use_geometry
+from ltpipe.engine.roi_sampling import with_seeded_samplers
+from ltpipe.engine.schedule import warmup_multistep
+from ltpipe.errors import UserError
+from ltpipe.registry import MODELS
+
+REPLACEMENTS = {
+    "Shared2FCBBoxHead": "ltpipe.LTBBoxHead",
+    "StandardRoIHead": "ltpipe.LTRoIHead",
+    "CascadeRoIHead": "ltpipe.LTCascadeRoIHead",
+    "HybridTaskCascadeRoIHead": "ltpipe.LTHybridTaskCascadeRoIHead",
+}
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Training counts of the classes a detector knows, in label order.
+
+    Attributes:
+        images: Images with the class.
+        instances: Instances of the class.
+        num_images: All training images.
+        num_annotated_images: Those with an annotation.
+        names: Names of the classes.
+        ranks: Place of each class among all classes of the data set by ascending category id: its row in tables.
+    """
+
+    images: Sequence[int]
+    instances: Sequence[int]
+    num_images: int
+    num_annotated_images: int
+    names: Sequence[str] | None = None
+    ranks: Sequence[int] | None = None
+
+    def injected(self) -> dict[str, Any]:
+        """Return the constructor arguments that methods get from the data and not from the user."""
+        return {
+            "num_classes": len(self.images),
+            "image_counts": list(self.images),
+            "instance_counts": list(self.instances),
+            "num_images": self.num_images,
+            "num_annotated_images": self.num_annotated_images,
+            "class_names": self.names,
+            "class_ranks": self.ranks,
+        }
+
+
+def read_detector(path: str | Path) -> ConfigDict:
+    """Read a detector file.
+
+    Raises:
+        UserError: It is missing, is not a config, or lacks one of the three variables.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            "missing detector file", where="detector.config", got=path, fix="give the path of a config file"
+        )
+    fragment = read_config(path)
+    for name in ("model", "train_pipeline", "test_pipeline"):
+        if name not in fragment:
+            raise UserError(
+                "incomplete detector file",
+                where=path,
+                got=f"no variable {name!r}",
+                allowed="model, train_pipeline and test_pipeline",
+            )
+    return modern_spelling(fragment._cfg_dict)
+
+
+def modern_spelling(config: Any) -> Any:
+    """Return a copy of a config with mmdet's layer argument ``tempearture``, until 3.3, spelt ``temperature``.
+
+    Args:
+        config: Nested mappings, lists and values.
+    """
+    if isinstance(config, Mapping):
+        return ConfigDict({"temperature" if k == "tempearture" else k: modern_spelling(v) for k, v in config.items()})
+    if isinstance(config, list | tuple):
+        return type(config)(modern_spelling(v) for v in config)
+    return config
+
+
+def read_config(path: str | Path) -> Config:
+    """Read an mmengine config.
+
+    Raises:
+        UserError: It is not a config.
+    """
+    try:
+        return Config.fromfile(str(path), format_python_code=False)
+    except (SyntaxError, NameError, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise UserError("unreadable config", where=path, got=f"{type(error).__name__}: {error}") from error
+
+
+def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDict:
+    """Return the mmengine config of a method chosen in the experiment, with its counts filled in.
+
+    Args:
+        slot: Slot of the catalogue.
+        choice: The method and its options.
+        counts: Training counts of the detector's classes.
+    """
+    found = component(slot, choice)
+    cls = MODELS.get(found["type"])
+    wanted = inspect.signature(cls.__init__).parameters
+    return ConfigDict(found, **{name: value for name, value in counts.injected().items() if name in wanted})
+
+
+def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, ConfigDict]:
+    """Return the detector's fragment and its model config with the experiment's methods.
+
+    Args:
+        exp: The experiment.
+        counts: Training counts of the classes the detector knows; their number fixes its outputs.
+    """
+    fragment = read_detector(exp.detector.config)
+    model = fragment.model
+    roi_head = model.roi_head
+    roi_head.type = REPLACEMENTS.get(roi_head.type, roi_head.type)
+    stages = _one_head_per_stage(roi_head)
+    for stage, head in enumerate(as_list(roi_head.bbox_head)):
+        head.type = REPLACEMENTS.get(head.type, head.type)
+        head.num_classes = len(counts.images)
+        classifier = build_component("classifier", exp.model.classifier, counts)
+        classifier.pop("num_classes", None)
+        head.cls_predictor_cfg = classifier
+        head.loss_cls = of_stage(build_component("loss", exp.model.loss, counts), stage)
+    if roi_head.get("mask_head") is not None:
+        choice = component("mask", exp.model.mask)
+        for head in as_list(roi_head.mask_head):
+            head.num_classes = len(counts.images)
+            head.update(choice)
+            if "class_features" in inspect.signature(MODELS.get(head.type).__init__).parameters:
+                head.class_features = as_list(roi_head.bbox_head)[0].fc_out_channels
+    _check_heads(model, exp)
+    if exp.model.loss_average != "process":
+        roi_head.loss_average = exp.model.loss_average
+    if exp.split is not None and exp.split.ignore_future_gt:
+        _ignore_regions(model.train_cfg)
+    if exp.model.parts:
+        parts = [build_component("part", part, counts) for part in exp.model.parts]
+        roi_head.parts = [[of_stage(part, k) for k in range(stages)] for part in parts] if stages else parts
+    rcnn = model.test_cfg.rcnn
+    rcnn.score_thr, rcnn.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
+    rcnn.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
+    use_geometry(model, exp.detector.geometry)
+    return fragment, model
+
+
+def _ignore_regions(train_cfg: ConfigDict) -> None:
+    """Leave out anchors and RoIs that lie with more than half of their area in an ignored object."""
+    for cfg in (train_cfg.rpn, *as_list(train_cfg.rcnn)):
+        cfg.assigner.ignore_iof_thr = 0.5
+
+
+def _one_head_per_stage(roi_head: ConfigDict) -> int | None:
+    """Write out the heads of every stage of a cascade; return the number of stages, None outside cascades."""
+    stages: int | None = roi_head.get("num_stages")
+    if stages is not None:
+        for name in ("bbox_head", "mask_head"):
+            if isinstance(roi_head.get(name), dict):
+                roi_head[name] = [copy.deepcopy(roi_head[name]) for _ in range(stages)]
+    return stages
+
+
+def of_stage(config: ConfigDict, stage: int) -> ConfigDict:
+    """Return the config of a component for one stage of a cascade: what it draws differs between the stages."""
+    return ConfigDict(config, seed=config.seed + stage) if "seed" in config else copy.deepcopy(config)
+
+
+def _check_heads(model: ConfigDict, exp: Experiment) -> None:
+    """Refuse heads without our call points where the experiment needs them."""
+    heads = [head.type for head in as_list(model.roi_head.bbox_head)]
+    ours = set(REPLACEMENTS.values())
+    if model.roi_head.type in ours and set(heads) <= ours:
+        return
+    needed = exp.model.parts or exp.calibrate or exp.lst is not None or exp.model.loss_average != "process"
+    if needed or model.roi_head.type in ours:
+        raise UserError(
+            "parts, calibrators and phases need heads that are built for them",
+            where=f"{exp.detector.config}: model.roi_head",
+            got=f"{model.roi_head.type} with {', '.join(heads)}",
+            allowed="StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead; Shared2FCBBoxHead in every stage",
+        )
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return ``value`` as a list: cascade detectors have one head per stage, others a single one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def with_our_packing(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pipeline with mmdet's packing replaced by the one that keeps annotation ids."""
+    packed = [dict(step) for step in pipeline]
+    for step in packed:
+        if step["type"] == "PackDetInputs":
+            step["type"] = "ltpipe.PackLTInputs"
+    return packed
+
+
+def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:
+    """Return ``optim_wrapper``, ``param_scheduler`` and ``train_cfg`` of a schedule.
+
+    Args:
+        schedule: ``Schedule`` of the experiment.
+        iterations: Length of the run.
+    """
+    kinds = {
+        "sgd": dict(type="SGD", lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay),
+        "adamw": dict(type="AdamW", lr=schedule.lr, weight_decay=schedule.weight_decay),
+    }
+    scheduler = warmup_multistep(
+        iterations=iterations,
+        warmup_iterations=schedule.warmup_iterations,
+        warmup_factor=schedule.warmup_factor,
+        drops=schedule.drops,
+        gamma=schedule.gamma,
+    )
+    paramwise = dict(bias_lr_mult=schedule.bias_lr_mult, bias_decay_mult=schedule.bias_decay_mult)
+    return {
+        "optim_wrapper": dict(
+            type="OptimWrapper",
+            optimizer=kinds[schedule.optimizer],
+            paramwise_cfg=paramwise if set(paramwise.values()) != {1.0} else None,
+            clip_grad=dict(max_norm=schedule.clip_norm) if schedule.clip_norm else None,
+        ),
+        "param_scheduler": scheduler,
+        "train_cfg": dict(type="IterBasedTrainLoop", max_iters=iterations),
+    }
+
+
+def loader_workers() -> int:
+    """Loader processes per training process: the cores of this process's share but two, at most 8."""
+    return max(0, min(8, len(os.sched_getaffinity(0)) // processes_here() - 2))
+
+
+def training_config(
+    model: ConfigDict,
+    dataset: dict[str, Any],
+    schedule: Schedule,
+    *,
+    iterations: int,
+    seed: int,
+    work_dir: Path,
+    load_from: str | None,
+    test_pipeline: Sequence[dict[str, Any]],
+    hooks: Sequence[dict[str, Any]] = (),
+) -> Config:
+    """Return the complete config of a training run in one process; mmengine's Runner needs nothing else.
+
+    :func:`ltpipe.engine.training.on_these_processes` spreads it over several.
+
+    Args:
+        model: Model config.
+        dataset: Config of the training dataset (a :class:`ltpipe.engine.dataset.StreamDataset`).
+        schedule: ``Schedule`` of the experiment.
+        iterations: Length of the run.
+        seed: Seed of the run.
+        work_dir: Folder of checkpoints and logs.
+        load_from: Checkpoint the weights start from.
+        test_pipeline: Transforms at test time, for the stages that use the trained model.
+        hooks: Further hooks.
+    """
+    interval = max(1, min(1000, math.ceil(iterations / 10)))
+    return Config(
+        dict(
+            default_scope="mmdet",
+            custom_imports=dict(
+                imports=["ltpipe.registry", "ltpipe.engine", "ltpipe.methods"], allow_failed_imports=False
+            ),
+            model=with_seeded_samplers(model),
+            train_dataloader=dict(
+                batch_size=schedule.batch_size,
+                num_workers=2,
+                persistent_workers=True,
+                worker_init_fn=dict(type="ltpipe.outlive_sigterm"),
+                sampler=dict(type="ltpipe.StreamSampler", batch_size=schedule.batch_size, iterations=iterations),
+                dataset=dataset,
+            ),
+            **optimization(schedule, iterations),
+            default_hooks=dict(
+                timer=dict(type="IterTimerHook"),
+                logger=dict(type="LoggerHook", interval=max(1, min(50, iterations // 20))),
+                param_scheduler=dict(type="ParamSchedulerHook"),
+                checkpoint=dict(type="ltpipe.ResumeHook", interval=interval),
+            ),
+            custom_hooks=[
+                dict(type="ltpipe.StepSeedHook", seed=seed),
+                dict(type="ltpipe.DivergenceHook"),
+                dict(type="ltpipe.StopBeforeLimitHook"),
+                *hooks,
+            ],
+            log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
+            visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
+            randomness=dict(seed=seed),
+            env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0)),
+            test_pipeline=list(test_pipeline),
+            log_level="INFO",
+            load_from=load_from,
+            resume=False,
+            work_dir=str(work_dir),
+        ),
+        format_python_code=False,  # yapf takes a second per checkpoint, and much longer with many classes
+    )

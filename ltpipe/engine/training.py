@@ -1,0 +1,165 @@
+"""Run a training config: resume what was killed, publish the weights atomically."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import logging
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ltpipe.engine.hooks import saved_states
+from ltpipe.engine.model_config import loader_workers
+from ltpipe.errors import UserError
+from ltpipe.run.files import atomic_path
+
+_TRAININGS = itertools.count()
+BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str, Any]) -> None:
+    """Train to the end, in this process or in all of a torchrun launch, and write the weights and the config.
+
+    A run that was killed continues from its last readable checkpoint in ``config.work_dir``.
+
+    Args:
+        config: Complete mmengine config of a single process.
+        model_path: Where the weights go: ``{"meta": ..., "state_dict": ...}``, readable by mmengine.
+        config_path: Where the config goes.
+        meta: Stored with the weights, e.g. the class ids.
+
+    Raises:
+        UserError: The starting checkpoint cannot be read.
+    """
+    running = on_these_processes(config)
+    # mmengine keeps its loggers by name and second, also those of a training that is over and whose folder is gone.
+    running.experiment_name = f"{Path(config.work_dir).parent.name}_{next(_TRAININGS)}"
+    checkpoint = _shared(last_checkpoint(Path(config.work_dir)) if is_main_process() else None)
+    if checkpoint is not None:
+        running.load_from, running.resume = str(checkpoint), True
+        print_log(f"continuing from {checkpoint}", logger="current")
+    elif config.load_from and is_main_process():
+        read_checkpoint(config.load_from)
+    runner = Runner.from_cfg(running)
+    runner.train()
+    if is_main_process():
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        write_checkpoint(model_path, model.state_dict(), meta)
+        with atomic_path(config_path) as temporary:
+            config.dump(str(temporary))
+
+
+def on_these_processes(config: Config) -> Config:
+    """Return a config for the processes and cores at hand; what is learnt does not depend on the cores.
+
+    Args:
+        config: Config of a single process, whose batch size is the total one; not changed.
+    """
+    here, world, workers = copy.deepcopy(config), get_world_size(), loader_workers()
+    loader = here.train_dataloader
+    loader.update(batch_size=loader.batch_size // world, num_workers=workers, persistent_workers=workers > 0)
+    for hook in here.custom_hooks:
+        if "dataloader" in hook:
+            hook.dataloader.update(num_workers=workers, persistent_workers=workers > 0)
+    if world > 1:
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+        here.launcher = "pytorch"
+        here.model_wrapper_cfg = dict(type="MMDistributedDataParallel", broadcast_buffers=False, device_ids=devices)
+    return here
+
+
+def _shared(value: Any) -> Any:
+    """Return the value of the first process on every process."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def last_checkpoint(work_dir: Path) -> Path | None:
+    """Return the newest checkpoint that can be read, or None. Damaged ones are removed."""
+    for file in saved_states(work_dir):
+        try:
+            torch.load(file, map_location="cpu", weights_only=False)
+            return file
+        except BROKEN_FILE:
+            print_log(f"{file} is damaged and is removed", logger="current", level=logging.WARNING)
+            file.unlink()
+    return None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint on the CPU.
+
+    Raises:
+        UserError: It is missing, cut off, or not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise UserError("missing checkpoint", where=path, got="no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except BROKEN_FILE as error:
+        raise UserError(
+            "unreadable checkpoint",
+            where=path,
+            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            allowed="a torch file of tensors and plain values",
+            fix="copy it again, or rerun the stage that makes it with -R",
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError("not a checkpoint", where=path, got=type(content).__name__, allowed="a dict of tensors")
+    return {"meta": {}, **content} if "state_dict" in content else {"meta": {}, "state_dict": content}
+
+
+def write_checkpoint(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    """Write weights with their facts, atomically."""
+    save_atomically({"meta": meta, "state_dict": {k: v.detach().cpu() for k, v in state_dict.items()}}, path)
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """Write what ``torch.load`` reads, atomically.
+
+    Raises:
+        UserError: The disk is full or not writable.
+    """
+    # By itself torch.save reports a full disk as an internal error.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def fitting_weights(
+    state_dict: dict[str, torch.Tensor], model: nn.Module, where: object
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the tensors of a foreign checkpoint that a detector can start from, and the names of its others.
+
+    Args:
+        state_dict: Model state of the checkpoint.
+        model: The detector.
+        where: The checkpoint, for the error.
+
+    Raises:
+        UserError: Not a single tensor fits.
+    """
+    own = model.state_dict()
+    fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
+    if not fits:
+        raise UserError(
+            "no weight of the checkpoint fits the detector",
+            where=where,
+            got=", ".join(list(state_dict)[:4]),
+            allowed=f"a state dict with keys such as {', '.join(list(own)[:4])}",
+            fix="convert the checkpoint, or choose the detector it was trained with",
+        )
+    return fits, sorted(own.keys() - fits.keys())

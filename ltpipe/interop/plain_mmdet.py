@@ -1,0 +1,86 @@
+"""Our detectors for mmdet 3.x without ltpipe, where mmdet has all that they need at test time.
+
+Types are replaced by mmdet's of the same state-dict keys; parts only act in training and are left out; class weights
+of IIF are multiplied into the rows of a linear classifier, ``(w_c W_c) x + w_c b_c = w_c (W_c x + b_c)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor
+
+from ltpipe.engine.model_config import REPLACEMENTS, as_list
+from ltpipe.registry import MODELS
+
+OURS = "ltpipe."
+_PARTS = "roi_head.parts."
+_CLASSIFIERS = {f"{OURS}LinearClassifier": "Linear", f"{OURS}NormedLinear": "NormedLinear"}
+
+
+def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and state of the same detector in mmdet's own terms, as far as there are any.
+
+    Args:
+        model: Model config of a stage.
+        state: Its weights.
+    """
+    plain: dict[str, Any] = deepcopy(dict(model))
+    weights = {key: value for key, value in state.items() if not key.startswith(_PARTS)}
+    roi_head = plain["roi_head"]
+    mmdet_types = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
+    roi_head["type"] = mmdet_types.get(roi_head["type"], roi_head["type"])
+    roi_head.pop("parts", None)
+    heads = as_list(roi_head["bbox_head"])
+    for stage, head in enumerate(heads):
+        head["type"] = mmdet_types.get(head["type"], head["type"])
+        prefix = "roi_head.bbox_head." + (f"{stage}." if isinstance(roi_head["bbox_head"], list) else "")
+        _plain_box_head(head, weights, prefix)
+    for head in as_list(roi_head.get("mask_head") or []):
+        if head["type"] == f"{OURS}NormedMaskHead":
+            options = {key: head.pop(key) for key in ("temperature", "eps", "norm_over_kernel") if key in head}
+            head.update(type="FCNMaskHead", predictor_cfg={"type": "NormedConv2d", **options})
+    if plain.get("train_cfg"):
+        plain["train_cfg"] = _without_seeds(plain["train_cfg"])
+    return plain, weights
+
+
+def foreign_types(model: Any) -> Iterator[str]:
+    """Yield the types in a config that mmdet does not have."""
+    if isinstance(model, Mapping):
+        kind = model.get("type")
+        if isinstance(kind, str) and kind.startswith(OURS):
+            yield kind
+        for value in model.values():
+            yield from foreign_types(value)
+    elif isinstance(model, list | tuple):
+        for value in model:
+            yield from foreign_types(value)
+
+
+def _plain_box_head(head: dict[str, Any], weights: dict[str, Tensor], prefix: str) -> None:
+    classifier, loss = head["cls_predictor_cfg"], head["loss_cls"]
+    if loss["type"] == f"{OURS}IIFLoss" and classifier["type"] == f"{OURS}LinearClassifier":
+        scale = MODELS.build(loss).weights
+        weights[f"{prefix}fc_cls.weight"] = weights[f"{prefix}fc_cls.weight"] * scale[:, None]
+        weights[f"{prefix}fc_cls.bias"] = weights[f"{prefix}fc_cls.bias"] * scale
+        loss = {"type": f"{OURS}SoftmaxLoss"}
+    if loss["type"] == f"{OURS}SoftmaxLoss":
+        loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": loss.get("loss_weight", 1.0)}
+    elif loss["type"] == f"{OURS}SyncedSeesawLoss":
+        loss = {key: value for key, value in loss.items() if key != "sync"} | {"type": "SeesawLoss"}
+    head["loss_cls"] = loss
+    head["cls_predictor_cfg"] = {**classifier, "type": _CLASSIFIERS.get(classifier["type"], classifier["type"])}
+
+
+def _without_seeds(value: Any) -> Any:
+    """Return a training config with mmdet's samplers in place of ours around them."""
+    if isinstance(value, Mapping):
+        if value.get("type") == f"{OURS}SeededSampler":
+            return _without_seeds(value["sampler"])
+        return {key: _without_seeds(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_seeds(inner) for inner in value]
+    return value

@@ -1,0 +1,1 @@
+"""Balanced group softmax (arXiv 2006.10408)."""

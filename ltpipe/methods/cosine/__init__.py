@@ -1,0 +1,1 @@
+"""Cosine classifier with a learnable scale."""

@@ -1,0 +1,1 @@
+"""CRAT: cross-class gradient transfusing."""

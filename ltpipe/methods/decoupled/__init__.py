@@ -1,0 +1,1 @@
+"""Decoupled training of the classifier: cRT and LWS (arXiv 1910.09217)."""

@@ -1,0 +1,1 @@
+"""Equalization loss (arXiv 2003.05176)."""

@@ -1,0 +1,1 @@
+"""Equalization loss v2 (arXiv 2012.08548)."""

@@ -1,0 +1,1 @@
+"""IIF: inverse image frequency (arXiv 2209.04861)."""

@@ -1,0 +1,307 @@
+"""Stored similarities of the previous model on ground-truth boxes of new classes.
+
+Paper: Learning to Segment the Tail (CVPR 2020, arXiv 2004.00900). Before phase n the model of phase n - 1 sees every
+image with an object of a new class twice, never and always flipped, and for every such object ``b``
+
+    t[flip, b, j] = cos(x_b, w_j),   j = 0 .. K_{n-1} - 1
+
+is kept. Rows are found by annotation id, so no order has to agree. The repository JoyHuYY1412/LST_LVIS writes the same
+numbers as JSON, background in column 0; :func:`read_legacy_json` and :func:`write_legacy_json` exchange that layout.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltpipe.errors import UserError
+from ltpipe.registry import TASK_UTILS
+from ltpipe.run.files import atomic_path
+
+ImageRows = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+ARRAYS = ("image_id", "ptr", "ann_id", "label", "logits")
+
+
+@dataclass(frozen=True)
+class TeacherLogits:
+    """Similarities of ``B`` ground-truth boxes in ``I`` images to ``K`` old classes.
+
+    In a cascade of ``S`` stages there are ``S * K`` columns, those of the first stage first.
+
+    Attributes:
+        image_id: ``(I,)`` int64, ascending.
+        ptr: ``(I + 1,)`` int64; boxes of image ``i`` are ``ptr[i]:ptr[i + 1]``.
+        ann_id: ``(B,)`` int64 annotation ids.
+        label: ``(B,)`` int64 labels, all at least ``K``.
+        logits: ``(2, B, K)`` float16 or float32: as stored, then horizontally flipped images.
+        metadata: What the numbers were made from; JSON values.
+        background: ``(2, B)`` similarity to the background row; only files in the legacy layout have it.
+    """
+
+    image_id: np.ndarray
+    ptr: np.ndarray
+    ann_id: np.ndarray
+    label: np.ndarray
+    logits: np.ndarray
+    metadata: dict[str, Any] = field(default_factory=dict)
+    background: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not belong together."""
+        boxes = len(self.ann_id)
+        sound = (
+            self.ptr.shape == (len(self.image_id) + 1,)
+            and bool((np.diff(self.image_id) > 0).all())
+            and bool((np.diff(self.ptr) >= 0).all())
+            and (self.ptr[0], self.ptr[-1]) == (0, boxes)
+            and self.label.shape == (boxes,)
+            and self.logits.ndim == 3
+            and self.logits.shape[:2] == (2, boxes)
+        )
+        if not sound:
+            shapes = {name: getattr(self, name).shape for name in ARRAYS}
+            raise UserError("inconsistent teacher arrays", got=shapes, fix="run the distill stage again")
+
+    @classmethod
+    def collect(
+        cls,
+        passes: Sequence[Iterable[ImageRows]],
+        num_old: int,
+        metadata: Mapping[str, Any] | None = None,
+        dtype: Literal["float16", "float32"] = "float16",
+    ) -> TeacherLogits:
+        """Put the results of the two passes together.
+
+        Args:
+            passes: Of the unflipped and of the flipped images: ``(image id, annotation ids (b,), labels (b,),
+                similarities (b, >= num_old))`` per image, in any order.
+            num_old: Number of leading columns to keep, the old classes.
+            metadata: What the numbers were made from; JSON values.
+            dtype: Stored precision.
+
+        Raises:
+            UserError: The passes saw other images or boxes.
+        """
+        plain, flipped = ({row[0]: row for row in rows} for rows in passes)
+        if odd := plain.keys() ^ flipped.keys():
+            raise UserError("an image was seen in one of two teacher passes only", where=f"image {min(odd)}")
+        image_id = np.array(sorted(plain), np.int64)
+        columns: list[np.ndarray] = []
+        for image in image_id.tolist():
+            order = _matching_order(image, flipped[image][1], plain[image][1])
+            columns.append(np.stack([plain[image][3], flipped[image][3][order]])[:, :, :num_old].astype(dtype))
+        rows = [plain[image] for image in image_id.tolist()]
+        return cls(
+            image_id=image_id,
+            ptr=np.cumsum([0, *(len(row[1]) for row in rows)], dtype=np.int64),
+            ann_id=np.concatenate([np.empty(0, np.int64), *(row[1] for row in rows)]).astype(np.int64),
+            label=np.concatenate([np.empty(0, np.int64), *(row[2] for row in rows)]).astype(np.int64),
+            logits=np.concatenate([np.empty((2, 0, num_old), dtype), *columns], axis=1),
+            metadata=dict(metadata or {}),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write an npz file, atomically; ids that fit are stored in 32 bits."""
+        arrays: dict[str, Any] = {name: _narrow(getattr(self, name)) for name in ARRAYS}
+        if self.background is not None:
+            arrays["background"] = self.background
+        with atomic_path(path) as temporary:
+            np.savez(temporary, metadata=np.array(json.dumps(self.metadata)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TeacherLogits:
+        """Read a file of :meth:`save`.
+
+        Raises:
+            UserError: It is missing, damaged or not such a file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = [name for name in (*ARRAYS, "background") if name in file.files or name in ARRAYS]
+                arrays = {name: _wide(file[name]) for name in names}
+                return cls(**arrays, metadata=json.loads(str(file["metadata"])))
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                "unreadable teacher file", where=path, got=error, fix="run the distill stage of this phase"
+            ) from error
+
+    def rows(self, image: int) -> slice | None:
+        """Return the box rows of an image id, or None if the teacher has not seen it."""
+        at = int(np.searchsorted(self.image_id, image))
+        if at == len(self.image_id) or self.image_id[at] != image:
+            return None
+        return slice(int(self.ptr[at]), int(self.ptr[at + 1]))
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    limits = np.iinfo(np.int32)
+    fits = array.dtype == np.int64 and (not array.size or (array.min() >= limits.min and array.max() <= limits.max))
+    return array.astype(np.int32) if fits else array
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.int64) if array.dtype == np.int32 else array
+
+
+def _matching_order(image: int, have: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Return positions in ``have`` of the ids ``want``; both must hold the same ids."""
+    order = np.argsort(have)
+    if len(have) != len(want) or not np.array_equal(have[order], np.sort(want)):
+        raise UserError(
+            "teacher rows and boxes of new classes differ",
+            where=f"image {image}",
+            got=f"rows of annotations {np.sort(have).tolist()}, boxes of annotations {np.sort(want).tolist()}",
+            fix="make the teacher file from the same annotations, split and resizing, or use teacher: online",
+        )
+    return order[np.searchsorted(have[order], want)]
+
+
+@TASK_UTILS.register_module()
+class CachedTeacher:
+    """Looks up stored similarities; the file is read at the first batch.
+
+    Args:
+        path: File of :meth:`TeacherLogits.save`.
+        num_old: Number of old classes.
+        missing: An image with boxes of new classes that the file lacks is an ``error``; ``skip`` leaves it out of the
+            loss, as the original code does.
+        expected: Metadata entries the file must have, e.g. checksums of the split and of the teacher's checkpoint.
+        stages: Stages of the detector; the file has ``num_old`` columns for each.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        num_old: int,
+        missing: Literal["error", "skip"] = "error",
+        expected: Mapping[str, Any] | None = None,
+        stages: int = 1,
+    ) -> None:
+        self.path, self.columns, self.missing, self.expected = path, stages * num_old, missing, dict(expected or {})
+
+    @cached_property
+    def store(self) -> TeacherLogits:
+        """The file's content, checked against what this run expects."""
+        store = TeacherLogits.load(self.path)
+        wanted = {"classes": self.columns, **self.expected}
+        found = {**store.metadata, "classes": store.logits.shape[2]}
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise UserError(
+                    "the teacher file belongs to another model, split or phase",
+                    where=f"{self.path}: {key}",
+                    got=found.get(key),
+                    allowed=str(value),
+                    fix="run the distill stage of this phase",
+                )
+        return store
+
+    def targets(self, samples: Sequence[Any], picked: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the stored similarities of the boxes of new classes.
+
+        Args:
+            samples: Data samples; ``img_id`` and ``flip`` in their metainfo, ``gt_instances.ann_ids``.
+            picked: Per image, ``(b,)`` int64 indices of the boxes of new classes.
+
+        Returns:
+            Per image ``(b, K)`` float32 on the boxes' device, or None where nothing is distilled.
+
+        Raises:
+            UserError: Flip state unknown, or rows and boxes differ; names the image.
+        """
+        return [self._of_image(sample, index) for sample, index in zip(samples, picked, strict=True)]
+
+    def _of_image(self, sample: Any, index: Tensor) -> Tensor | None:
+        meta = sample.metainfo
+        image = int(meta["img_id"])
+        rows = self.store.rows(image)
+        if rows is None:
+            if len(index) == 0 or self.missing == "skip":
+                return None
+            rows = slice(0, 0)
+        flip = meta.get("flip")
+        if flip is None or (flip and meta.get("flip_direction", "horizontal") != "horizontal"):
+            raise UserError(
+                "stored similarities exist for images as they are and horizontally flipped ones",
+                where=f"image {image}",
+                got=f"flip={flip}, flip_direction={meta.get('flip_direction')}",
+                fix="keep 'flip' and 'flip_direction' in the meta keys of the packing step; flip horizontally only",
+            )
+        ann_ids = sample.gt_instances.ann_ids[index].cpu().numpy()
+        order = _matching_order(image, self.store.ann_id[rows], ann_ids)
+        values = self.store.logits[int(bool(flip)), rows][order]
+        return torch.from_numpy(values.astype(np.float32)).to(index.device)
+
+
+def read_legacy_json(
+    path: str | Path, boxes: Mapping[int, tuple[Sequence[int], Sequence[int]]], dtype: str = "float32"
+) -> TeacherLogits:
+    """Read the original JSON layout.
+
+    Args:
+        path: List of two objects (unflipped, flipped) from image id to rows of ``1 + K`` numbers, background first.
+        boxes: Per image id, annotation ids and labels (0-based) of its boxes of new classes in the order of the rows:
+            file order of the annotations without degenerate boxes.
+        dtype: ``float16`` or ``float32``.
+
+    Raises:
+        UserError: Rows and annotations of an image differ in number.
+    """
+    plain, flipped = json.loads(Path(path).read_text())
+    image_id = np.array(sorted(map(int, plain)), np.int64)
+    for image in image_id.tolist():
+        counts = len(plain[str(image)]), len(flipped.get(str(image), ())), len(boxes.get(image, ((), ()))[0])
+        if len(set(counts)) > 1:
+            raise UserError(
+                "teacher rows and boxes of new classes differ in number",
+                where=f"{path}: image {image}",
+                got=f"{counts[0]} unflipped rows, {counts[1]} flipped rows, {counts[2]} boxes",
+                fix="give the annotations the file was made from",
+            )
+    images = image_id.tolist()
+    passes = [[row for image in images for row in part[str(image)]] for part in (plain, flipped)]
+    columns = len(passes[0][0]) if passes[0] else 1
+    values = np.array(passes, dtype).reshape(2, -1, columns)
+    return TeacherLogits(
+        image_id=image_id,
+        ptr=np.cumsum([0, *(len(boxes[i][0]) for i in images)], dtype=np.int64),
+        ann_id=np.array([a for i in images for a in boxes[i][0]], np.int64),
+        label=np.array([a for i in images for a in boxes[i][1]], np.int64),
+        logits=values[:, :, 1:],
+        background=values[:, :, 0],
+    )
+
+
+def write_legacy_json(teacher: TeacherLogits, path: str | Path) -> None:
+    """Write the original JSON layout, atomically.
+
+    Args:
+        teacher: With its background column.
+        path: The file.
+
+    Raises:
+        UserError: The background column was not kept.
+    """
+    if teacher.background is None:
+        raise UserError(
+            "the legacy layout has a background column, which this teacher file lacks", allowed="imported legacy files"
+        )
+    rows = np.concatenate([teacher.background[:, :, None], teacher.logits], axis=2)
+    content = [
+        {
+            str(image): part[start:stop].tolist()
+            for image, start, stop in zip(teacher.image_id.tolist(), teacher.ptr[:-1], teacher.ptr[1:], strict=True)
+        }
+        for part in rows
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content))

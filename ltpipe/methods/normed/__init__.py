@@ -1,0 +1,1 @@
+"""Normalised classifier and mask predictor with a fixed temperature."""

@@ -1,0 +1,1 @@
+"""Seesaw loss (arXiv 2008.10032)."""

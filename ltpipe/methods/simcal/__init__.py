@@ -1,0 +1,1 @@
+"""SimCal: a second classifier on class-balanced proposals (arXiv 2007.11978)."""

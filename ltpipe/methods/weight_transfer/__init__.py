@@ -1,0 +1,1 @@
+"""Masks of all classes from the classifier's rows (arXiv 1711.10370)."""

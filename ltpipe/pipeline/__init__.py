@@ -1,0 +1,1 @@
+"""What runs: stages, paths, digests, sharing, and what the Snakemake rules ask. Never imports torch."""

@@ -1,0 +1,174 @@
+"""Where every artefact lies. Stages and workflow take all paths from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ltpipe.config.experiment import Experiment
+
+STAGES = (
+    "validate",
+    "index",
+    "split",
+    "base",
+    "distill",
+    "lst",
+    "features",
+    "calibrate",
+    "evaluate",
+    "report",
+)
+Part = Literal["train", "val"]
+RESULTS = "results"
+
+
+class Paths:
+    """Paths of one experiment's artefacts below a results folder.
+
+    Args:
+        results: The results folder, ``results`` unless the user says otherwise.
+        exp: The experiment.
+    """
+
+    def __init__(self, results: str | Path, exp: Experiment) -> None:
+        self.results = Path(results)
+        self.root = self.results / exp.name
+        self.dataset = self.results / "datasets" / exp.dataset.name
+        self._experiment = exp
+
+    # ---- folders and records of stages -------------------------------------------------------------------------------
+
+    def folder(self, stage: str, key: str | int | None = None) -> Path:
+        """Folder of a stage: of this experiment, or of the one that it shares the stage with.
+
+        Args:
+            stage: One of :data:`STAGES`.
+            key: Phase number for ``split`` (its replay list), ``distill`` and ``lst``, calibrator name, or checkpoint
+                id for ``evaluate``.
+        """
+        assert stage in STAGES, stage
+        if stage == "index":
+            return self.dataset
+        root = self.results / self._experiment.owners.get((stage, key), self.root.name)
+        if isinstance(key, int):
+            return root / stage / f"phase{key}"
+        return root / stage if key is None else root / stage / key
+
+    def record(self, stage: str, key: str | int | None = None) -> Path:
+        """``stage.json`` of a stage, written last: its existence means complete."""
+        return self.folder(stage, key) / "stage.json"
+
+    def work(self, stage: str, key: str | int | None = None) -> Path:
+        """Undeclared folder for the state from which a killed stage resumes."""
+        return self.folder(stage, key) / "work"
+
+    def log(self, stage: str, key: str | int | None = None) -> Path:
+        """Log file of a stage, for runs by hand and by Snakemake alike."""
+        if stage == "index":
+            return Path("logs/datasets") / f"{self.dataset.name}.log"
+        name = stage if key is None else f"{stage}.{f'phase{key}' if isinstance(key, int) else key}"
+        return Path("logs") / self._experiment.owners.get((stage, key), self.root.name) / f"{name}.log"
+
+    # ---- artefacts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> Path:
+        """The resolved experiment: all defaults and parents merged in."""
+        return self.root / "experiment.lock.yaml"
+
+    def store(self, part: Part) -> Path:
+        """Folder of the columnar annotation store of the training or validation part."""
+        return self.dataset / part
+
+    def statistics(self, part: Part = "train") -> Path:
+        """Class statistics counted from the annotations, CSV."""
+        return self.store(part) / "statistics.csv"
+
+    @property
+    def split(self) -> Path:
+        """Class order and phase boundaries, JSON."""
+        return self.folder("split") / "split.json"
+
+    @property
+    def holdout(self) -> Path:
+        """Images held out of training; only for experiments with a method that asks for them."""
+        return self.folder("split") / "holdout.npz"
+
+    def replay(self, phase: int) -> Path:
+        """Replay index of a phase."""
+        return self.folder("split", phase) / "replay.npz"
+
+    def teacher(self, phase: int) -> Path:
+        """Cached teacher similarities of a phase."""
+        return self.folder("distill", phase) / "teacher.npz"
+
+    def producer(self, checkpoint: str) -> tuple[str, str | int | None]:
+        """Stage and key that make a checkpoint: ``base``, ``phase<k>`` or a calibrator's name."""
+        if checkpoint == "base":
+            return "base", None
+        if checkpoint in self._experiment.calibrate:
+            return "calibrate", checkpoint
+        assert checkpoint.startswith("phase"), checkpoint
+        return "lst", int(checkpoint.removeprefix("phase"))
+
+    def model(self, checkpoint: str) -> Path:
+        """Weights of a checkpoint."""
+        return self.folder(*self.producer(checkpoint)) / "model.pth"
+
+    def config(self, checkpoint: str) -> Path:
+        """Complete mmengine config of a checkpoint."""
+        return self.folder(*self.producer(checkpoint)) / "config.py"
+
+    @property
+    def plan(self) -> Path:
+        """Calibration plan."""
+        return self.folder("features") / "plan.npz"
+
+    @property
+    def features(self) -> Path:
+        """Stored RoI features."""
+        return self.folder("features") / "features.npy"
+
+    def of_stage(self, file: Path, stage: int) -> Path:
+        """The plan or the features for a stage of a cascade, beside those for the first one."""
+        return file.with_stem(f"{file.stem}_stage{stage}") if stage else file
+
+    def predictions(self, checkpoint: str) -> Path:
+        """Detections of a checkpoint on the validation part, Arrow."""
+        return self.folder("evaluate", checkpoint) / "predictions.arrow"
+
+    def metrics(self, checkpoint: str) -> Path:
+        """Summary metrics of a checkpoint, JSON."""
+        return self.folder("evaluate", checkpoint) / "metrics.json"
+
+    def per_class(self, checkpoint: str) -> Path:
+        """Per-class metrics of a checkpoint, CSV."""
+        return self.folder("evaluate", checkpoint) / "per_class.csv"
+
+    def tensors(self, checkpoint: str) -> Path:
+        """Precision and recall tensors of a checkpoint."""
+        return self.folder("evaluate", checkpoint) / "tensors.npz"
+
+    def sweep(self, checkpoint: str) -> Path:
+        """Metrics of a checkpoint with two classifiers by mode and threshold, CSV; there only if asked for."""
+        return self.folder("evaluate", checkpoint) / "sweep.csv"
+
+    def affinity(self, checkpoint: str) -> Path:
+        """Neighbours of each class by a method that compares classes, CSV; the matrix lies beside it as ``.npz``."""
+        return self.folder("evaluate", checkpoint) / "affinity.csv"
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.folder("report") / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """The report's table, CSV."""
+        return self.folder("report") / "summary.csv"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the report's plots."""
+        return self.folder("report") / "figures"

@@ -1,0 +1,113 @@
+"""The sections of the report that put the numbers into context: methods, counts, provenance, terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ltpipe.report import html
+from ltpipe.report.html import Column
+from ltpipe.report.inputs import IOU_NAMES, WHO, Evaluation, ExperimentCard, who
+
+Parts = list[str]
+TERMS = {
+    "AP": "Average precision: area under the precision-recall curve of a class, averaged over the overlap thresholds "
+    "0.50, 0.55, ..., 0.95 and then over the classes that have ground truth in the validation set.",
+    "AP50, AP75": "The same at one overlap threshold: 0.50 (roughly right) and 0.75 (well placed).",
+    "APr, APc, APf": "AP of the rare, common and frequent classes. The groups count training images, not validation "
+    "images: up to 10, up to 100, and more in LVIS.",
+    "APs, APm, APl": "AP of small (below 32 x 32 pixels), medium and large (above 96 x 96 pixels) objects.",
+    "AR": "Average recall: the share of objects found, averaged over the same thresholds and classes, with the stated "
+    "number of detections per image.",
+    "bAP": "Mean of the AP of the bins over training instances; every bin weighs the same, however few classes it has. "
+    "Marked with * when a bin has no class with ground truth and is left out.",
+    "b0, t1, t2, ...": "Groups of classes by the phase that introduces them: b0 is the base, t1 the classes new in "
+    "phase 1, and so on.",
+    "forgetting": "AP of the base classes after a phase minus their AP after base training. Negative: they got worse.",
+    "federated": "In LVIS each image lists the classes known to be absent. A detection of a class that is neither "
+    "annotated nor listed there cannot be judged and does not count.",
+}
+
+
+def terms() -> Parts:
+    """Return what the names of the numbers mean."""
+    return [html.definitions(TERMS, "terms")]
+
+
+def methods(cards: Sequence[ExperimentCard]) -> Parts:
+    """Return what was chosen in each experiment, and for how long it was trained."""
+    parts: Parts = []
+    for card in cards:
+        parts.append(html.heading(card.name))
+        parts += [html.note(card.description)] if card.description else []
+        parts += [html.definitions(card.methods, "facts")] if card.methods else []
+        if card.schedules:
+            columns = [Column(key, key.replace("_", " "), "text") for key in card.schedules[0]]
+            parts.append(html.table(columns, card.schedules))
+    return parts
+
+
+def accounting(evaluations: Sequence[Evaluation]) -> Parts:
+    """Return how many detections each rule of the protocol removed."""
+    names = {
+        "detections": "found",
+        "over_cap": "over the cap",
+        "other_categories": "other classes",
+        "unverified": "not judged",
+        "zero_area": "without area",
+        "evaluated": "counted",
+        "gt": "objects",
+    }
+    rows = [
+        who(item) | item.metrics["counts"] | {"on": IOU_NAMES[item.iou_type], "cap": item.metrics["max_detections"]}
+        for item in evaluations
+    ]
+    columns = [*WHO, Column("on", "on", "text"), Column("cap", "cap", "count")]
+    columns += [Column(key, title, "count") for key, title in names.items() if any(key in row for row in rows)]
+    text = (
+        "Not judged: detections of classes about which the image says nothing (federated annotation). Over the cap: "
+        "beyond the best so many of an image. Objects: ground-truth objects of the evaluated classes."
+    )
+    return [html.note(text), html.folded("Show the counts", html.table(columns, rows, group="experiment"))]
+
+
+def provenance(cards: Sequence[ExperimentCard]) -> Parts:
+    """Return seed, versions, device, time and memory of every stage."""
+    rows = [_stage_row(card.name, stage) for card in cards for stage in card.stages]
+    columns = [
+        Column("experiment", "experiment", "text"),
+        Column("stage", "stage", "text"),
+        Column("seed", "seed", "text"),
+        Column("time", "wall time", "text"),
+        Column("memory", "peak memory", "text"),
+        Column("device", "device", "text"),
+        Column("started", "started", "text"),
+        Column("digest", "settings digest", "text"),
+        Column("versions", "versions", "long"),
+    ]
+    used = [column for column in columns if any(row.get(column.key) for row in rows)]
+    text = "From the stage.json beside each result, which also holds the checksums of all inputs and outputs."
+    return [html.note(text), html.table(used, rows, group="experiment")] if rows else []
+
+
+def _stage_row(experiment: str, stage: Mapping[str, Any]) -> dict[str, Any]:
+    seconds, memory = stage.get("seconds"), stage.get("peak_memory_mib")
+    versions = ", ".join(f"{name} {version}" for name, version in stage.get("versions", {}).items())
+    return {
+        "experiment": experiment,
+        "stage": stage.get("label", stage.get("stage")),
+        "seed": stage.get("seed"),
+        "time": None if seconds is None else _duration(seconds),
+        "memory": None if memory is None else f"{memory / 1024:.1f} GiB",
+        "device": stage.get("device"),
+        "started": stage.get("started"),
+        "digest": str(stage.get("digest", ""))[:12],
+        "versions": versions,
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -1,1 +1,0 @@
-"""Experiments: typed models, loading, method catalogue, paths and digests. Never imports torch."""

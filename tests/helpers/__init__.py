@@ -1,0 +1,1 @@
+"""What tests share: small projects, detectors, reference cases, processes."""
