@@ -16,6 +16,7 @@ from typing import Any
 
 from ltpipe import __version__
 from ltpipe.errors import EXIT_CODE, UserError
+from ltpipe.run.files import write_json
 from ltpipe.run.launch import first_to_fail, join
 from ltpipe.run.time_limit import Stopped, set_deadline
 
@@ -102,7 +103,9 @@ def parser() -> argparse.ArgumentParser:
     _export_options(verbs.add_parser("export", help="a checkpoint for mmdet 3.x, or detections as JSON"))
     verbs.add_parser("recipes", help="experiments with published numbers: hardware, time and disk they take")
     schema = verbs.add_parser("schema", help="JSON schema of experiment files")
-    schema.add_argument("--write", action="store_true", help="write configs/schema/experiment.schema.json")
+    schema.add_argument(
+        "--write", action="store_true", help="write the generated files: descriptions of the methods and the schema"
+    )
     verbs.add_parser("methods", help="what can be chosen in experiments, with all options")
     return top
 
@@ -360,6 +363,11 @@ def _schema(*, write: bool) -> None:
     from ltpipe.config.json_schema import SCHEMA, experiment_schema, write_schema
 
     if write:
+        from ltpipe.config.catalogue import FILE, catalogue, described
+        from ltpipe.registry import catalogue_content
+
+        write_json(FILE, catalogue_content())
+        catalogue.cache_clear(), described.cache_clear()
         write_schema()
         print(f"wrote {SCHEMA}")
     else:

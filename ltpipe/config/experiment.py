@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -55,6 +56,9 @@ class Experiment(Block):
     name: Name = Field(description="folder below results; the file's stem unless given")
     description: str = Field("", description="one line for the report")
     seed: NonNegative = Field(0, description="seed of initialisation and data order")
+    plugins: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] = Field(
+        (), description="Python modules with components of your own, found from the working directory; they are run"
+    )
     dataset: Dataset
     detector: Detector
     model: Model = Field(Model(), description="choices shared by all training stages")

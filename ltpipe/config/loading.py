@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ltpipe.config import catalogue
+from ltpipe.config.choices import choices, replace_choices
 from ltpipe.config.experiment import Choice, Experiment
 from ltpipe.config.messages import user_error
 from ltpipe.config.yaml_positions import Document, Key, expand_variables, read_yaml
@@ -163,8 +164,16 @@ def _without_nulls(values: dict[str, Any], keep: frozenset[str] = frozenset()) -
 def _complete(experiment: Experiment, document: Document, path: Path) -> Experiment:
     """Check every method choice against the catalogue and fill in the options' defaults; so for the toy options."""
     updates: dict[Key, Choice] = {}
-    for key, slot, choice in catalogue.choices(experiment):
+    catalogue.add_plugins(experiment.plugins, document.where(("plugins",), path))
+    for key, slot, choice in choices(experiment):
         entry = catalogue.find(slot, choice.type, where=document.where((*key, "type"), path))
+        if entry.plugin is not None and entry.plugin not in experiment.plugins:
+            raise UserError(
+                "this method is brought by a plug-in",
+                where=document.where((*key, "type"), path),
+                got=choice.type,
+                fix=f"add `plugins: [{entry.plugin}]`",
+            )
         try:
             options = entry.options.model_validate(choice.options)
         except ValidationError as error:
@@ -172,7 +181,7 @@ def _complete(experiment: Experiment, document: Document, path: Path) -> Experim
         if slot == "sampler":
             build_sampler({"type": entry.name, **options.model_dump()}, where=document.where(key, path))
         updates[key] = choice.model_copy(update=options.model_dump())
-    experiment = catalogue.replace_choices(experiment, updates)
+    experiment = replace_choices(experiment, updates)
     if experiment.dataset.generate is None:
         return experiment
     try:

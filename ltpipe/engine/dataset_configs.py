@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from mmengine.config import ConfigDict
 
-from ltpipe.config.catalogue import extra_images
+from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore

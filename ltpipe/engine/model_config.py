@@ -26,7 +26,7 @@ from ltpipe.engine.geometry import use_geometry
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.engine.schedule import warmup_multistep
 from ltpipe.errors import UserError
-from ltpipe.registry import MODELS
+from ltpipe.registry import IMPORTS, MODELS, import_plugins
 
 REPLACEMENTS = {
     "Shared2FCBBoxHead": "ltpipe.LTBBoxHead",
@@ -116,6 +116,16 @@ def read_config(path: str | Path) -> Config:
         raise UserError("unreadable config", where=path, got=f"{type(error).__name__}: {error}") from error
 
 
+def component_modules(exp: Experiment, fragment: ConfigDict) -> list[str]:
+    """Return the modules besides our own whose components a detector uses: plug-ins and ``custom_imports``.
+
+    Args:
+        exp: The experiment.
+        fragment: Its detector file.
+    """
+    return [*exp.plugins, *fragment.get("custom_imports", {}).get("imports", [])]
+
+
 def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDict:
     """Return the mmengine config of a method chosen in the experiment, with its counts filled in.
 
@@ -137,6 +147,7 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
         exp: The experiment.
         counts: Training counts of the classes the detector knows; their number fixes its outputs.
     """
+    import_plugins(exp.plugins)
     fragment = read_detector(exp.detector.config)
     model = fragment.model
     roi_head = model.roi_head
@@ -269,6 +280,7 @@ def training_config(
     load_from: str | None,
     test_pipeline: Sequence[dict[str, Any]],
     hooks: Sequence[dict[str, Any]] = (),
+    imports: Sequence[str] = (),
 ) -> Config:
     """Return the complete config of a training run in one process; mmengine's Runner needs nothing else.
 
@@ -284,14 +296,13 @@ def training_config(
         load_from: Checkpoint the weights start from.
         test_pipeline: Transforms at test time, for the stages that use the trained model.
         hooks: Further hooks.
+        imports: Modules with further components: plug-ins, ``custom_imports`` of the detector file.
     """
     interval = max(1, min(1000, math.ceil(iterations / 10)))
     return Config(
         dict(
             default_scope="mmdet",
-            custom_imports=dict(
-                imports=["ltpipe.registry", "ltpipe.engine", "ltpipe.methods"], allow_failed_imports=False
-            ),
+            custom_imports=dict(imports=[*IMPORTS, *imports], allow_failed_imports=False),
             model=with_seeded_samplers(model),
             train_dataloader=dict(
                 batch_size=schedule.batch_size,

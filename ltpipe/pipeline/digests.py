@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ltpipe.config.catalogue import extra_images
+from ltpipe.config.catalogue import plugin_digest
+from ltpipe.config.choices import extra_images
 from ltpipe.config.detector import file_digests
 from ltpipe.config.experiment import Experiment
 
@@ -54,6 +55,8 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
             block, _, inner = name[1:].partition(".")
             if found[block] is not None:
                 found[block] = {k: v for k, v in found[block].items() if k != inner}
+    if "detector" in found and exp.plugins:
+        found["plugins"] = {name: plugin_digest(name) for name in exp.plugins}
     if "detector" in found:
         found["detector.file"] = file_digests(exp.detector.config)
     if stage in ("lst", "replay"):

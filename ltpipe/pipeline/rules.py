@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from ltpipe.config.catalogue import extra_images
 from ltpipe.config.checks import check_settings
+from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_beside, load_experiment
 from ltpipe.config.outside_checkpoints import given_checkpoints

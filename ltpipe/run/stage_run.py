@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config.catalogue import extra_images
+from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import PeerLost, UserError, from_worker
 from ltpipe.pipeline.digests import slice_digest

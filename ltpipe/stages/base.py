@@ -15,7 +15,7 @@ from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.last_layers import check_fixed_layers, with_trained_layers, without_layers
-from ltpipe.engine.model_config import assemble_model, training_config
+from ltpipe.engine.model_config import assemble_model, component_modules, training_config
 from ltpipe.engine.training import fitting_weights, read_checkpoint, train, write_checkpoint
 from ltpipe.interop.finished_checkpoints import in_order, taken_over
 from ltpipe.methods.lst.expansion import trim_heads
@@ -65,6 +65,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             seed=exp.seed,
             work_dir=stage.work,
             test_pipeline=fragment.test_pipeline,
+            imports=component_modules(exp, fragment),
             load_from=str(start) if start else None,
             hooks=part_hooks(
                 exp,

@@ -14,7 +14,7 @@ from ltpipe.engine.dataset_configs import class_counts, stream_config
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.inference import build_dataset
-from ltpipe.engine.model_config import as_list, assemble_model, training_config
+from ltpipe.engine.model_config import as_list, assemble_model, component_modules, training_config
 from ltpipe.engine.training import train
 from ltpipe.methods.lst.freezing import freezing_options
 from ltpipe.pipeline.digests import stage_slice
@@ -84,6 +84,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             seed=seed,
             work_dir=stage.work,
             test_pipeline=fragment.test_pipeline,
+            imports=component_modules(exp, fragment),
             load_from=str(paths.model(previous)),
             hooks=hooks,
         )

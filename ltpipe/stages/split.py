@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ltpipe.config.catalogue import extra_images
+from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
 from ltpipe.data.phase import PhaseView

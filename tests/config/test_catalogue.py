@@ -1,23 +1,28 @@
-"""The catalogue reads methods without importing them."""
+"""Options are described by constructors; the catalogue knows them without importing torch."""
 
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ltpipe.config import catalogue
-from ltpipe.config.catalogue import INJECTED, SLOTS, component, find, names, read_args, read_module
+from ltpipe.config.catalogue import SLOTS, component, find, names
+from ltpipe.config.options import annotation, describe, options_model, read_args
 from ltpipe.errors import UserError
+from ltpipe.pipeline.digests import stage_digest
+from tests.helpers.small_project import Load
 
-SOURCE = '''
-@method("loss", "tilted")
-class TiltedLoss(Base):
+
+class Tilted:
     """Tilts the loss.
 
     Args:
@@ -28,98 +33,152 @@ class TiltedLoss(Base):
     """
 
     custom_activation = True
+    _secret = 1
 
-    def __init__(self, num_classes: int, tilt: float, mode: Literal["one", "other"] = "one", *,
-                 sizes: list[int] | None = None) -> None:
-        pass
+    def __init__(
+        self,
+        num_classes: int,
+        tilt: float,
+        mode: Literal["one", "other"] = "one",
+        *,
+        sizes: list[int] | None = None,
+        **kwargs: object,
+    ) -> None: ...
 
-
-class Helper:
-    pass
-
-
-@MODELS.register_module()
-class NotOffered:
-    pass
-
-
-@method(slot="part", name="bare")
-class Bare(HeadPart):
-    pass
-'''
+    @property
+    def angle(self) -> float:
+        """Not a fact."""
+        return 0.0
 
 
-def write(tmp_path: Path, text: str) -> Path:
-    """Write a module."""
-    file = tmp_path / "tilted.py"
-    file.write_text(text)
-    return file
-
-
-def test_a_module_is_read(tmp_path: Path) -> None:
-    tilted, bare = read_module(write(tmp_path, SOURCE))
-    assert (tilted.slot, tilted.name, dict(tilted.component)) == ("loss", "tilted", {"type": "ltpipe.TiltedLoss"})
-    assert tilted.injected == {"num_classes"} and tilted.summary == "Tilts the loss."
-    assert tilted.flags == {"custom_activation": True}
-    fields = tilted.options.model_fields
-    assert list(fields) == ["tilt", "mode", "sizes"]
-    assert fields["tilt"].is_required() and fields["tilt"].description == "How much, in degrees; table 3."
-    assert (
-        fields["mode"].annotation == Literal["one", "other"]
-        and fields["mode"].description == "Which: one or the other."
-    )
-    assert tilted.options.model_validate({"tilt": "1e-3", "sizes": [1]}).model_dump() == {
-        "tilt": 1e-3, "mode": "one", "sizes": [1],
-    }  # fmt: skip
-    with pytest.raises(ValidationError):
-        tilted.options.model_validate({"tilt": 1, "mode": "both"})
-    assert (bare.slot, bare.name, dict(bare.options.model_fields)) == ("part", "bare", {})
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("tilt: float", "tilt", "no type"),
-        ("tilt: float", "tilt: Tensor", "plain types"),
-        ('@method("loss"', '@method("lose"', "unknown slot"),
-    ],
-)
-def test_what_cannot_be_offered(tmp_path: Path, old: str, new: str, words: str) -> None:
-    with pytest.raises(TypeError, match=words):
-        list(read_module(write(tmp_path, SOURCE.replace(old, new))))
-
-
-HEIR = """
-
-@method("loss", "steep")
-class SteepLoss(TiltedLoss):
-    '''Tilted more.
+class Steep(Tilted):
+    """Tilted more.
 
     Args:
         tilt: Steeper.
-    '''
+    """
 
     needs_softmax = True
+
+
+def test_a_constructor_is_the_description() -> None:
+    found = describe(Tilted)
+    assert found["summary"] == "Tilts the loss." and found["injected"] == ["num_classes"]
+    assert found["facts"] == {"custom_activation": True}
+    fields = options_model("Tilted", found["options"]).model_fields
+    assert list(fields) == ["tilt", "mode", "sizes"]
+    assert fields["tilt"].is_required() and fields["tilt"].description == "How much, in degrees; table 3."
+    assert fields["mode"].annotation == Literal["one", "other"]
+    assert fields["mode"].description == "Which: one or the other."
+    options = options_model("Tilted", found["options"])
+    given = options.model_validate({"tilt": "1e-3", "sizes": [1]})
+    assert given.model_dump() == {"tilt": 1e-3, "mode": "one", "sizes": [1]}
+    for wrong in ({"tilt": 1, "mode": "both"}, {"tilt": 1, "sizes": ["a"]}, {"tilt": 1, "angle": 2}, {}):
+        with pytest.raises(ValidationError):
+            options.model_validate(wrong)
+
+
+def test_base_classes_are_followed() -> None:
+    tilted, steep = describe(Tilted), describe(Steep)
+    assert steep["summary"] == "Tilted more." and steep["injected"] == tilted["injected"]
+    assert steep["facts"] == {**tilted["facts"], "needs_softmax": True}
+    assert steep["options"].pop("tilt") == {**tilted["options"].pop("tilt"), "description": "Steeper."}
+    assert steep["options"] == tilted["options"]
+
+
+def test_what_cannot_be_offered() -> None:
+    class Untyped:
+        def __init__(self, tilt) -> None: ...  # type: ignore[no-untyped-def]
+
+    class Foreign:
+        def __init__(self, tilt: threading.Lock) -> None: ...
+
+    for cls, words in ((Untyped, "no type"), (Foreign, "plain types")):
+        with pytest.raises(TypeError, match=words):
+            describe(cls)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [int, float, bool, str, Any, int | None, list[float], Literal["a", "b", None], Literal[1], float | str | None]
+    + [list[dict[str, Any]], list[int] | None],
+)
+def test_types_survive_their_schema(kind: Any) -> None:
+    schema = TypeAdapter(kind).json_schema()
+    assert TypeAdapter(annotation(schema)).json_schema() == schema
+
+
+PLUGIN = """
+from torch import nn
+
+from ltpipe.registry import method
+
+
+@method("loss", "{name}")
+class TiltedLoss(nn.Module):
+    '''Tilts.
+
+    Args:
+        num_classes: Foreground classes.
+        tilt: How much.
+    '''
+
+    softmax_scores = False
+
+    def __init__(self, num_classes: int, tilt: float = {tilt}) -> None:
+        super().__init__()
 """
 
 
-def test_base_classes_of_the_module_are_followed(tmp_path: Path) -> None:
-    tilted, _, steep = read_module(write(tmp_path, SOURCE + HEIR))
-    assert steep.summary == "Tilted more." and dict(steep.component) == {"type": "ltpipe.SteepLoss"}
-    assert steep.injected == tilted.injected
-    assert steep.flags == {**tilted.flags, "needs_softmax": True}
-    ours, theirs = (method.options.model_json_schema()["properties"] for method in (steep, tilted))
-    assert ours.pop("tilt") == {**theirs.pop("tilt"), "description": "Steeper."}
-    assert ours == theirs
+@pytest.fixture
+def forget_plugins() -> Iterator[None]:
+    """Take plug-ins out of the catalogue again."""
+    yield
+    for key in [key for key, entry in catalogue.catalogue().items() if entry.plugin is not None]:
+        del catalogue.catalogue()[key]
 
 
-def test_two_methods_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "methods").mkdir()
-    for name in ("a", "b"):
-        (tmp_path / "methods" / f"{name}.py").write_text(SOURCE)
-    monkeypatch.setattr(catalogue, "PACKAGE", tmp_path)
-    with pytest.raises(TypeError, match=r"a\.py and in b\.py"):
-        catalogue.catalogue.__wrapped__()
+def test_plugins(load: Load, project: Path, forget_plugins: None) -> None:
+    (project / "our_losses").mkdir()
+    (project / "our_losses" / "__init__.py").write_text("")
+    module = project / "our_losses" / "tilted.py"
+    module.write_text(PLUGIN.format(name="tilted", tilt=2.5))
+    loss = ("model:\n", "model:\n  loss: {type: tilted}\n")
+    with pytest.raises(UserError, match="unknown loss"):
+        load(*loss)
+    plugin = ("dataset:\n", "plugins: [our_losses.tilted]\ndataset:\n")
+    exp = load(*loss, *plugin)
+    assert exp.model.loss.options == {"tilt": 2.5}
+    assert component("loss", exp.model.loss) == {"type": "ltpipe.TiltedLoss", "tilt": 2.5}
+    assert find("loss", "tilted").flags == {"softmax_scores": False}
+    with pytest.raises(UserError, match=r"unknown key of loss tilted"):
+        load("model:\n", "model:\n  loss: {type: tilted, tip: 1}\n", *plugin)
+    with pytest.raises(UserError, match=r"plugins: \[our_losses.tilted\]"):
+        load(*loss)
+    before = stage_digest(exp, "base"), stage_digest(exp, "evaluate"), stage_digest(load(), "base")
+    module.write_text(PLUGIN.format(name="tilted", tilt=2.5) + "# another text\n")
+    after = stage_digest(exp, "base"), stage_digest(exp, "evaluate"), stage_digest(load(), "base")
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "cannot be found"), ("1 / 0", "ZeroDivisionError"), (PLUGIN.format(name="seesaw", tilt=1), "'seesaw' is")],
+)
+def test_plugins_that_cannot_be_used(load: Load, project: Path, text: str | None, words: str) -> None:
+    name = f"wrong_{abs(hash(text))}"  # modules are looked for once
+    if text is not None:
+        (project / f"{name}.py").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        load("dataset:\n", f"plugins: [{name}]\ndataset:\n")
+    assert "small.yaml:" in str(error.value)
+
+
+def test_the_committed_descriptions_are_current() -> None:
+    """``ltpipe schema --write`` renews them."""
+    from ltpipe.registry import catalogue_content
+
+    assert catalogue.described() == json.loads(json.dumps(catalogue_content()))
 
 
 def test_every_slot_offers_something() -> None:
@@ -152,25 +211,6 @@ def test_nothing_heavy_is_imported() -> None:
     code += "print([m for m in ('torch', 'mmengine', 'mmdet', 'pandas', 'pyarrow', 'cv2') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
-
-
-def test_the_catalogue_agrees_with_the_classes() -> None:
-    """Names, options and injected parameters are those of the imported classes."""
-    import inspect
-
-    import ltpipe.engine  # noqa: F401
-    import ltpipe.methods  # noqa: F401
-    from ltpipe.registry import MODELS
-
-    for (slot, name), entry in catalogue.catalogue().items():
-        if slot == "sampler" or "type" not in entry.component:
-            continue
-        cls = MODELS.get(entry.component["type"])
-        assert cls is not None, (slot, name)
-        parameters = set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
-        own = set(entry.options.model_fields) | entry.injected
-        assert own <= parameters, (slot, name, own - parameters)
-        assert entry.injected <= INJECTED
 
 
 def test_args_sections() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ltpipe.config.catalogue import extra_images
+from ltpipe.config.choices import extra_images
 from ltpipe.pipeline.digests import stage_digest
 from tests.helpers.small_project import Load
 

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from ltpipe.config.catalogue import extra_images
+from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import load_experiment
 from ltpipe.pipeline.digests import stage_digest

@@ -1,0 +1,57 @@
+"""The methods that an experiment chooses: where they stand, and what they ask of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ltpipe.config import catalogue
+from ltpipe.config.experiment import Experiment
+from ltpipe.config.fields import Choice
+from ltpipe.config.yaml_positions import Key
+
+
+def choices(exp: Experiment) -> Iterator[tuple[Key, str, Choice]]:
+    """All method choices of an experiment: key path, slot, choice."""
+    for slot in ("classifier", "loss", "mask"):
+        yield ("model", slot), slot, getattr(exp.model, slot)
+    for index, part in enumerate(exp.model.parts):
+        yield ("model", "parts", index), "part", part
+    yield ("base", "sampler"), "sampler", exp.base.sampler
+    for name, calibrator in exp.calibrate.items():
+        yield ("calibrate", name), "calibrator", calibrator
+
+
+def extra_images(exp: Experiment) -> str | None:
+    """Images that a head part runs over between epochs: ``holdout`` (held out of training), ``val``, or None.
+
+    A part that does names the options that decide in its class attribute ``extra_images``: the first of them whose
+    value is listed there.
+    """
+    for part in exp.model.parts:
+        entry = catalogue.find("part", part.type)
+        chosen = entry.options.model_validate(part.options).model_dump()
+        for option, values in entry.flags.get("extra_images", {}).items():
+            if chosen[option] in values:
+                images: str = values[chosen[option]]
+                return images
+    return None
+
+
+def replace_choices(exp: Experiment, updates: Mapping[Key, Choice]) -> Experiment:
+    """Return the experiment with the choices at these key paths replaced."""
+
+    def replaced(value: Any, key: Key) -> Any:
+        if key in updates:
+            return updates[key]
+        if not any(other[: len(key)] == key for other in updates):
+            return value
+        if isinstance(value, dict):
+            return {name: replaced(item, (*key, name)) for name, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(replaced(item, (*key, index)) for index, item in enumerate(value))
+        inner = {name: replaced(getattr(value, name), (*key, name)) for name in type(value).model_fields}
+        return value.model_copy(update=inner)
+
+    result: Experiment = replaced(exp, ())
+    return result
