@@ -367,7 +367,8 @@ def _schema(*, write: bool) -> None:
         from ltpipe.registry import catalogue_content
 
         write_json(FILE, catalogue_content())
-        catalogue.cache_clear(), described.cache_clear()
+        catalogue.cache_clear()
+        described.cache_clear()
         write_schema()
         print(f"wrote {SCHEMA}")
     else:

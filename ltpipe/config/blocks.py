@@ -51,7 +51,9 @@ class Dataset(Block):
 class Detector(Block):
     """The detector: a plain mmengine config fragment without data sets and schedule."""
 
-    config: Path = Field(description="file with model, train_pipeline and test_pipeline")
+    config: str = Field(
+        description="mmengine config with model, train_pipeline and test_pipeline: a file, or mmdet::FOLDER/FILE.py"
+    )
     load_from: Path | None = Field(None, description="checkpoint to start base training from")
     geometry: Literal["modern", "mmdet1", "benchmark"] = Field(
         "modern",

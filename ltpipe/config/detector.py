@@ -1,15 +1,29 @@
-"""Facts about a detector file from its source text, without importing mmengine."""
+"""Detector files, resolved: mmengine reads them with all their bases, without torch, and the checks ask the result.
+
+A detector is a config of mmengine: a file, or one that mmdet ships, ``mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py``.
+It is Python and runs when it is read: use files that you trust.
+"""
 
 from __future__ import annotations
 
-import ast
-import hashlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from ltpipe.errors import UserError
 
-VARIABLES = ("model", "train_pipeline", "test_pipeline")
+READ = ("model", "train_pipeline", "test_pipeline")
+"""Variables that a detector consists of."""
+KNOWN = frozenset(
+    [*READ, "auto_scale_lr", "custom_hooks", "custom_imports", "default_hooks", "default_scope", "env_cfg", "load_from"]
+    + ["log_level", "log_processor", "optim_wrapper", "param_scheduler", "randomness", "resume", "test_cfg"]
+    + ["test_dataloader", "test_evaluator", "train_cfg", "train_dataloader", "train_dataset", "tta_model"]
+    + ["tta_pipeline", "val_cfg", "val_dataloader", "val_evaluator", "val_pipeline", "vis_backends", "visualizer"]
+)
+"""What mmdet's configs assign. Other names are helpers of the file, unless they look like one of these misspelt."""
 # Transforms after which a cached teacher or a cached feature no longer belongs to the image.
 RANDOM_GEOMETRY = frozenset(
     {
@@ -37,129 +51,142 @@ RANDOM_GEOMETRY = frozenset(
 )
 
 
-def detector_files(path: Path) -> Iterator[tuple[Path, ast.Module]]:
-    """Yield a detector file and, through ``_base_``, its parents, as syntax trees; missing files are left out.
+@dataclass(frozen=True)
+class ResolvedDetector:
+    """A detector file with its bases merged in, as plain values.
+
+    Attributes:
+        source: The file, or ``mmdet::...``.
+        model: The model.
+        train_pipeline: Transforms of training.
+        test_pipeline: Transforms of evaluation.
+        imports: Modules of ``custom_imports``.
+    """
+
+    source: str
+    model: Mapping[str, Any]
+    train_pipeline: list[Any]
+    test_pipeline: list[Any]
+    imports: tuple[str, ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """What of the file decides a training, for its digest; a copy."""
+        custom = {"custom_imports": list(self.imports)} if self.imports else {}
+        return copy.deepcopy({**{key: getattr(self, key) for key in READ}, **custom})
+
+    @property
+    def roi_head(self) -> Mapping[str, Any] | None:
+        """The RoI head; None outside two-stage detectors."""
+        return self.model.get("roi_head")
+
+    @property
+    def roi_head_type(self) -> str | None:
+        """Class of the RoI head, ``StandardRoIHead``."""
+        return None if self.roi_head is None else class_name(self.roi_head)
+
+    @property
+    def stages(self) -> int:
+        """Stages of the RoI head: 0 without one, several in a cascade."""
+        return 0 if self.roi_head is None else int(self.roi_head.get("num_stages", 1))
+
+    def heads(self, kind: str) -> list[Mapping[str, Any]]:
+        """Heads of all stages, ``kind`` being ``bbox_head`` or ``mask_head``; one that all stages share comes once."""
+        found = None if self.roi_head is None else self.roi_head.get(kind)
+        return [] if found is None else list(found) if isinstance(found, list | tuple) else [found]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector predicts masks."""
+        return bool(self.heads("mask_head")) or self.model.get("mask_head") is not None
+
+    @property
+    def random_geometry(self) -> list[str]:
+        """Names of the transforms of training whose geometry differs from epoch to epoch."""
+        return [name for step in self.train_pipeline for name in _transforms(step) if name in RANDOM_GEOMETRY]
+
+    @property
+    def backbone(self) -> str:
+        """Short name of the backbone, ``R-50`` for a ResNet, ``X-101`` for a ResNeXt, its class for others."""
+        config = self.model.get("backbone", {})
+        kind = {"ResNet": "R", "ResNeXt": "X"}.get(class_name(config))
+        return class_name(config) if kind is None else f"{kind}-{config.get('depth', 0)}"
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """Name of the class that a config builds, without its module or scope."""
+    return str(config.get("type", "")).rpartition(".")[2]
+
+
+def _transforms(step: Any) -> Iterator[str]:
+    """Yield the classes of a transform and of those inside it."""
+    if isinstance(step, Mapping):
+        yield class_name(step)
+        step = list(step.values())
+    if isinstance(step, list | tuple):
+        for inner in step:
+            yield from _transforms(inner)
+
+
+def resolve_detector(source: str | Path, where: object = "detector.config") -> ResolvedDetector:
+    """Read a detector with all its bases.
+
+    Args:
+        source: A config file, or ``mmdet::FOLDER/FILE.py``.
+        where: File and key of the experiment.
 
     Raises:
-        UserError: A file is not Python.
+        UserError: It is missing, cannot be read, or lacks a variable; or a variable is misspelt.
     """
-    seen: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        file = waiting.pop()
-        if not file.is_file() or file in seen:
-            continue
-        seen.add(file)
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-        except SyntaxError as error:
-            raise UserError("the detector file is not Python", where=f"{file}:{error.lineno}", got=error.msg) from error
-        yield file, tree
-        waiting.extend(file.parent / parent for parent in _parents(tree))
+    values = read_mmengine_config(source, where)
+    for name in values:
+        near = [] if name in KNOWN else get_close_matches(name, KNOWN, n=1, cutoff=0.85)
+        if near:
+            raise UserError(
+                "unknown key of the detector file", where=source, got=name, fix=f"did you mean {near[0]!r}?"
+            )
+    for name in READ:
+        if name not in values:
+            raise UserError("the detector file is incomplete", where=source, got=f"no {name!r}", allowed=READ)
+    imports = values.get("custom_imports") or {}
+    return ResolvedDetector(str(source), *(values[key] for key in READ), tuple(_listed(imports.get("imports"))))
 
 
-def file_digests(path: Path) -> dict[str, str]:
-    """SHA-256 of a detector file and its parents, by path."""
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file, _ in detector_files(path)}
-
-
-def check_detector(path: Path, where: object) -> None:
-    """Check that the file exists and assigns the variables that a detector consists of.
+def read_mmengine_config(source: str | Path, where: object = "detector.config") -> dict[str, Any]:
+    """Return the variables of an mmengine config with all its bases, as plain values; its components are not imported.
 
     Raises:
-        UserError: It does not.
+        UserError: It is missing, or running it fails.
     """
+    from mmengine.config import Config
+
+    if "::" in str(source):
+        return _values(source, where, lambda: Config.fromstring(f"_base_ = [{str(source)!r}]", ".py"))
+    path = Path(source)
     if not path.is_file():
         near = sorted(str(f) for f in path.parent.glob("*.py"))
         raise UserError("the detector file does not exist", where=where, got=path, allowed=near or "a config file")
-    assigned = {name for _, tree in detector_files(path) for name in _assigned(tree)}
-    for name in VARIABLES:
-        if name not in assigned:
-            raise UserError("the detector file is incomplete", where=path, got=f"no {name!r}", allowed=VARIABLES)
+    return _values(source, where, lambda: Config.fromfile(path, format_python_code=False, import_custom_modules=False))
 
 
-def has_mask_head(path: Path) -> bool:
-    """Whether a mask head is configured in the detector file or its parents."""
-    trees = [tree for _, tree in detector_files(path)]
-    keywords = {node.arg for tree in trees for node in ast.walk(tree) if isinstance(node, ast.keyword)}
-    keys = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    return "mask_head" in keywords | keys
+def _values(source: str | Path, where: object, read: Any) -> dict[str, Any]:
+    try:
+        return modern_spelling(read().to_dict())
+    except Exception as error:  # a config is a program: it may fail in any way
+        if isinstance(error, SyntaxError):
+            file = source if error.filename in (None, "<unknown>") else error.filename
+            raise UserError("the detector file is not Python", where=f"{file}:{error.lineno}", got=error.msg) from error
+        got = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError("the detector file cannot be read", where=source, got=got, fix=f"see {where}") from error
 
 
-def backbone(path: Path) -> str:
-    """Short name of the backbone in the detector file, or in its parents where the file does not set it: ``R-50``.
-
-    ``R`` stands for ResNet, ``X`` for ResNeXt; a depth that is not found is 0.
-    """
-    kind, depth = "", 0
-    for _, tree in detector_files(path):
-        for node in ast.walk(tree):
-            pair: list[tuple[str | None, object]] = []
-            if isinstance(node, ast.keyword):
-                pair = [(node.arg, _text(node.value))]
-            elif isinstance(node, ast.Dict):
-                pair = [(str(_text(k)), _text(v)) for k, v in zip(node.keys, node.values, strict=True)]
-            for key, value in pair:
-                if key == "depth" and isinstance(value, int):
-                    depth = depth or value
-                elif key == "type" and isinstance(value, str) and value.startswith("ResNe"):
-                    kind = kind or ("X" if value == "ResNeXt" else "R")
-    return f"{kind}-{depth}"
+def modern_spelling(value: Any) -> Any:
+    """Return a copy of nested mappings, lists and values, mmdet's ``tempearture`` (until 3.3) spelt ``temperature``."""
+    if isinstance(value, Mapping):
+        return {"temperature" if k == "tempearture" else str(k): modern_spelling(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(modern_spelling(v) for v in value)
+    return value
 
 
-def switched_on(path: Path, option: str) -> bool:
-    """Whether an option is set to True in the detector file, or in its parents where the file does not set it."""
-    for _, tree in detector_files(path):
-        found = []
-        for node in ast.walk(tree):
-            if isinstance(node, ast.keyword) and node.arg == option:
-                found.append(node.value)
-            elif isinstance(node, ast.Dict):
-                found += [v for k, v in zip(node.keys, node.values, strict=True) if _text(k) == option]
-        if found:
-            return any(isinstance(value, ast.Constant) and value.value is True for value in found)
-    return False
-
-
-def roi_head_type(path: Path) -> str | None:
-    """Type of the RoI head in the detector file, or in its parents where the file does not set it."""
-    for _, tree in detector_files(path):
-        blocks = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "roi_head"]
-        for block in blocks:
-            for item in block.keywords if isinstance(block, ast.Call) else ():
-                if item.arg == "type" and isinstance(item.value, ast.Constant):
-                    return str(item.value.value)
-    return None
-
-
-def _text(node: ast.expr | None) -> object:
-    return node.value if isinstance(node, ast.Constant) else None
-
-
-def random_geometry(path: Path) -> list[str]:
-    """Names of the transforms in ``train_pipeline`` whose geometry differs from epoch to epoch."""
-    for _, tree in detector_files(path):
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and "train_pipeline" in _targets(node):
-                words = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
-                return [w for w in words if isinstance(w, str) and w.removeprefix("mmdet.") in RANDOM_GEOMETRY]
-    return []
-
-
-def _targets(node: ast.Assign) -> list[str]:
-    return [target.id for target in node.targets if isinstance(target, ast.Name)]
-
-
-def _assigned(tree: ast.Module) -> Iterator[str]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            yield from _targets(node)
-
-
-def _parents(tree: ast.Module) -> list[str]:
-    """Files that a config extends."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and "_base_" in _targets(node):
-            value = ast.literal_eval(node.value)
-            return [value] if isinstance(value, str) else [str(item) for item in value]
-    return []
+def _listed(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ltpipe.config.catalogue import component
+from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.training import Schedule
@@ -69,39 +70,13 @@ class ClassCounts:
         }
 
 
-def read_detector(path: str | Path) -> ConfigDict:
-    """Read a detector file.
+def read_detector(source: str | Path) -> ConfigDict:
+    """Return ``model``, ``train_pipeline``, ``test_pipeline`` and ``custom_imports`` of a detector.
 
     Raises:
-        UserError: It is missing, is not a config, or lacks one of the three variables.
+        UserError: See :func:`ltpipe.config.detector.resolve_detector`.
     """
-    if not Path(path).is_file():
-        raise UserError(
-            "missing detector file", where="detector.config", got=path, fix="give the path of a config file"
-        )
-    fragment = read_config(path)
-    for name in ("model", "train_pipeline", "test_pipeline"):
-        if name not in fragment:
-            raise UserError(
-                "incomplete detector file",
-                where=path,
-                got=f"no variable {name!r}",
-                allowed="model, train_pipeline and test_pipeline",
-            )
-    return modern_spelling(fragment._cfg_dict)
-
-
-def modern_spelling(config: Any) -> Any:
-    """Return a copy of a config with mmdet's layer argument ``tempearture``, until 3.3, spelt ``temperature``.
-
-    Args:
-        config: Nested mappings, lists and values.
-    """
-    if isinstance(config, Mapping):
-        return ConfigDict({"temperature" if k == "tempearture" else k: modern_spelling(v) for k, v in config.items()})
-    if isinstance(config, list | tuple):
-        return type(config)(modern_spelling(v) for v in config)
-    return config
+    return ConfigDict(resolve_detector(source).values())
 
 
 def read_config(path: str | Path) -> Config:
@@ -123,7 +98,7 @@ def component_modules(exp: Experiment, fragment: ConfigDict) -> list[str]:
         exp: The experiment.
         fragment: Its detector file.
     """
-    return [*exp.plugins, *fragment.get("custom_imports", {}).get("imports", [])]
+    return [*exp.plugins, *fragment.get("custom_imports", [])]
 
 
 def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDict:
@@ -147,8 +122,8 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
         exp: The experiment.
         counts: Training counts of the classes the detector knows; their number fixes its outputs.
     """
-    import_plugins(exp.plugins)
     fragment = read_detector(exp.detector.config)
+    import_plugins(component_modules(exp, fragment))
     model = fragment.model
     roi_head = model.roi_head
     roi_head.type = REPLACEMENTS.get(roi_head.type, roi_head.type)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ltpipe.engine.model_config import modern_spelling
+from ltpipe.config.detector import modern_spelling
 from ltpipe.interop.layout import Layout, Rule, State
 from ltpipe.methods.iif.weights import parse_variant
 

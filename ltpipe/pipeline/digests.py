@@ -13,12 +13,12 @@ from typing import Any
 
 from ltpipe.config.catalogue import plugin_digest
 from ltpipe.config.choices import extra_images
-from ltpipe.config.detector import file_digests
+from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 
 # Replay lists (the stage `split` with a phase) hold as many epochs as the phases train.
 _LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch_size"))
-# Dotted keys of the experiment by stage. `detector` stands for the block and for the text of the detector file.
+# Dotted keys of the experiment by stage. `detector` stands for the block and for what the detector file resolves to.
 # A leading minus leaves a key out again.
 SLICES: Mapping[str, tuple[str, ...]] = {
     "toy_data": ("dataset.generate",),
@@ -46,7 +46,7 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
     """
     whole = exp.model_dump(mode="json")
     if stage == "validate":
-        return {**whole, "detector.file": file_digests(exp.detector.config)}
+        return {**whole, "detector.resolved": _resolved(exp)}
     if stage == "split" and key is not None:
         stage = "replay"
     found: dict[str, Any] = {name: _pick(whole, name) for name in SLICES[stage] if not name.startswith("-")}
@@ -55,10 +55,10 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
             block, _, inner = name[1:].partition(".")
             if found[block] is not None:
                 found[block] = {k: v for k, v in found[block].items() if k != inner}
-    if "detector" in found and exp.plugins:
-        found["plugins"] = {name: plugin_digest(name) for name in exp.plugins}
     if "detector" in found:
-        found["detector.file"] = file_digests(exp.detector.config)
+        found["detector.resolved"] = _resolved(exp)
+        if exp.plugins:
+            found["plugins"] = {name: plugin_digest(name) for name in exp.plugins}
     if stage in ("lst", "replay"):
         assert exp.lst is not None and isinstance(key, int)
         steps = exp.lst.iterations_per_phase
@@ -71,6 +71,11 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
     if stage == "calibrate":
         found["calibrator"] = whole["calibrate"][key]
     return found
+
+
+def _resolved(exp: Experiment) -> Any:
+    """What the detector file resolves to, as JSON has it: without tuples."""
+    return json.loads(json.dumps(resolve_detector(exp.detector.config).values(), default=str))
 
 
 def stage_digest(exp: Experiment, stage: str, key: str | int | None = None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ltpipe.config.class_list import read_class_list
-from ltpipe.config.detector import backbone
+from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_experiment
 from ltpipe.run.status import needs_features
@@ -64,7 +64,7 @@ def recipes(names: Sequence[str] | None = None, figures: Mapping[str, Any] | Non
 def _recipe(exp: Experiment, figures: Mapping[str, Any]) -> Recipe:
     published = tuple(f"{e.checkpoint} {e.iou_type} {e.metric} {e.value:g}" for e in exp.report.expected)
     heads = "mask" if "segm" in exp.evaluate.iou_types else "faster"
-    detector = figures["detectors"].get(f"{heads} {backbone(exp.detector.config)}")
+    detector = figures["detectors"].get(f"{heads} {resolve_detector(exp.detector.config).backbone}")
     data = figures["datasets"].get(exp.dataset.name)
     if detector is None or data is None:
         return Recipe(exp.name, exp.description, published, None, None, None)

@@ -95,17 +95,13 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], key: str | 
     for name in [*before, *(name for name in after if name not in before)]:
         one, other = before.get(name, _ABSENT), after.get(name, _ABSENT)
         if one is not other and one != other:
-            text = name.startswith("the text of ")
-            found.append(f"{name} has changed" if text else f"{name}: {_shown(one)} -> {_shown(other)}")
+            found.append(f"{name}: {_shown(one)} -> {_shown(other)}")
     return found
 
 
 def _leaves(part: Mapping[str, Any], key: str | int | None) -> Iterator[tuple[str, Any]]:
     for name, value in part.items():
-        if name == "detector.file":
-            yield from ((f"the text of {file}", digest) for file, digest in value.items())
-        else:
-            yield from _below(_NAMES.get(name, name).format(key=key), value)
+        yield from _below(_NAMES.get(name, name).format(key=key), value)
 
 
 def _below(name: str, value: Any) -> Iterator[tuple[str, Any]]:

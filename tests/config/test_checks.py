@@ -101,7 +101,7 @@ def test_what_a_hybrid_cascade_cannot_have(load: Load) -> None:
     refused(load, "{type: cosine}", classifier + crat, words=["model.parts[0]", "mask_weights_from: mask"])
     check_experiment(load("{type: cosine}", classifier + own), ["small"])
     Path("detector.py").write_text(
-        '_base_ = "parent.py"\nmodel = dict(roi_head=dict(type="CascadeRoIHead", mask_head=[]))'
+        '_base_ = "parent.py"\nmodel = dict(roi_head=dict(type="CascadeRoIHead", num_stages=1, mask_head=[dict()]))'
     )
     for allowed in (edit[1], classifier + crat):
         check_experiment(load("{type: cosine}", allowed), ["small"])

@@ -94,10 +94,10 @@ def test_detectors_without_masks_need_no_mask_head(project: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model = dict(", ["unreadable config"]),
-        ("model = undefined_name", ["unreadable config", "undefined_name"]),
-        ("model = dict()\ntrain_pipeline = []", ["incomplete detector file", "test_pipeline"]),
-        (None, ["missing detector file"]),
+        ("model = dict(", ["not Python", ":1"]),
+        ("model = undefined_name", ["cannot be read", "undefined_name"]),
+        ("model = dict()\ntrain_pipeline = []", ["the detector file is incomplete", "test_pipeline"]),
+        (None, ["the detector file does not exist"]),
     ],
 )
 def test_bad_detector_files_are_named(tmp_path: Path, text: str | None, words: list[str]) -> None:

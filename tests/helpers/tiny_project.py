@@ -22,7 +22,7 @@ from ltpipe.config.loading import load_experiment
 from ltpipe.data.toy import write_toy_data
 from ltpipe.pipeline.paths import Paths
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DETECTOR = f"""
 _base_ = [{str(ROOT / "configs/detectors/mask_rcnn_toy.py")!r}]
 model = dict(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltpipe.cli import main
-from ltpipe.config.detector import backbone
+from ltpipe.config.detector import resolve_detector
 from ltpipe.config.loading import list_experiments, load_experiment
 from ltpipe.pipeline.recipes import phase_length, recipes
 
@@ -40,7 +40,7 @@ def test_hours_and_disk() -> None:
 def test_backbones_are_read_from_the_detector_files() -> None:
     names = {"mask_rcnn_r50_fpn_ms": "R-50", "mask_rcnn_r101_fpn_ms": "R-101", "mask_rcnn_x101_fpn_ms": "X-101"}
     for file, name in names.items():
-        assert backbone(Path(f"configs/detectors/{file}.py")) == name
+        assert resolve_detector(f"configs/detectors/{file}.py").backbone == name
 
 
 def test_phases_have_the_lengths_of_the_published_lists() -> None:
