@@ -160,7 +160,7 @@ def build(scene: Scene, counts: dict[str, Any], method: str | None) -> Any:
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "method.yaml"
-            parent = Path("configs/experiments/toy_joint.yaml").resolve()
+            parent = Path("configs/experiments/toy/toy_joint.yaml").resolve()
             lines = [f"extends: {parent}", f"detector: {{config: {scene.config}}}", f"model: {METHODS[method]}"]
             file.write_text("\n".join(lines), encoding="utf-8")
             exp = load_experiment(file)

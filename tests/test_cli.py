@@ -99,7 +99,7 @@ def test_a_refused_experiment_keeps_no_lock(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(ROOT)
     broken = tmp_path / "broken.yaml"
     broken.write_text(
-        f"extends: {ROOT}/configs/experiments/lvis_v1_lst.yaml\nmodel: {{classifier: {{type: linear}}}}\n"
+        f"extends: {ROOT}/configs/experiments/lvis_v1/lst/lvis_v1_lst.yaml\nmodel: {{classifier: {{type: linear}}}}\n"
     )
     assert cli.main(["validate", str(broken), "--results", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out" / "broken" / "experiment.lock.yaml").exists()

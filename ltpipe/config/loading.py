@@ -12,6 +12,7 @@ from ltpipe.config import catalogue
 from ltpipe.config.choices import choices, replace_choices
 from ltpipe.config.experiment import Choice, Experiment
 from ltpipe.config.messages import user_error
+from ltpipe.config.published import published
 from ltpipe.config.yaml_positions import Document, Key, expand_variables, read_yaml
 from ltpipe.data.samplers import build_sampler
 from ltpipe.errors import UserError
@@ -34,9 +35,9 @@ def find_experiment(ref: str | Path, root: Path | None = None) -> Path:
         UserError: There is no such file.
     """
     folder = (root or Path()) / FOLDER
-    for candidate in (Path(ref), folder / f"{ref}.yaml", folder / str(ref)):
-        if candidate.is_file():
-            return candidate
+    found = Path(ref) if Path(ref).is_file() else _by_name(str(ref), folder)
+    if found is not None:
+        return found
     names = list_experiments(root)
     near = get_close_matches(str(ref), names, n=1)
     raise UserError(
@@ -49,8 +50,21 @@ def find_experiment(ref: str | Path, root: Path | None = None) -> Path:
 
 
 def list_experiments(root: Path | None = None) -> list[str]:
-    """Names of the files in ``configs/experiments``."""
-    return sorted(file.stem for file in ((root or Path()) / FOLDER).glob("*.yaml"))
+    """Names of the files in ``configs/experiments`` and the folders below it."""
+    return sorted(file.stem for file in ((root or Path()) / FOLDER).rglob("*.yaml"))
+
+
+def _by_name(name: str, folder: Path) -> Path | None:
+    """Return the file of this name, with or without ``.yaml``, in a folder or below it.
+
+    Raises:
+        UserError: There are several.
+    """
+    file = f"{name.removesuffix('.yaml')}.yaml"
+    found = sorted(folder.rglob(file)) if "/" not in name else []
+    if len(found) > 1:
+        raise UserError("several experiments have one name", where=folder, got=", ".join(map(str, found)))
+    return found[0] if found else None
 
 
 def merge(parent: Any, child: Any) -> Any:
@@ -85,9 +99,13 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
         return document
     if not isinstance(parent, str):
         raise UserError("extends names one file", where=document.where(("extends",), path), got=repr(parent))
+    # Beside the file, or anywhere below the folder of experiments that holds it.
+    folders = [folder for folder in path.absolute().parents if folder.name == FOLDER.name] or [path.parent]
     above = path.parent / parent
     if not above.is_file():
-        names = sorted(f.name for f in path.parent.glob("*.yaml") if f != path)
+        above = _by_name(parent, folders[0]) or above
+    if not above.is_file():
+        names = sorted(f.name for f in folders[0].rglob("*.yaml") if f != path)
         near = get_close_matches(parent, names, n=1)
         raise UserError(
             "the parent experiment does not exist",
@@ -182,6 +200,9 @@ def _complete(experiment: Experiment, document: Document, path: Path) -> Experim
             build_sampler({"type": entry.name, **options.model_dump()}, where=document.where(key, path))
         updates[key] = choice.model_copy(update=options.model_dump())
     experiment = replace_choices(experiment, updates)
+    if not experiment.report.expected:
+        report = experiment.report.model_copy(update={"expected": published(experiment.name)})
+        experiment = experiment.model_copy(update={"report": report})
     if experiment.dataset.generate is None:
         return experiment
     try:

@@ -12,7 +12,7 @@ import yaml
 from ltpipe.config.json_schema import SCHEMA, experiment_schema, schema_text, write_schema
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
+EXPERIMENTS = sorted((ROOT / "configs" / "experiments").rglob("*.yaml"))
 
 
 def test_the_committed_schema_is_current(request: pytest.FixtureRequest) -> None:
