@@ -23,6 +23,8 @@ include: "workflow/rules/common.smk"
 
 
 onstart:
+    # Nothing is queued before every experiment has been checked, detector included; `keep-going` would not stop for it.
+    PIPELINE.validate()
     # A killed stage continues where it stopped, unless -R, -f or -F asks for it again.
     PIPELINE.forget(
         {*workflow.dag_settings.forcerun, *(workflow.dag_settings.targets if workflow.dag_settings.forcetargets else ())},

@@ -22,7 +22,7 @@ from ltpipe.run.time_limit import Stopped, set_deadline
 
 STOPPED = 75
 STAGES = {
-    "validate": "check an experiment in seconds and write what it resolves to",
+    "validate": "check an experiment and its detector in seconds, and write what it resolves to",
     "index": "annotations to columnar stores and class statistics, once per data set",
     "split": "class order, base and phases, replay lists",
     "base": "base training",
@@ -48,7 +48,7 @@ _KEYS = {
 }
 _RESUMING = ("base", "distill", "lst", "features", "calibrate", "evaluate")
 _PARALLEL = ("base", "lst")
-_WITHOUT_TORCH = ("validate", "index", "split", "report")
+_WITHOUT_TORCH = ("index", "split", "report")
 
 
 def parser() -> argparse.ArgumentParser:

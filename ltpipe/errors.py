@@ -59,7 +59,9 @@ def from_worker(error: UserError) -> UserError:
     return UserError(text.rpartition("UserError: ")[2].strip()) if text.startswith("Caught UserError") else error
 
 
-def unknown_name(kind: str, got: str, allowed: Iterable[str], *, where: object | None = None) -> UserError:
+def unknown_name(
+    kind: str, got: str, allowed: Iterable[str], *, where: object | None = None, shown: int | None = None
+) -> UserError:
     """Return the error for a misspelt name, proposing the closest accepted one.
 
     Args:
@@ -67,9 +69,10 @@ def unknown_name(kind: str, got: str, allowed: Iterable[str], *, where: object |
         got: The name found.
         allowed: All accepted names.
         where: File and key.
+        shown: Names to list; None: all.
     """
     names = sorted(allowed)
     near = get_close_matches(str(got), names, n=1)
-    return UserError(
-        f"unknown {kind}", where=where, got=repr(got), allowed=names, fix=f"did you mean {near[0]!r}?" if near else None
-    )
+    listed = names[:shown] or None
+    fix = f"did you mean {near[0]!r}?" if near else None
+    return UserError(f"unknown {kind}", where=where, got=repr(got), allowed=listed, fix=fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
@@ -21,6 +22,7 @@ from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest
 from ltpipe.pipeline.paths import RESULTS, Paths
 from ltpipe.run.log_progress import holder
+from ltpipe.run.records import is_current
 from ltpipe.run.status import needs_features, stage_keys
 
 Wildcards = Any
@@ -268,6 +270,27 @@ class Pipeline:
         for file in ahead:
             when = now - 1000 * (len(distinct) - distinct.index(times[file]))
             os.utime(file, ns=(when, when))
+
+    # ---- before anything is queued -----------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Run ``ltpipe validate`` for every active experiment that has changed since it was checked.
+
+        Raises:
+            UserError: One is refused.
+        """
+        for exp in self.active:
+            paths = Paths(RESULTS, exp)
+            if is_current(exp, paths, "validate", None):
+                continue
+            log = paths.log("validate")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "w", encoding="utf-8") as handle:
+                command = ["ltpipe", "validate", "--experiment", str(exp.file)]
+                code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT).returncode
+            if code:
+                message = log.read_text(encoding="utf-8").rpartition("ltpipe validate: ")[2].strip()
+                raise UserError(f"{exp.name} is refused before anything is queued\n{message}", fix=f"see {log}")
 
     # ---- from scratch ------------------------------------------------------------------------------------------------
 

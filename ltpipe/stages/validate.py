@@ -1,8 +1,9 @@
-"""``validate``: check an experiment in seconds, before any GPU job, and write down what it resolves to."""
+"""``validate``: check an experiment and its detector before any GPU job, and write down what it resolves to."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import yaml
 
@@ -10,10 +11,13 @@ from ltpipe import __version__
 from ltpipe.config.checks import check_experiment
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments
-from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.digests import slice_digest, stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.files import atomic_path, discard, sha256_file
-from ltpipe.run.stage_run import stage_run
+from ltpipe.run.files import atomic_path, discard, sha256_file, write_json
+from ltpipe.run.records import read_json
+from ltpipe.run.stage_run import installed_versions, stage_run
+
+INSPECTED = Path(".ltpipe") / "detectors"
 
 
 def run(exp: Experiment, paths: Paths) -> None:
@@ -29,13 +33,35 @@ def run(exp: Experiment, paths: Paths) -> None:
         for leftover in paths.root.glob(f".{paths.lock.name}.*"):
             discard(leftover)
         remarks = check_experiment(exp, list_experiments())
+        facts = _inspected(exp)
         text = yaml.safe_dump(exp.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
         with atomic_path(paths.lock) as temporary:
             temporary.write_text(f"# {exp.file}, resolved by ltpipe {__version__}\n{text}", encoding="utf-8")
-        stage.notes.update(lock_sha256=sha256_file(paths.lock), remarks=remarks)
+        stage.notes.update(lock_sha256=sha256_file(paths.lock), remarks=remarks, detector=facts)
     shared = {f"{stage} {key or ''}".strip(): owner for (stage, key), owner in exp.owners.items()}
     if exp.share is not None:
         print(f"{exp.name}: taken from {exp.share}: {', '.join(shared) or 'nothing, it begins otherwise'}")
+    for fact in facts:
+        print(f"{exp.name}: {fact}")
     for remark in remarks:
         print(f"{exp.name}: {remark}", file=sys.stderr)
     print(f"{exp.name}: valid; checkpoints: {', '.join(exp.checkpoints())}")
+
+
+def _inspected(exp: Experiment) -> list[str]:
+    """Build the detector, or remember what was found when the same one was built with the same packages."""
+    slices = {stage: stage_slice(exp, stage) for stage in ("base", "split")}
+    if exp.detector.load_from is not None or exp.base.checkpoint is not None:
+        return _inspect(exp)  # checkpoints change without the experiment
+    kept = INSPECTED / f"{slice_digest({**slices, 'versions': installed_versions()})}.json"
+    facts = read_json(kept)
+    if facts is None:
+        facts = _inspect(exp)
+        write_json(kept, facts)
+    return list(facts)
+
+
+def _inspect(exp: Experiment) -> list[str]:
+    from ltpipe.engine.inspection import inspect_detector  # seconds of imports
+
+    return list(inspect_detector(exp).facts)

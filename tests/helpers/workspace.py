@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = Path(__file__).with_name("experiments")
-STUB = Path(__file__).with_name("stub_ltpipe.py")
+EXPERIMENTS = ROOT / "tests" / "workflow" / "experiments"
+STUB = ROOT / "tests" / "workflow" / "stub_ltpipe.py"
 
 
 class Workspace:
