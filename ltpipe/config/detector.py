@@ -148,7 +148,8 @@ def resolve_detector(source: str | Path, where: object = "detector.config") -> R
         if name not in values:
             raise UserError("the detector file is incomplete", where=source, got=f"no {name!r}", allowed=READ)
     imports = values.get("custom_imports") or {}
-    return ResolvedDetector(str(source), *(values[key] for key in READ), tuple(_listed(imports.get("imports"))))
+    model, training, testing = (values[key] for key in READ)
+    return ResolvedDetector(str(source), model, training, testing, tuple(_listed(imports.get("imports"))))
 
 
 def read_mmengine_config(source: str | Path, where: object = "detector.config") -> dict[str, Any]:
@@ -170,7 +171,7 @@ def read_mmengine_config(source: str | Path, where: object = "detector.config") 
 
 def _values(source: str | Path, where: object, read: Any) -> dict[str, Any]:
     try:
-        return modern_spelling(read().to_dict())
+        return dict(modern_spelling(read().to_dict()))
     except Exception as error:  # a config is a program: it may fail in any way
         if isinstance(error, SyntaxError):
             file = source if error.filename in (None, "<unknown>") else error.filename

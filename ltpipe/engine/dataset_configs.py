@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 from mmengine.config import ConfigDict
 
 from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
+from ltpipe.data.categories import Categories
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import read_csv
 from ltpipe.engine.model_config import ClassCounts, with_our_packing
 from ltpipe.pipeline.paths import Paths
 
@@ -19,7 +20,7 @@ from ltpipe.pipeline.paths import Paths
 def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
     """Return the training counts of the first ``num_classes`` classes, in label order."""
     ids = split.order[:num_classes]
-    table = pd.read_csv(paths.statistics("train")).set_index("category_id").loc[list(ids)]
+    table = read_csv(paths.statistics("train")).set_index("category_id").loc[list(ids)]
     store = AnnotationStore.open(paths.store("train"))
     annotated = len(np.unique(store.ann_image))
     return ClassCounts(
@@ -30,6 +31,17 @@ def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
         names=table["name"].tolist(),
         ranks=np.searchsorted(np.sort(split.order), ids).tolist(),
     )
+
+
+def known_classes(paths: Paths, split: Split, num_classes: int) -> Categories:
+    """Return the first ``num_classes`` classes of the experiment, in label order.
+
+    Raises:
+        UserError: The split knows classes that the annotations do not have.
+    """
+    store = AnnotationStore.open(paths.store("train"))
+    annotated = Categories.of_store(store, "the training annotations")
+    return annotated.take(split.order[:num_classes], "the experiment")
 
 
 def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.engine.call_points import Rescore
-from ltpipe.engine.dataset_configs import test_config
+from ltpipe.engine.dataset_configs import known_classes, test_config
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import build_dataset, detections, load_model, rescored_detections
 from ltpipe.engine.model_config import read_config
@@ -31,7 +32,7 @@ from ltpipe.metrics.predictions_writer import PredictionWriter, merge_prediction
 from ltpipe.metrics.summary import per_class_table, summarize
 from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.files import atomic_path, discard, write_json
+from ltpipe.run.files import discard, write_json
 from ltpipe.run.stage_run import stage_run
 
 # Of one image, for each set of scores.
@@ -100,8 +101,8 @@ def predict(
     limits = config.model.test_cfg.rcnn
     limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
     limits.nms = {**limits.nms, "iou_threshold": exp.evaluate.nms}
-    model: Any = load_model(config.model, paths.model(checkpoint))
     num_classes = config.train_dataloader.dataset.num_classes
+    model: Any = load_model(config.model, paths.model(checkpoint), known_classes(paths, split, num_classes))
     dataset: Any = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
     scored = [Scored((), None, paths.predictions(checkpoint))]
     rescore: Rescore | None = None
@@ -167,7 +168,7 @@ def measure(exp: Experiment, paths: Paths, predictions: Path, known: NDArray[np.
 
 def class_table(paths: Paths, split: Split) -> pd.DataFrame:
     """Return the statistics of the training classes and the phase of each."""
-    statistics = pd.read_csv(paths.statistics("train"))
+    statistics = read_csv(paths.statistics("train"))
     phases = dict(zip(split.order.tolist(), split.phase_of_label.tolist(), strict=True))
     return statistics.assign(phase=statistics["category_id"].map(phases))
 
@@ -186,8 +187,7 @@ def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, t
     classes = class_table(paths, split)
     write_json(paths.metrics(checkpoint), summaries(exp, checkpoint, split, classes, tensors))
     tables = [per_class_table(item, classes).assign(iou_type=iou) for iou, item in tensors.items()]
-    with atomic_path(paths.per_class(checkpoint)) as temporary:
-        pd.concat(tables).to_csv(temporary, index=False)
+    write_csv(paths.per_class(checkpoint), pd.concat(tables))
 
 
 def write_affinity(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from ltpipe.config.class_list import read_class_list
 from ltpipe.config.experiment import Experiment
+from ltpipe.data.categories import ONE_LIST, Categories, labels_in
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
-from ltpipe.errors import UserError
+from ltpipe.data.tables import write_csv
 from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.files import atomic_path, move
+from ltpipe.run.files import move
 from ltpipe.run.stage_run import stage_run
 
 
@@ -32,9 +32,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         for part, source in (("train", data.train), ("val", data.val)):
             folder = stage.work / part
             build_store(source.annotations, folder, fmt=data.format, image_folder=source.images)
-            table = class_statistics(AnnotationStore.open(folder))
-            with atomic_path(folder / "statistics.csv") as temporary:
-                table.to_csv(temporary, index=False)
+            write_csv(folder / "statistics.csv", class_statistics(AnnotationStore.open(folder)))
         _same_classes(exp, stage.work)
         for part in ("train", "val"):
             target = paths.dataset / part
@@ -44,18 +42,11 @@ def run(exp: Experiment, paths: Paths) -> None:
 
 def _same_classes(exp: Experiment, folder: Path) -> None:
     """Refuse parts with different classes: labels would not mean the same."""
-    train, val = (AnnotationStore.open(folder / part) for part in ("train", "val"))
-    unknown = np.setdiff1d(val.category_ids, train.category_ids)
-    names = dict(zip(train.category_ids.tolist(), train.category_names, strict=True))
-    renamed = [
-        f"{c}: {names[c]!r} and {name!r}"
-        for c, name in zip(val.category_ids.tolist(), val.category_names, strict=True)
-        if c in names and names[c] != name
-    ]
-    if len(unknown) or renamed:
-        raise UserError(
-            "training and validation annotations list different classes",
-            where=exp.dataset.val.annotations,
-            got=f"ids without training class {unknown[:5].tolist()}, ids with two names {renamed[:5]}",
-            fix="use annotation files with one common category list",
-        )
+    stores = {part: AnnotationStore.open(folder / part) for part in ("train", "val")}
+    train = Categories.of_store(stores["train"], "the training annotations")
+    others = {exp.dataset.val.annotations: Categories.of_store(stores["val"], "the validation annotations")}
+    if exp.dataset.class_list is not None:
+        listed = read_class_list(exp.dataset.class_list)
+        others[exp.dataset.class_list] = Categories.of_records(listed, "the class list")
+    for where, other in others.items():
+        labels_in(other, train, where=where, fix=ONE_LIST)

@@ -9,13 +9,14 @@ from mmengine.config import ConfigDict
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.training import Lst
+from ltpipe.data.categories import check_labels
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import class_counts, stream_config
+from ltpipe.engine.dataset_configs import class_counts, known_classes, stream_config
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import as_list, assemble_model, component_modules, training_config
-from ltpipe.engine.training import train
+from ltpipe.engine.training import read_checkpoint, train
 from ltpipe.methods.lst.freezing import freezing_options
 from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
@@ -55,6 +56,8 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
     ):
         split = Split.load(paths.split)
         num_old, num_classes = split.classes_known(phase - 1), split.classes_known(phase)
+        before = paths.model(previous)
+        check_labels(read_checkpoint(before)["meta"], known_classes(paths, split, num_old), before)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
         restrict(model, lst)
         if lst.distill.teacher != "none":
@@ -88,7 +91,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             load_from=str(paths.model(previous)),
             hooks=hooks,
         )
-        meta = {"experiment": exp.name, "stage": name, "category_ids": split.order[:num_classes].tolist()}
+        meta = {"experiment": exp.name, "stage": name, **known_classes(paths, split, num_classes).meta()}
         train(config, paths.model(name), paths.config(name), meta=meta)
         stage.outputs += [paths.model(name), paths.config(name)]
         stage.notes["iterations"] = iterations

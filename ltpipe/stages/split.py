@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
@@ -15,6 +13,7 @@ from ltpipe.data.published_indices import legacy_replay
 from ltpipe.data.replay import build_replay
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import read_csv
 from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.stage_run import held_out_input, stage_run
@@ -49,7 +48,7 @@ def write_split(exp: Experiment, paths: Paths) -> None:
         seed=0,
         inputs={"index": paths.store("train") / "info.json", "index:statistics": paths.statistics("train")},
     ) as stage:
-        table = pd.read_csv(paths.statistics("train"))
+        table = read_csv(paths.statistics("train"))
         spec = exp.split.model_dump(exclude_none=True, exclude={"ignore_future_gt"}) if exp.split else {}
         if "boundaries" in spec:
             spec["boundaries"] = list(spec["boundaries"])

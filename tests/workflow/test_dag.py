@@ -322,4 +322,4 @@ def test_a_dry_run_is_light(empty: Workspace, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     imported = {line.rpartition("|")[2].strip() for line in empty.snakemake("-n", "--cores", "2", "all").splitlines()}
     assert "ltpipe.pipeline.rules" in imported
-    assert not imported & {"torch", "mmcv", "mmdet", "pandas", "pyarrow", "matplotlib"}
+    assert not imported & {"torch", "mmcv", "mmdet", "matplotlib"}

@@ -28,6 +28,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
+from ltpipe.checkpoints.tensors import check_tensors
 from ltpipe.errors import UserError
 from ltpipe.methods.interfaces import HeadPart, touch
 from ltpipe.registry import HOOKS, MODELS, TASK_UTILS
@@ -141,6 +142,7 @@ class OnlineTeacher:
             detector = MODELS.build(model)
         state = CheckpointLoader.load_checkpoint(self.checkpoint, map_location="cpu")["state_dict"]
         state = {key: value for key, value in state.items() if not key.startswith("roi_head.parts.")}
+        check_tensors(state, self.checkpoint)
         wrong = detector.load_state_dict(state, strict=False)
         if wrong.missing_keys or wrong.unexpected_keys:
             raise UserError(
