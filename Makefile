@@ -1,8 +1,8 @@
 # make run      the whole chain on the toy data, ending with the report (about 20 minutes on two cores)
-# make test     lint and all tests
+# make test     lint (ruff, formatting, mypy) and all tests
 # make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
-# make lint     ruff and mypy
+# make lint     ruff, formatting, mypy
 # make clean    remove results, logs and toy data; the environment stays
 #
 # PYTHON and CORES may be given: make run CORES=8
@@ -33,8 +33,7 @@ run: $(VENV)/.installed
 	@echo "Reports:"
 	@ls -1 results/*/report/report.html | sed "s|^|  $(CURDIR)/|"
 
-test: $(VENV)/.installed
-	ruff check .
+test: lint
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
 
 test-slurm: $(VENV)/.installed
