@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TORCH_SIDE = {"torch", "torchvision", "mmcv", "mmdet", "mmengine"}
-OURS = {"config", "pipeline", "run", "data", "methods", "engine", "metrics", "report", "interop", "stages", "checkpoints"}
+OURS = {
+    "config",
+    "pipeline",
+    "run",
+    "data",
+    "methods",
+    "engine",
+    "metrics",
+    "report",
+    "interop",
+    "stages",
+    "checkpoints",
+}
 # What each package must not import: packages of others, and packages of ltpipe.
 FORBIDDEN = {
     "config": (TORCH_SIDE | {"pandas", "pyarrow", "cv2", "matplotlib"}, OURS - {"config", "pipeline", "run", "data"}),

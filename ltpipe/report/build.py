@@ -10,7 +10,7 @@ import pandas as pd
 from ltpipe.data.tables import write_csv
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
-from ltpipe.metrics.summary import flatten
+from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.inputs import (
     IOU_NAMES,

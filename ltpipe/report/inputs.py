@@ -23,8 +23,8 @@ class Evaluation:
     Attributes:
         experiment: Name of the experiment.
         checkpoint: ``base``, ``phase<k>`` or the name of a calibrator.
-        metrics: What :func:`~ltpipe.metrics.summary.summarize` returns.
-        per_class: What :func:`~ltpipe.metrics.summary.per_class_table` returns.
+        metrics: What :func:`~ltpipe.metrics.table.summarize` returns.
+        per_class: What :func:`~ltpipe.metrics.table.per_class_table` returns.
     """
 
     experiment: str
@@ -52,7 +52,7 @@ class Expectation:
         experiment: Experiment it is compared with.
         checkpoint: Checkpoint it is compared with.
         iou_type: ``bbox``, ``segm`` or ``boundary``.
-        metric: A name of :func:`~ltpipe.metrics.summary.flatten`, e.g. ``APr`` or ``bin/0-10``.
+        metric: A name of :func:`~ltpipe.metrics.table.flatten`, e.g. ``APr`` or ``bin/0-10``.
         value: In percent, as papers print it.
         tolerance: Accepted difference, in percentage points.
         source: Where it was published.

@@ -51,7 +51,7 @@ def plot_class_curve(
     """Draw AP against the rank of the class by training instances: a dot per class, a line for the running mean.
 
     Args:
-        frames: Per checkpoint label its table of :func:`~ltpipe.metrics.summary.per_class_table`.
+        frames: Per checkpoint label its table of :func:`~ltpipe.metrics.table.per_class_table`.
         path: File without suffix; ``.png`` and ``.svg`` are written.
         title: Heading.
         edges: Training-instance counts to mark.

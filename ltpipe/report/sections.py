@@ -11,7 +11,7 @@ import pandas as pd
 from ltpipe.errors import unknown_name
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
-from ltpipe.metrics.summary import flatten
+from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (

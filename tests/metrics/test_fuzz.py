@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ltpipe.metrics.evaluate import differing_categories, evaluate
+from ltpipe.metrics.evaluation import differing_categories, evaluate
 from ltpipe.metrics.ground_truth import read_ground_truth
 from ltpipe.metrics.predictions import MaskColumn, Predictions
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.metrics.evaluate import TensorInfo, Tensors
-from ltpipe.metrics.summary import bin_metrics, flatten, geometric_edges, per_class_table, summarize
+from ltpipe.metrics.evaluation import TensorInfo, Tensors
+from ltpipe.metrics.table import bin_metrics, flatten, geometric_edges, per_class_table, summarize
 
 K = 40
 

@@ -18,10 +18,10 @@ from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
 from ltpipe.interop.detections_json import read_results
-from ltpipe.metrics import engines as backends
 from ltpipe.metrics import native_engine as native
+from ltpipe.metrics import vernier_engine as backends
 from ltpipe.metrics.cross_check import cross_check
-from ltpipe.metrics.evaluate import Tensors, differing_categories, evaluate, load_tensors, save_tensors
+from ltpipe.metrics.evaluation import Tensors, differing_categories, evaluate, load_tensors, save_tensors
 from ltpipe.metrics.ground_truth import read_ground_truth
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.metrics.evaluate import TensorInfo, Tensors
+from ltpipe.metrics.evaluation import TensorInfo, Tensors
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
-from ltpipe.metrics.summary import per_class_table, summarize
+from ltpipe.metrics.table import per_class_table, summarize
 from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.report.plots import plot_class_curve, plot_forgetting, plot_group_bars
 

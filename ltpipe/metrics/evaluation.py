@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
 from ltpipe.metrics.contract import IouType, Protocol, select
-from ltpipe.metrics.engines import BOUNDARY_RATIO, DEFAULT_ENGINES, engine_version, run_engine
 from ltpipe.metrics.ground_truth import GroundTruth
 from ltpipe.metrics.native_engine import AREAS, IOU_THRESHOLDS, RECALL_THRESHOLDS
 from ltpipe.metrics.predictions import Predictions
+from ltpipe.metrics.vernier_engine import BOUNDARY_RATIO, DEFAULT_ENGINES, engine_version, run_engine
 from ltpipe.run.files import atomic_path
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
-from ltpipe.metrics.evaluate import Tensors
+from ltpipe.metrics.evaluation import Tensors
 from ltpipe.metrics.ground_truth import row_of
 from ltpipe.metrics.native_engine import AREAS, IOU_THRESHOLDS
 
@@ -71,7 +71,7 @@ def summarize(
     Returns:
         ``AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR, ARs, ARm, ARl``, ``bAP`` with ``bAP_complete`` (no bin is
         empty), ``bins``, ``groups`` (``b0``, ``t1``, ...; ``base``, ``old``, ``new``), the number of
-        ``evaluated_classes``, and the fields of :class:`~ltpipe.metrics.evaluate.TensorInfo`.
+        ``evaluated_classes``, and the fields of :class:`~ltpipe.metrics.evaluation.TensorInfo`.
 
     Raises:
         UserError: Edges that do not ascend, or a category without training statistics.
