@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.metrics.table import Section, rows_in
 from ltpipe.report.html import Column
 
 IOU_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
@@ -102,6 +103,11 @@ def phases_of(evaluations: Sequence[Evaluation], experiment: str) -> list[Evalua
     found = [item for item in evaluations if item.experiment == experiment and item.phase is not None]
     found = sorted((item for item in found if item.metrics["groups"]), key=lambda item: item.phase or 0)
     return found if len(found) > 1 else []
+
+
+def numbers(section: Section) -> list[Column]:
+    """Return a column for each number that a table of the page shows."""
+    return [Column(row.key, row.key, row.format, best=True) for row in rows_in(section)]
 
 
 def who(item: Evaluation) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from ltpipe.engine.model_config import read_config
 from ltpipe.engine.oracle_labels import OracleLabels
 from ltpipe.engine.shards import in_shards
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
-from ltpipe.metrics.evaluation import Tensors, evaluate, save_tensors
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter, merge_predictions
 from ltpipe.metrics.table import per_class_table, summarize
+from ltpipe.metrics.tensors import Tensors, save_tensors
 from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard, write_json
