@@ -36,7 +36,7 @@ from ltpipe.engine.dataset_configs import class_counts
 from ltpipe.engine.features import LiveRows, StoredRows
 from ltpipe.engine.model_config import build_component
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import read_features
+from ltpipe.methods.box_layers import read_features
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.run.files import write_json

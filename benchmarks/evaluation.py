@@ -29,10 +29,11 @@ from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.interop.detections_json import write_results
-from ltpipe.metrics.evaluate import evaluate, save_tensors
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter
-from ltpipe.metrics.summary import per_class_table, summarize
+from ltpipe.metrics.table import per_class_table, summarize
+from ltpipe.metrics.tensors import save_tensors
 
 Numbers = tuple[np.ndarray, np.ndarray]
 FEW = 50  # slices of a slice, for what the package takes whatever the number of images

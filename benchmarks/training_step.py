@@ -34,7 +34,8 @@ from torch import Tensor, nn
 import ltpipe.engine
 import ltpipe.methods  # noqa: F401  registers everything
 from ltpipe.config import catalogue
-from ltpipe.methods.interfaces import BoxBatch, HeadPart, MaskBatch
+from ltpipe.engine.heads import with_call_points
+from ltpipe.methods.head_parts import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import MODELS
 from ltpipe.run.files import write_json
 
@@ -157,6 +158,7 @@ def build_box(slot: str, name: str, counts: dict[str, Any], rows: Rows) -> tuple
     torch.manual_seed(0)
     head: Any = MODELS.build(config)
     parts: list[Any] = [MODELS.build(component("part", name, counts))] if slot == "part" else []
+    head.parts = parts
     for part in parts:
         part.epoch, part.hooked = 1, True  # after the first epoch, when every part is active
     modules = nn.ModuleList([head, *parts]).to(rows.features.device).train()
@@ -166,10 +168,12 @@ def build_box(slot: str, name: str, counts: dict[str, Any], rows: Rows) -> tuple
     def losses() -> Tensor:
         if slot == PLAIN:
             return total(head.loss(*head(rows.features), rows.rois, *targets))
-        features, for_reg = head.shared_features(rows.features)
-        scores, deltas = head.fc_cls(features), head.fc_reg(for_reg)
+        scores, deltas = head(rows.features)
         found = head.loss(scores, deltas, rows.rois, *targets)
-        batch = BoxBatch(features, scores, *targets[:2], rows.features, rows.rois, found, deltas, *targets[2:])
+        if not parts:
+            return total(found)
+        seen = head.seen
+        batch = BoxBatch(seen[1], scores, *targets[:2], seen[0], rows.rois, found, deltas, *targets[2:])
         for part in parts:
             found.update(part.box_losses(head, batch))
         return total(found)
@@ -181,7 +185,7 @@ def build_mask(
     slot: str, name: str, counts: dict[str, Any], rows: Rows, before: Branch, parts: Sequence[Any]
 ) -> Branch:
     """Return a mask head with one method in it, which may be parts that act in the box head before."""
-    config = {
+    config: dict[str, Any] = {
         "type": "mmdet.FCNMaskHead",
         "num_convs": 4,
         "in_channels": CHANNELS,
@@ -192,20 +196,17 @@ def build_mask(
     if slot == "mask":
         config |= component("mask", name, counts)
     torch.manual_seed(0)
-    head: Any = MODELS.build(config)
+    head: Any = MODELS.build(config if slot == PLAIN else with_call_points(config))
+    head.parts = list(parts)
     rows_of_classes = torch.randn(counts["num_classes"] + 1, HIDDEN, device=rows.features.device)
     labels = rows.labels[: len(rows.masks)]
     given = dict(class_weight=rows_of_classes, labels=labels) if getattr(head, "needs_class_weight", False) else {}
 
     def losses() -> Tensor:
-        seen: list[Tensor] = []
-        hook = head.conv_logits.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if parts else None
         logits = head(rows.mask_features, **given)
-        if hook is not None:
-            hook.remove()
         found = {"loss_mask": head.loss_mask(logits, rows.masks, torch.zeros_like(labels) if given else labels)}
         for part in parts:
-            found.update(part.mask_losses(head, MaskBatch(seen[0], logits, rows.masks, labels, found)))
+            found.update(part.mask_losses(head, MaskBatch(head.seen, logits, rows.masks, labels, found)))
         return total(found)
 
     modules = nn.ModuleList([head, *parts]).to(rows.features.device).train()

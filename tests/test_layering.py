@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -11,7 +13,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TORCH_SIDE = {"torch", "torchvision", "mmcv", "mmdet", "mmengine"}
-OURS = {"config", "pipeline", "run", "data", "methods", "engine", "metrics", "report", "interop", "stages", "checkpoints"}
+OURS = {
+    "config",
+    "pipeline",
+    "run",
+    "data",
+    "methods",
+    "engine",
+    "metrics",
+    "report",
+    "interop",
+    "stages",
+    "checkpoints",
+}
 # What each package must not import: packages of others, and packages of ltpipe.
 FORBIDDEN = {
     "config": (TORCH_SIDE | {"pandas", "pyarrow", "cv2", "matplotlib"}, OURS - {"config", "pipeline", "run", "data"}),
@@ -60,6 +74,25 @@ def test_packages_keep_their_distance(package: str) -> None:
         if name.split(".")[0] in others or (name.split(".")[0] == "ltpipe" and name.split(".")[1] in ours)
     ]
     assert not wrong
+
+
+def test_only_tests_ask_a_third_evaluation_engine() -> None:
+    wrong = [str(file) for file in modules(".") if any(name.split(".")[0] == "hotcoco" for name in imports(file))]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("ltpipe.report.build", TORCH_SIDE | {"numba", "vernier", "hotcoco"}),
+        ("ltpipe.metrics.evaluation", TORCH_SIDE | {"vernier", "hotcoco", "matplotlib"}),
+    ],
+)
+def test_what_is_loaded_with_a_module(module: str, absent: set[str]) -> None:
+    """Also through other modules."""
+    code = f"import sys, {module}; print(*sorted({absent!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == ""
 
 
 def test_experiments_read_only_the_samplers_of_the_data_layer() -> None:

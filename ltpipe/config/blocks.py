@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.config.training import CalibrationSchedule
+from ltpipe.frequency import BIN_EDGES
 
 IouType = Literal["bbox", "segm", "boundary"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -152,7 +153,7 @@ class Evaluate(Block):
     max_detections: Positive = Field(300, description="detections kept per image")
     score_threshold: Fraction = Field(1e-4, description="detections with this score or less are dropped")
     nms: Fraction = Field(0.5, description="overlap above which the weaker detection of a class is dropped")
-    bins: tuple[Positive, ...] = Field((10, 100, 1000), description="limits of the training instance count bins")
+    bins: tuple[Positive, ...] = Field(BIN_EDGES, description="limits of the training instance count bins")
     checkpoints: Literal["all"] | tuple[str, ...] = Field("all", description="all, or base, phase1, calibrator names")
     modes: tuple[Literal["base", "cal", "dual", "avg"], ...] = Field(
         (), description="checkpoints with two classifiers: also these ways to combine their scores, from the same run"

@@ -22,10 +22,11 @@ from ltpipe.data.checks import CheckedColumns, checked_columns, existing_files
 from ltpipe.data.progress_bar import Progress
 from ltpipe.data.records import CategoryRecord, Format, ImageRecord, RecordNames
 from ltpipe.data.segments import BadSegment, encode_segments
-from ltpipe.data.statistics import count_classes, frequency_groups
+from ltpipe.data.statistics import count_classes
 from ltpipe.data.store import SCHEMAS, STORE_VERSION
 from ltpipe.data.stream import AnnotationStream
 from ltpipe.errors import UserError
+from ltpipe.frequency import frequency_groups
 from ltpipe.run.files import atomic_path, sha256_file, write_json
 
 SEGMENT_ROWS = 16384

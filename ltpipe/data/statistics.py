@@ -1,4 +1,4 @@
-"""Images and instances per category, counted from the annotations, and the LVIS frequency groups."""
+"""Images and instances per category, counted from the annotations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltpipe.data.store import AnnotationStore
-
-RARE_UP_TO = 10
-COMMON_UP_TO = 100
 
 
 def count_classes(
@@ -28,12 +25,6 @@ def count_classes(
     pairs = np.unique(image.astype(np.int64) * num_categories + category)
     images = np.bincount(pairs % max(num_categories, 1), minlength=num_categories)
     return images, np.bincount(category, minlength=num_categories)
-
-
-def frequency_groups(image_counts: NDArray[np.integer]) -> list[str]:
-    """Return ``r``, ``c`` or ``f`` per category by the LVIS v1 rule: up to 10 images, up to 100, more."""
-    group = np.searchsorted([RARE_UP_TO, COMMON_UP_TO], image_counts, side="left")
-    return [str(letter) for letter in np.array(list("rcf"))[group]]
 
 
 def class_statistics(store: AnnotationStore) -> pd.DataFrame:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ltpipe.data.statistics import frequency_groups
 from ltpipe.data.toy_draw import SHAPES, STYLES, Thing, draw_scene, outline, polygon_area
 from ltpipe.errors import UserError
+from ltpipe.frequency import frequency_groups
 from ltpipe.run.files import atomic_path
 
 PAIRS_PER_IMAGE = 3.4

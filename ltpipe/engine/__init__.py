@@ -1,14 +1,14 @@
 """What all stages share on the mmdet side. Importing the package registers its components with mmengine."""
 
 from ltpipe.engine import (
-    cascade,
     dataset,
     extra_images,
     geometry,
     heads,
     hooks,
+    roi_heads,
     roi_sampling,
     training_stream,
 )
 
-__all__ = ["cascade", "dataset", "extra_images", "geometry", "heads", "hooks", "roi_sampling", "training_stream"]
+__all__ = ["dataset", "extra_images", "geometry", "heads", "hooks", "roi_heads", "roi_sampling", "training_stream"]

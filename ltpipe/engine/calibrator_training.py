@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ltpipe.engine.training import BROKEN_FILE, save_atomically
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import Calibrator, all_reduce_sum, world_size
+from ltpipe.methods.calibration import Calibrator
+from ltpipe.methods.reductions import all_reduce_sum, world_size
 
 Batch = tuple[Tensor, ...]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.structures.bbox import bbox2roi
+from mmdet.structures.bbox import bbox2roi, get_box_tensor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from ltpipe.engine import shards
 from ltpipe.engine.shards import in_shards
 from ltpipe.engine.training import BROKEN_FILE
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import Level, shared_layers, stored_features
+from ltpipe.methods.box_layers import Level, hidden_layers, stored_features
 from ltpipe.run.files import atomic_path, move
 
 
@@ -87,14 +87,19 @@ class FrozenDetector:
             cfg=self.model.train_cfg.rpn_proposal,
             rescale=False,
         )[0]
-        gt, roi_head = samples[0].gt_instances, self.model.roi_head
-        proposals = found.bboxes[None]
-        if self.stages > 1:
-            stages = roi_head.refinement(
-                feats, bbox2roi([found.bboxes]), [len(found)], [samples[0].metainfo], **roi_head.context(feats)
-            )
-            proposals = torch.stack([rois[:, 1:] for rois, _ in stages])
-        return tuple(t.cpu().numpy() for t in (getattr(gt.bboxes, "tensor", gt.bboxes), gt.labels, proposals))
+        gt = samples[0].gt_instances
+        proposals = torch.stack(list(self._refined(feats, found.bboxes, samples[0].metainfo)))
+        return get_box_tensor(gt.bboxes).cpu().numpy(), gt.labels.cpu().numpy(), proposals.cpu().numpy()
+
+    def _refined(self, feats: tuple[Tensor, ...], boxes: Tensor, meta: dict[str, Any]) -> Iterator[Tensor]:
+        """Yield the boxes ``(P, 4)`` that every stage sees."""
+        heads, pool = self.model.roi_head.bbox_heads, self.model.roi_head.pooler(feats)
+        for stage, head in enumerate(heads):
+            yield boxes
+            if stage + 1 < len(heads):
+                scores, deltas = head(pool(stage, bbox2roi([boxes])))
+                scores = head.loss_cls.get_activation(scores) if head.custom_activation else scores
+                boxes = get_box_tensor(head.regress_by_class(boxes, scores[:, :-1].argmax(dim=1), deltas, meta))
 
     @property
     def stages(self) -> int:
@@ -120,13 +125,11 @@ class FrozenDetector:
             level: What is stored.
         """
         feats = self.model.extract_feat(self.sample(row, flip)["inputs"])
-        roi_head = self.model.roi_head
-        context = roi_head.context(feats)
+        heads, pool = self.model.roi_head.bbox_heads, self.model.roi_head.pooler(feats)
         found = {}
         for stage, of_stage in boxes.items():
             rois = bbox2roi([torch.from_numpy(of_stage).to(feats[0].device)])
-            pooled = roi_head.pooled(stage, feats, rois, **context)
-            found[stage] = stored_features(roi_head.bbox_heads[stage], pooled, level)
+            found[stage] = stored_features(heads[stage], pool(stage, rois), level)
         return found
 
     @property
@@ -140,7 +143,7 @@ class FrozenDetector:
         head = self.model.roi_head.bbox_heads[0]
         if level == "roi":
             return (head.in_channels, *head.roi_feat_size)
-        return (shared_layers(head)[0 if level == "fc1" else -1].out_features,)
+        return (hidden_layers(head)[0].out_features if level == "fc1" else head.fc_cls.in_features,)
 
 
 def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], work: Path) -> UnitBoxes:
@@ -200,7 +203,7 @@ def write_features(
         paths: The ``.npy`` file of every stage.
         dtype: ``float16`` or ``float32``.
         work: Folder for the state of a killed run.
-        level: What is stored; see :func:`~ltpipe.methods.interfaces.stored_features`.
+        level: What is stored; see :func:`~ltpipe.methods.box_layers.stored_features`.
 
     Raises:
         UserError: The features do not fit on the disk.

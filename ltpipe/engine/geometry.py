@@ -22,6 +22,7 @@ from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmengine.config import ConfigDict
 from torch import Tensor
 
+from ltpipe.engine.heads import as_list
 from ltpipe.errors import UserError
 from ltpipe.registry import MODELS, TASK_UTILS
 
@@ -122,11 +123,11 @@ def use_geometry(model: ConfigDict, name: str) -> None:
     else:
         anchors.type = "ltpipe.DetectronAnchorGenerator"
     roi_head = model.roi_head
-    for head in (model.rpn_head, *_listed(roi_head.bbox_head)):
+    for head in (model.rpn_head, *as_list(roi_head.bbox_head)):
         coder = head.setdefault("bbox_coder", ConfigDict(type="DeltaXYWHBBoxCoder"))
         _expect(coder, "DeltaXYWHBBoxCoder", "bbox_coder")
         coder.type = "ltpipe.LastPixelBoxCoder"
-    for extractor in (*_listed(roi_head.bbox_roi_extractor), *_listed(roi_head.get("mask_roi_extractor"))):
+    for extractor in (*as_list(roi_head.bbox_roi_extractor), *as_list(roi_head.get("mask_roi_extractor"))):
         _expect(extractor, "SingleRoIExtractor", "roi_extractor")
         extractor.update(type="ltpipe.LegacyRoIExtractor", end_offset=PIXEL if name == "mmdet1" else 0.0)
         extractor.roi_layer.update(aligned=False, sampling_ratio=2)
@@ -139,12 +140,6 @@ def _expect(config: ConfigDict, kind: str, where: str) -> None:
         raise UserError(
             f"an older geometry is not known for this {where}", where="detector.geometry", got=config.type, allowed=kind
         )
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def last_pixel(model: ConfigDict) -> int:

@@ -1,36 +1,60 @@
-"""Box and RoI heads of mmdet with call points: exchangeable classifiers, parts, and fused scores at test time.
+"""Box and mask heads of mmdet with call points: parts during training, other classifiers, scores fused at test time.
 
-State-dict keys are those of mmdet's ``Shared2FCBBoxHead`` and ``StandardRoIHead``; parts add ``parts.<i>.*`` and a
-calibrated classifier adds ``calibrator.*``, so a plain mmdet checkpoint loads as it is. Cascades are in
-:mod:`ltpipe.engine.cascade`.
+mmdet's RoI heads call ``loss_and_target`` and ``predict_by_feat`` of their heads; that is where parts and calibrators
+come in. Both belong to the RoI head (:mod:`ltpipe.engine.roi_heads`), so state-dict keys are those of mmdet's heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmdet.models.layers import multiclass_nms
-from mmdet.models.roi_heads import Shared2FCBBoxHead, StandardRoIHead
+from mmdet.models.roi_heads import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.samplers import SamplingResult
-from mmdet.structures.bbox import bbox2roi, get_box_tensor, scale_boxes
+from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.utils import InstanceList
 from mmengine.model import bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ltpipe.engine.call_points import CallPoints, class_logits
+from ltpipe.errors import UserError, unknown_name
+from ltpipe.methods.box_layers import rectifies
+from ltpipe.methods.head_parts import BoxBatch, MaskBatch
+from ltpipe.methods.reductions import LossAverage, averaged
 from ltpipe.registry import MODELS
 
 
-@MODELS.register_module()
-class LTBBoxHead(Shared2FCBBoxHead):
-    """Two shared fully connected layers, then a classifier and a box regressor.
+class BoxCallPoints(ConvFCBBoxHead):
+    """What our box heads add to mmdet's, whatever convolutions and fully connected layers they have.
 
-    A classifier class with ``rectify_input = False`` (LST's cosine classifier) reads the second layer before its ReLU;
-    the regressor always reads it after.
+    A classifier class with ``rectify_input = False`` (LST's cosine classifier) reads the last fully connected layer
+    before its ReLU; the regressor always reads it after.
+
+    Attributes:
+        parts: Parts that this head calls, in this order; a plain list, since the RoI head owns them.
+        loss_average: What the losses are averaged over; see :func:`~ltpipe.methods.reductions.averaged`.
+        fusion: Turns the detector's scores ``(N, K + 1)`` of all RoIs into ``scores``, the final ones, and others by
+            name; None if the detector's own are final.
+        seen: With parts or a fusion, pooled features and classifier input of the last forward pass.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parts: list[Any] = []
+        self.loss_average: LossAverage = "process"
+        self.fusion: Callable[[Tensor], dict[str, Tensor]] | None = None
+        self.seen: tuple[Tensor, Tensor] | None = None
+        if self.with_cls and not (rectifies(self.fc_cls) or len(self.shared_fcs) or len(self.cls_fcs)):
+            raise UserError(
+                "this classifier reads a fully connected layer before its ReLU, and the box head has none",
+                where="model.roi_head.bbox_head",
+                got=f"{type(self.fc_cls).__name__} after convolutions only",
+                allowed="num_shared_fcs or num_cls_fcs of at least 1, or another classifier",
+            )
 
     def init_weights(self) -> None:
         """Initialise as mmdet; sigmoid losses with a ``prior_prob`` get the bias that makes it the first score."""
@@ -39,75 +63,70 @@ class LTBBoxHead(Shared2FCBBoxHead):
         if prior is not None and getattr(self.fc_cls, "bias", None) is not None:
             nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(prior))
 
-    def shared_features(self, bbox_feats: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs of the classifier and of the regressor.
+    def predictor_inputs(self, bbox_feats: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inputs of the classifier ``(N, d)`` and of the regressor ``(N, e)``.
 
         Args:
             bbox_feats: ``(N, c, h, w)`` float, pooled RoI features.
-
-        Returns:
-            Two tensors ``(N, fc_out_channels)``.
         """
-        x = F.relu(self.shared_fcs[0](bbox_feats.flatten(1)))
-        x = self.shared_fcs[1](x)
-        rectified = F.relu(x)
-        return (rectified if getattr(self.fc_cls, "rectify_input", True) else x), rectified
+        raw, x = self._branch(bbox_feats, self.shared_convs, self.shared_fcs, flat=len(self.shared_fcs) > 0)
+        own_raw, for_cls = self._branch(x, self.cls_convs, self.cls_fcs)
+        _, for_reg = self._branch(x, self.reg_convs, self.reg_fcs)
+        if self.with_cls and not rectifies(self.fc_cls):
+            for_cls = own_raw if len(self.cls_fcs) else raw
+        return for_cls, for_reg
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _branch(self, x: Tensor, convs: nn.ModuleList, fcs: nn.ModuleList, flat: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the output of a branch before and after its last ReLU; ``flat`` after pooling, as mmdet does it."""
+        for conv in convs:
+            x = conv(x)
+        if flat and x.dim() > 2:
+            x = (self.avg_pool(x) if self.with_avg_pool else x).flatten(1)
+        raw = x
+        for fc in fcs:
+            raw = fc(x)
+            x = F.relu(raw)
+        return raw, x
+
+    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return class scores ``(N, C)`` and box deltas ``(N, 4K)`` (``(N, 4)`` when class-agnostic)."""
-        for_cls, for_reg = self.shared_features(x)
-        return self.fc_cls(for_cls), self.fc_reg(for_reg)
+        for_cls, for_reg = self.predictor_inputs(x)
+        if self.parts or self.fusion is not None:
+            self.seen = x, for_cls
+        return self.fc_cls(for_cls) if self.with_cls else None, self.fc_reg(for_reg) if self.with_reg else None
 
-    def probabilities(self, cls_score: Tensor) -> Tensor:
-        """Return the per-class scores ``(N, K + 1)`` of classifier outputs, background last."""
-        if self.custom_activation:
-            return self.loss_cls.get_activation(cls_score)
-        return F.softmax(cls_score, dim=-1)
-
-    def detections(
-        self, rois: Tensor, scores: Tensor, deltas: Tensor, meta: dict[str, Any], cfg: Any, rescale: bool
-    ) -> InstanceData:
-        """Turn the scores of one image into detections.
-
-        Args:
-            rois: ``(N, 5)`` float, batch index then xyxy in pixels of the network input.
-            scores: ``(N, K + 1)`` float probabilities, background last.
-            deltas: ``(N, 4K)`` or ``(N, 4)`` float box deltas.
-            meta: ``img_shape`` and ``scale_factor`` of the image.
-            cfg: mmdet's ``test_cfg.rcnn``: ``score_thr``, ``nms``, ``max_per_img``.
-            rescale: Return boxes in pixels of the original image.
-
-        Returns:
-            ``bboxes`` ``(D, 4)`` xyxy, ``scores`` ``(D,)`` and ``labels`` ``(D,)``, best first.
-        """
+    def loss_and_target(
+        self,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        rois: Tensor,
+        sampling_results: list[SamplingResult],
+        rcnn_train_cfg: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As mmdet's, with the parts called after the ordinary losses."""
+        found = super().loss_and_target(cls_score, bbox_pred, rois, sampling_results, rcnn_train_cfg, **kwargs)
+        losses, targets = found["loss_bbox"], found["bbox_targets"]
         if not len(rois):
-            none = rois.new_zeros(0)
-            return InstanceData(bboxes=none.reshape(0, 4), scores=none, labels=none.long())
-        repeats = 1 if self.reg_class_agnostic else self.num_classes
-        boxes = self.bbox_coder.decode(
-            rois[:, 1:].repeat_interleave(repeats, dim=0), deltas.reshape(-1, 4), max_shape=meta["img_shape"]
-        )
-        if rescale:
-            boxes = scale_boxes(boxes, [1 / s for s in meta["scale_factor"]])
-        boxes = get_box_tensor(boxes).reshape(len(rois), -1)
-        kept, labels = multiclass_nms(boxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img)
-        return InstanceData(bboxes=kept[:, :4], scores=kept[:, 4], labels=labels)
-
-    def refined(
-        self, rois: Tensor, cls_score: Tensor, deltas: Tensor, counts: list[int], metas: list[dict[str, Any]]
-    ) -> Tensor:
-        """Return the RoIs ``(N, 5)`` moved by their deltas, class-wise ones by those of the best-scoring class.
-
-        Args:
-            rois: ``(N, 5)`` float, batch index then xyxy in pixels of the network input.
-            cls_score: ``(N, C)`` float classifier outputs.
-            deltas: ``(N, 4K)`` or ``(N, 4)`` float.
-            counts: RoIs per image.
-            metas: ``img_shape`` of every image.
-        """
-        labels = (self.probabilities(cls_score) if self.custom_activation else cls_score)[:, :-1].argmax(dim=1)
-        parts = zip(rois[:, 1:].split(counts), labels.split(counts), deltas.split(counts), metas, strict=True)
-        return torch.cat([rois[:, :1], torch.cat([get_box_tensor(self.regress_by_class(*one)) for one in parts])], 1)
+            # mmdet skips an empty batch, but every process must report the same keys and join in the same reductions.
+            loss = self.loss_cls(cls_score, targets[0], targets[1], avg_factor=1)
+            losses.update(loss if isinstance(loss, dict) else {"loss_cls": loss})
+        losses = averaged(losses, (targets[1] > 0).sum(), self.loss_average)
+        if self.parts:
+            assert self.seen is not None
+            names = ("labels", "label_weights", "bbox_targets", "bbox_weights")
+            batch = BoxBatch(
+                rois=rois,
+                losses=losses,
+                cls_score=cls_score,
+                bbox_pred=bbox_pred,
+                bbox_feats=self.seen[0],
+                features=self.seen[1],
+                **dict(zip(names, targets, strict=True)),
+            )
+            for part in self.parts:
+                losses.update(part.box_losses(self, batch))
+        return {**found, "loss_bbox": losses}
 
     def refine_bboxes(
         self,
@@ -121,67 +140,148 @@ class LTBBoxHead(Shared2FCBBoxHead):
             return [InstanceData(bboxes=bbox_results["rois"].new_zeros(0, 4)) for _ in batch_img_metas]
         return refined
 
+    def predict_by_feat(
+        self,
+        rois: tuple[Tensor, ...],
+        cls_scores: tuple[Tensor, ...],
+        bbox_preds: tuple[Tensor, ...],
+        batch_img_metas: list[dict[str, Any]],
+        rcnn_test_cfg: Any = None,
+        rescale: bool = False,
+    ) -> InstanceList:
+        """As mmdet's, with fused scores.
+
+        Without ``rcnn_test_cfg`` mmdet returns all RoIs, with ``bboxes`` ``(n, 4K)`` or ``(n, 4)`` and ``scores``
+        ``(n, K + 1)``; here they also have their boxes ``priors`` ``(n, 4)``, xyxy in pixels of the network input, and
+        what else the fusion says.
+        """
+        if self.fusion is None and rcnn_test_cfg is not None:
+            return super().predict_by_feat(rois, cls_scores, bbox_preds, batch_img_metas, rcnn_test_cfg, rescale)
+        found = super().predict_by_feat(rois, cls_scores, bbox_preds, batch_img_metas, None, rescale)
+        counts = [len(one) for one in rois]
+        fused = self.fusion(torch.cat([one.scores for one in found])) if self.fusion is not None else {}
+        columns = {"priors": [one[:, 1:] for one in rois], **{key: value.split(counts) for key, value in fused.items()}}
+        for key, values in columns.items():
+            for one, value in zip(found, values, strict=True):
+                one[key] = value
+        if rcnn_test_cfg is None:
+            return found
+        return [self.detections(one, one.scores, rcnn_test_cfg) for one in found]
+
+    def detections(self, found: InstanceData, scores: Tensor, cfg: Any) -> InstanceData:
+        """Choose the detections of one image.
+
+        Args:
+            found: ``bboxes`` ``(n, 4K)`` or ``(n, 4)`` xyxy of all RoIs.
+            scores: ``(n, K + 1)`` float, background last.
+            cfg: mmdet's ``test_cfg.rcnn``: ``score_thr``, ``nms``, ``max_per_img``.
+
+        Returns:
+            ``bboxes`` ``(D, 4)`` xyxy, ``scores`` ``(D,)`` and ``labels`` ``(D,)``, best first.
+        """
+        kept, labels = multiclass_nms(found.bboxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img)
+        return InstanceData(bboxes=kept[:, :4], scores=kept[:, 4], labels=labels)
+
 
 @MODELS.register_module()
-class LTRoIHead(CallPoints, StandardRoIHead):
-    """RoI head of one stage that calls its parts during training and its calibrator at test time.
+class LTBBoxHead(BoxCallPoints, Shared2FCBBoxHead):
+    """Two shared fully connected layers, then a classifier and a box regressor."""
 
-    Args:
-        parts: See :class:`~ltpipe.engine.call_points.CallPoints`.
-        calibrator: See there.
-        loss_average: See there.
-        **kwargs: Passed to mmdet's ``StandardRoIHead``.
+
+@MODELS.register_module()
+class LTShared4Conv1FCBBoxHead(BoxCallPoints, Shared4Conv1FCBBoxHead):
+    """Four shared convolutions and one shared fully connected layer."""
+
+
+@MODELS.register_module()
+class LTConvFCBBoxHead(BoxCallPoints):
+    """Any number of convolutions and fully connected layers, shared and of either branch."""
+
+
+class MaskCallPoints(FCNMaskHead):
+    """What our RoI heads add to their mask heads.
+
+    Attributes:
+        parts: Parts that this head calls, in this order; a plain list, since the RoI head owns them.
+        loss_average: What the losses are averaged over; see :func:`~ltpipe.methods.reductions.averaged`.
+        seen: With parts, input of the mask predictor in the last forward pass; None in heads that make their filters.
     """
 
-    @property
-    def bbox_heads(self) -> list[Any]:
-        """The box head."""
-        return [self.bbox_head]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parts: list[Any] = []
+        self.loss_average: LossAverage = "process"
+        self.seen: Tensor | None = None
+        if self.conv_logits is not None:
+            self.conv_logits.register_forward_pre_hook(self._see)
 
-    @property
-    def stage_weights(self) -> list[float]:
-        """One."""
-        return [1.0]
+    def _see(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        if self.parts:
+            self.seen = inputs[0]
 
-    def pooled(self, stage: int, x: tuple[Tensor, ...], rois: Tensor, **context: Any) -> Tensor:
-        """Return the features ``(N, c, h, w)`` that the box head reads of RoIs ``(N, 5)``."""
-        return self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
-
-    def _bbox_forward(self, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
-        return self.box_outputs(0, x, rois)
-
-    def bbox_loss(self, x: tuple[Tensor, ...], sampling_results: list[SamplingResult]) -> dict[str, Any]:
-        """As mmdet's, with the parts called after the ordinary losses."""
-        rois = bbox2roi([res.priors for res in sampling_results])
-        results = self._bbox_forward(x, rois)
-        losses, _ = self.box_losses(0, results, rois, sampling_results, self.train_cfg)
-        return {**results, "loss_bbox": losses}
-
-    def mask_loss(
+    def loss_and_target(
         self,
-        x: tuple[Tensor, ...],
+        mask_preds: Tensor,
         sampling_results: list[SamplingResult],
-        bbox_feats: Tensor,
         batch_gt_instances: InstanceList,
+        rcnn_train_cfg: Any,
     ) -> dict[str, Any]:
-        """As mmdet's with its own RoI extractor, with the parts called after the ordinary loss."""
+        """As mmdet's, with the parts called after the ordinary loss."""
+        found = super().loss_and_target(mask_preds, sampling_results, batch_gt_instances, rcnn_train_cfg)
+        losses = averaged(found["loss_mask"], len(mask_preds), self.loss_average)
+        if self.parts:
+            batch = MaskBatch(
+                features=self.seen,
+                mask_preds=mask_preds,
+                targets=found["mask_targets"],
+                labels=torch.cat([res.pos_gt_labels for res in sampling_results]),
+                losses=losses,
+            )
+            for part in self.parts:
+                losses.update(part.mask_losses(self, batch))
+        return {**found, "loss_mask": losses}
 
-        def forward(rois: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            return self._mask_forward(x, rois, labels=labels)
 
-        return self.mask_losses(0, self.mask_head, forward, sampling_results, batch_gt_instances, self.train_cfg)
+def as_list(heads: Any) -> list[Any]:
+    """Return the heads of every stage, or their configs: cascades have several, others one; None is none."""
+    if heads is None:
+        return []
+    return list(heads) if isinstance(heads, nn.ModuleList | list | tuple) else [heads]
 
-    def _mask_forward(
-        self,
-        x: tuple[Tensor, ...],
-        rois: Tensor | None = None,
-        pos_inds: Tensor | None = None,
-        bbox_feats: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        feats = self.mask_roi_extractor(x[: self.mask_roi_extractor.num_inputs], rois)
-        return {"mask_preds": class_logits(self.mask_head, self.bbox_head, feats, labels), "mask_feats": feats}
 
-    def mask_logits(self, x: tuple[Tensor, ...], rois: Tensor, labels: Tensor, **context: Any) -> list[Tensor]:
-        """Return the mask logits of detected boxes ``(D, 5)`` with labels ``(D,)``."""
-        return [self._mask_forward(x, rois, labels=labels)["mask_preds"]]
+def class_of(config: Mapping[str, Any]) -> Any:
+    """Return the class that a config builds.
+
+    Raises:
+        UserError: There is no such class.
+    """
+    found = config["type"] if isinstance(config["type"], type) else MMDET_MODELS.get(config["type"])
+    if not isinstance(found, type):
+        raise unknown_name("component", config["type"], MMDET_MODELS.module_dict, where="model", shown=0)
+    return found
+
+
+def with_call_points(head: Any, where: str = "model.roi_head") -> Any:
+    """Return the config of a box or mask head with our call points; its state-dict keys stay.
+
+    Args:
+        head: Config of an mmdet ``ConvFCBBoxHead`` or ``FCNMaskHead``, or of a class derived from one; or a list.
+        where: Named in the error.
+
+    Raises:
+        UserError: It is another kind of head, or a box head with a forward pass of its own.
+    """
+    if isinstance(head, list | tuple):
+        return [with_call_points(one, where) for one in head]
+    cls = class_of(head)
+    for base, points in ((ConvFCBBoxHead, BoxCallPoints), (FCNMaskHead, MaskCallPoints)):
+        if issubclass(cls, points):
+            return dict(head)
+        if issubclass(cls, base) and (base is FCNMaskHead or cls.forward is base.forward):
+            return {**head, "type": type(f"LT{cls.__name__}", (points, cls), {"__module__": __name__})}
+    raise UserError(
+        "this head has no place for parts, calibrators and phases",
+        where=where,
+        got=head["type"],
+        allowed="ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, FCNMaskHead, HTCMaskHead and those derived",
+    )

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ltpipe.checkpoints.tensors import check_kinds
 from ltpipe.data.categories import Categories, check_labels
-from ltpipe.engine.call_points import Rescore
 from ltpipe.engine.model_config import loader_workers, read_config
+from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.registry import DATASETS, MODELS
@@ -93,7 +93,7 @@ def rescored_detections(
     Only what follows the scores is repeated: choosing boxes and, for these boxes, masks.
 
     Args:
-        model: Detector in evaluation mode, whose RoI head has :class:`~ltpipe.engine.call_points.CallPoints`.
+        model: Detector in evaluation mode, whose RoI head has :class:`~ltpipe.engine.roi_heads.RoICallPoints`.
         dataset: Test dataset.
         rescore: Makes sets of final scores from those of the box head.
         first: Image to start with.
@@ -103,11 +103,11 @@ def rescored_detections(
     """
     for batch in _batches(dataset, 1, first):
         data = model.data_preprocessor(batch, False)
-        samples = data["data_samples"]
+        (sample,) = data["data_samples"]
         maps = model.extract_feat(data["inputs"])
-        proposals = model.rpn_head.predict(maps, samples, rescale=False)
-        sets = model.roi_head.predict_rescored(maps, proposals, samples, rescore)
-        yield [_image(samples[0], results[0]) for results in sets]
+        (proposals,) = model.rpn_head.predict(maps, [sample], rescale=False)
+        sets = model.roi_head.predict_rescored(maps, proposals, sample, rescore)
+        yield [_image(sample, results) for results in sets]
 
 
 def _batches(dataset: Any, batch_size: int, first: int) -> Iterable[Any]:

@@ -12,10 +12,12 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from ltpipe.config.catalogue import component
 from ltpipe.config.class_list import count_classes, read_class_list
 from ltpipe.config.experiment import Experiment
+from ltpipe.engine.heads import as_list
 from ltpipe.engine.last_layers import with_trained_layers
-from ltpipe.engine.model_config import ClassCounts, as_list, assemble_model, with_our_packing
+from ltpipe.engine.model_config import ClassCounts, assemble_model, with_our_packing
 from ltpipe.engine.training import fitting_weights, read_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.registry import MODELS, TRANSFORMS
@@ -54,6 +56,9 @@ def inspect_detector(exp: Experiment) -> Inspection:
         for part in ("train_pipeline", "test_pipeline"):
             for index, step in enumerate(with_our_packing(fragment[part])):
                 _made(TRANSFORMS, step, f"{exp.detector.config}: {part}[{index}]")
+    for choice in exp.calibrate.values():
+        for head in detector.roi_head.bbox_heads:
+            MODELS.get(component("calibrator", choice)["type"]).check_head(head)
     _refuse_random_frozen_layers(exp, detector)
     _check_weights(exp, detector)
     return Inspection(tuple(_facts(exp, fragment, model, detector)), detector)

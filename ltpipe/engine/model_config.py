@@ -15,6 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmdet.models.roi_heads import (
+    CascadeRoIHead,
+    ConvFCBBoxHead,
+    HybridTaskCascadeRoIHead,
+    Shared2FCBBoxHead,
+    Shared4Conv1FCBBoxHead,
+    StandardRoIHead,
+)
 from mmengine.config import Config, ConfigDict
 
 from ltpipe.config.catalogue import component
@@ -24,16 +32,22 @@ from ltpipe.config.fields import Choice
 from ltpipe.config.training import Schedule
 from ltpipe.engine.distributed import processes_here
 from ltpipe.engine.geometry import use_geometry
+from ltpipe.engine.heads import BoxCallPoints, as_list, class_of, with_call_points
+from ltpipe.engine.roi_heads import RoICallPoints
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.engine.schedule import warmup_multistep
 from ltpipe.errors import UserError
+from ltpipe.methods.box_layers import rectifies
 from ltpipe.registry import IMPORTS, MODELS, import_plugins
 
+# Mask heads get their call points from our RoI heads: config files of earlier versions name mmdet's own.
 REPLACEMENTS = {
-    "Shared2FCBBoxHead": "ltpipe.LTBBoxHead",
-    "StandardRoIHead": "ltpipe.LTRoIHead",
-    "CascadeRoIHead": "ltpipe.LTCascadeRoIHead",
-    "HybridTaskCascadeRoIHead": "ltpipe.LTHybridTaskCascadeRoIHead",
+    ConvFCBBoxHead: "ltpipe.LTConvFCBBoxHead",
+    Shared2FCBBoxHead: "ltpipe.LTBBoxHead",
+    Shared4Conv1FCBBoxHead: "ltpipe.LTShared4Conv1FCBBoxHead",
+    StandardRoIHead: "ltpipe.LTRoIHead",
+    CascadeRoIHead: "ltpipe.LTCascadeRoIHead",
+    HybridTaskCascadeRoIHead: "ltpipe.LTHybridTaskCascadeRoIHead",
 }
 
 
@@ -126,10 +140,10 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     import_plugins(component_modules(exp, fragment))
     model = fragment.model
     roi_head = model.roi_head
-    roi_head.type = REPLACEMENTS.get(roi_head.type, roi_head.type)
+    roi_head.type = REPLACEMENTS.get(class_of(roi_head), roi_head.type)
     stages = _one_head_per_stage(roi_head)
     for stage, head in enumerate(as_list(roi_head.bbox_head)):
-        head.type = REPLACEMENTS.get(head.type, head.type)
+        head.type = REPLACEMENTS.get(class_of(head), head.type)
         head.num_classes = len(counts.images)
         classifier = build_component("classifier", exp.model.classifier, counts)
         classifier.pop("num_classes", None)
@@ -140,8 +154,8 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
         for head in as_list(roi_head.mask_head):
             head.num_classes = len(counts.images)
             head.update(choice)
-            if "class_features" in inspect.signature(MODELS.get(head.type).__init__).parameters:
-                head.class_features = as_list(roi_head.bbox_head)[0].fc_out_channels
+            if "class_features" in inspect.signature(class_of(head).__init__).parameters:
+                head.class_features = as_list(roi_head.bbox_head)[0].get("fc_out_channels", 1024)
     _check_heads(model, exp)
     if exp.model.loss_average != "process":
         roi_head.loss_average = exp.model.loss_average
@@ -180,23 +194,23 @@ def of_stage(config: ConfigDict, stage: int) -> ConfigDict:
 
 def _check_heads(model: ConfigDict, exp: Experiment) -> None:
     """Refuse heads without our call points where the experiment needs them."""
-    heads = [head.type for head in as_list(model.roi_head.bbox_head)]
-    ours = set(REPLACEMENTS.values())
-    if model.roi_head.type in ours and set(heads) <= ours:
-        return
-    needed = exp.model.parts or exp.calibrate or exp.lst is not None or exp.model.loss_average != "process"
-    if needed or model.roi_head.type in ours:
+    here, boxes = f"{exp.detector.config}: model.roi_head", as_list(model.roi_head.bbox_head)
+    if issubclass(class_of(model.roi_head), RoICallPoints):
+        with_call_points([*boxes, *as_list(model.roi_head.get("mask_head"))], here)
+    elif exp.model.parts or exp.calibrate or exp.lst is not None or exp.model.loss_average != "process":
         raise UserError(
-            "parts, calibrators and phases need heads that are built for them",
-            where=f"{exp.detector.config}: model.roi_head",
-            got=f"{model.roi_head.type} with {', '.join(heads)}",
-            allowed="StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead; Shared2FCBBoxHead in every stage",
+            "parts, calibrators and phases need a RoI head that is built for them",
+            where=here,
+            got=model.roi_head.type,
+            allowed="StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead",
         )
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return ``value`` as a list: cascade detectors have one head per stage, others a single one."""
-    return list(value) if isinstance(value, list | tuple) else [value]
+    elif not all(issubclass(class_of(h), BoxCallPoints) or rectifies(class_of(h.cls_predictor_cfg)) for h in boxes):
+        raise UserError(
+            "this classifier reads a layer before its ReLU, which this box head does not hand over",
+            where=here,
+            got=", ".join(head.type for head in boxes),
+            allowed="ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, or another classifier",
+        )
 
 
 def with_our_packing(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:

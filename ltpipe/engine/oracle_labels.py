@@ -7,15 +7,14 @@ suppression of duplicates stay the detector's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from mmdet.structures.bbox import bbox_overlaps
+from mmengine.structures import InstanceData
 from torch import Tensor
-
-from ltpipe.engine.call_points import RoIScores
 
 MIN_IOU = 0.5
 
@@ -37,7 +36,7 @@ def oracle_scores(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_classe
 
 
 class OracleLabels:
-    """Makes the scores of a batch from the ground truth of its images; crowds are no objects.
+    """Makes the scores of an image's proposals from its ground truth; crowds are no objects.
 
     Args:
         dataset: :class:`ltpipe.engine.dataset.StoreDataset`.
@@ -51,14 +50,11 @@ class OracleLabels:
         self._label = np.array([rank.get(c, -1) for c in self._store.category_ids.tolist()], dtype=np.int64)
         self._row = {image: row for row, image in enumerate(self._store.image_ids.tolist())}
 
-    def __call__(self, found: RoIScores) -> Iterator[Tensor]:
-        """Yield the only set of scores ``(N, K + 1)``."""
-        parts = []
-        per_image: Sequence[Tensor] = torch.split(found.rois[:, 1:], found.counts)
-        for boxes, meta in zip(per_image, found.metas, strict=True):
-            gt_boxes, gt_labels = self.objects(int(meta["img_id"]), meta["scale_factor"])
-            parts.append(oracle_scores(boxes, gt_boxes.to(boxes), gt_labels.to(boxes.device), self._num_classes))
-        yield torch.cat(parts)
+    def __call__(self, found: InstanceData) -> Iterator[Tensor]:
+        """Yield the only set of scores ``(n, K + 1)`` of ``priors`` ``(n, 4)``, xyxy in pixels of the network input."""
+        boxes = found.priors
+        gt_boxes, gt_labels = self.objects(int(found.img_id), found.scale_factor)
+        yield oracle_scores(boxes, gt_boxes.to(boxes), gt_labels.to(boxes.device), self._num_classes)
 
     def objects(self, image_id: int, scale_factor: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Return boxes ``(G, 4)`` xyxy in pixels of the network input, and labels ``(G,)``, of an image.

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ltpipe.engine.model_config import REPLACEMENTS, as_list
+from ltpipe.engine.heads import as_list
+from ltpipe.engine.model_config import REPLACEMENTS
 from ltpipe.registry import MODELS
 
 OURS = "ltpipe."
@@ -30,7 +31,7 @@ def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
     plain: dict[str, Any] = deepcopy(dict(model))
     weights = {key: value for key, value in state.items() if not key.startswith(_PARTS)}
     roi_head = plain["roi_head"]
-    mmdet_types = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
+    mmdet_types = {ours: theirs.__name__ for theirs, ours in REPLACEMENTS.items()}
     roi_head["type"] = mmdet_types.get(roi_head["type"], roi_head["type"])
     roi_head.pop("parts", None)
     heads = as_list(roi_head["bbox_head"])
@@ -38,7 +39,7 @@ def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
         head["type"] = mmdet_types.get(head["type"], head["type"])
         prefix = "roi_head.bbox_head." + (f"{stage}." if isinstance(roi_head["bbox_head"], list) else "")
         _plain_box_head(head, weights, prefix)
-    for head in as_list(roi_head.get("mask_head") or []):
+    for head in as_list(roi_head.get("mask_head")):
         if head["type"] == f"{OURS}NormedMaskHead":
             options = {key: head.pop(key) for key in ("temperature", "eps", "norm_over_kernel") if key in head}
             head.update(type="FCNMaskHead", predictor_cfg={"type": "NormedConv2d", **options})

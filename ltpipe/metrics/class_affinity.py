@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltpipe.data.tables import read_csv, write_csv
-from ltpipe.metrics.summary import COUNTS
+from ltpipe.metrics.table import COUNTS
 from ltpipe.run.files import atomic_path
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,8 @@ from numpy.typing import NDArray
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.metrics.ground_truth import GroundTruth, row_of
 from ltpipe.metrics.predictions import Floats, Predictions
+from ltpipe.metrics.tensors import IOU_TYPES, IouType, Protocol
 
-IouType = Literal["bbox", "segm", "boundary"]
-Protocol = Literal["lvis", "coco"]
-IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "boundary")
 MAX_DETECTIONS: dict[Protocol, int] = {"lvis": 300, "coco": 100}
 Rows = NDArray[np.int64]
 

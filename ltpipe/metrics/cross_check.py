@@ -7,10 +7,9 @@ from pathlib import Path
 
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
-from ltpipe.metrics.evaluate import Tensors, differing_categories, evaluate, load_tensors
+from ltpipe.metrics.evaluation import SECOND_ENGINE, evaluate
 from ltpipe.metrics.predictions import Predictions
-
-SECOND_ENGINE = "vernier"
+from ltpipe.metrics.tensors import Tensors, differing_categories, load_tensors
 
 
 def cross_check(store: Path, predictions: Path, tensors: Path) -> Iterator[str]:
@@ -19,7 +18,7 @@ def cross_check(store: Path, predictions: Path, tensors: Path) -> Iterator[str]:
     Args:
         store: Annotation store of the images.
         predictions: Arrow file of the detections.
-        tensors: What was computed from them, a file of :func:`~ltpipe.metrics.evaluate.save_tensors`.
+        tensors: What was computed from them, a file of :func:`~ltpipe.metrics.tensors.save_tensors`.
 
     Raises:
         UserError: A category differs, or there is no evaluation yet.

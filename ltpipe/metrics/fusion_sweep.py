@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ltpipe.data.tables import write_csv
-from ltpipe.metrics.summary import flatten
+from ltpipe.metrics.table import flatten
 
 WHAT = ("mode", "threshold", "configured", "calibrated_classes", "iou_type")
 
@@ -46,7 +46,7 @@ def sweep_rows(
     Args:
         names: Modes with their thresholds (None: the mode has none).
         calibrated_classes: Classes that take the calibrated score; None if all take a mean.
-        metrics: Per IoU type what :func:`~ltpipe.metrics.summary.summarize` returns.
+        metrics: Per IoU type what :func:`~ltpipe.metrics.table.summarize` returns.
         configured: The name that the checkpoint itself is evaluated under.
     """
     for name in names:

@@ -17,12 +17,8 @@ from ltpipe.metrics import kernels
 from ltpipe.metrics.contract import Selection
 from ltpipe.metrics.ground_truth import row_of
 from ltpipe.metrics.mask_outlines import annotation_masks
+from ltpipe.metrics.tensors import AREA_LIMITS, AREAS, IOU_THRESHOLDS, RECALL_THRESHOLDS
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
-AREAS = ("all", "s", "m", "l")
-AREA_LIMITS = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
-"""Least and largest area of each object size, square pixels."""
 DETECTIONS_PER_PART = 50_000
 EVERY_THRESHOLD = np.uint16(2 ** len(IOU_THRESHOLDS) - 1)
 Ints = NDArray[np.int64]

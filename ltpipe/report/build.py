@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from ltpipe.data.tables import write_csv
+from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
-from ltpipe.metrics.summary import flatten
+from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.inputs import (
     IOU_NAMES,
@@ -136,8 +137,8 @@ def draw_affinities(folder: Path, affinities: Sequence[Affinity]) -> dict[str, P
     figures = {}
     for one in affinities:
         frequency = one.table.drop_duplicates("category_id")["frequency"]
-        names = {"f": "frequent", "c": "common", "r": "rare"}
-        groups = {name: int((frequency == letter).sum()) for letter, name in names.items()}
+        names = reversed(FREQUENCY_NAMES.items())
+        groups = {name: int((frequency == letter).sum()) for letter, name in names}
         path = folder / f"affinity_{one.experiment}_{one.checkpoint}"
         title = f"{one.experiment}, {one.checkpoint}: likeness of the classes"
         shown = {name: count for name, count in groups.items() if count}

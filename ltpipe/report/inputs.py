@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.metrics.table import Section, rows_in
 from ltpipe.report.html import Column
 
 IOU_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
@@ -23,8 +24,8 @@ class Evaluation:
     Attributes:
         experiment: Name of the experiment.
         checkpoint: ``base``, ``phase<k>`` or the name of a calibrator.
-        metrics: What :func:`~ltpipe.metrics.summary.summarize` returns.
-        per_class: What :func:`~ltpipe.metrics.summary.per_class_table` returns.
+        metrics: What :func:`~ltpipe.metrics.table.summarize` returns.
+        per_class: What :func:`~ltpipe.metrics.table.per_class_table` returns.
     """
 
     experiment: str
@@ -52,7 +53,7 @@ class Expectation:
         experiment: Experiment it is compared with.
         checkpoint: Checkpoint it is compared with.
         iou_type: ``bbox``, ``segm`` or ``boundary``.
-        metric: A name of :func:`~ltpipe.metrics.summary.flatten`, e.g. ``APr`` or ``bin/0-10``.
+        metric: A name of :func:`~ltpipe.metrics.table.flatten`, e.g. ``APr`` or ``bin/0-10``.
         value: In percent, as papers print it.
         tolerance: Accepted difference, in percentage points.
         source: Where it was published.
@@ -102,6 +103,11 @@ def phases_of(evaluations: Sequence[Evaluation], experiment: str) -> list[Evalua
     found = [item for item in evaluations if item.experiment == experiment and item.phase is not None]
     found = sorted((item for item in found if item.metrics["groups"]), key=lambda item: item.phase or 0)
     return found if len(found) > 1 else []
+
+
+def numbers(section: Section) -> list[Column]:
+    """Return a column for each number that a table of the page shows."""
+    return [Column(row.key, row.key, row.format, best=True) for row in rows_in(section)]
 
 
 def who(item: Evaluation) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ltpipe.frequency import BIN_EDGES
+from ltpipe.metrics.table import rows_in
 from ltpipe.run.files import atomic_path
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
@@ -42,16 +44,16 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ltpipe",
 }
-GROUPS = {"AP": "all classes", "APr": "rare", "APc": "common", "APf": "frequent"}
+GROUPS = {row.key: row.title for row in rows_in("groups")}
 
 
 def plot_class_curve(
-    frames: Mapping[str, pd.DataFrame], path: Path, *, title: str, edges: Sequence[float] = (10, 100, 1000)
+    frames: Mapping[str, pd.DataFrame], path: Path, *, title: str, edges: Sequence[float] = BIN_EDGES
 ) -> Path:
     """Draw AP against the rank of the class by training instances: a dot per class, a line for the running mean.
 
     Args:
-        frames: Per checkpoint label its table of :func:`~ltpipe.metrics.summary.per_class_table`.
+        frames: Per checkpoint label its table of :func:`~ltpipe.metrics.table.per_class_table`.
         path: File without suffix; ``.png`` and ``.svg`` are written.
         title: Heading.
         edges: Training-instance counts to mark.
@@ -81,7 +83,7 @@ def plot_class_curve(
 
 
 def plot_group_bars(metrics: Mapping[str, Mapping[str, float | None]], path: Path, *, title: str) -> Path:
-    """Draw AP, APr, APc and APf of several checkpoints as bars.
+    """Draw AP of all classes and of each frequency group, several checkpoints as bars.
 
     Args:
         metrics: Per checkpoint label its numbers (fractions; None where no class was evaluated).
@@ -94,10 +96,10 @@ def plot_group_bars(metrics: Mapping[str, Mapping[str, float | None]], path: Pat
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(title, "", "AP (%)")
         width = 0.82 / max(len(metrics), 1)
-        top = max((numbers[name] or 0.0 for numbers in metrics.values() for name in GROUPS), default=0.0)
+        top = max((numbers.get(name) or 0.0 for numbers in metrics.values() for name in GROUPS), default=0.0)
         for index, (label, numbers) in enumerate(metrics.items()):
             places = np.arange(len(GROUPS)) + (index - (len(metrics) - 1) / 2) * width
-            values = [numbers[name] for name in GROUPS]
+            values = [numbers.get(name) for name in GROUPS]
             axes.bar(
                 places,
                 [100 * (value or 0.0) for value in values],
@@ -170,7 +172,7 @@ def plot_sweep(rows: pd.DataFrame, path: Path, *, title: str) -> Path:
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(title, "threshold (training instances)", "AP (%)")
-        shown = {name: meaning for name, meaning in GROUPS.items() if rows[name].notna().any()}
+        shown = {name: meaning for name, meaning in GROUPS.items() if name in rows and rows[name].notna().any()}
         for index, (name, meaning) in enumerate(shown.items()):
             style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 2}
             axes.plot(rows["threshold"], 100 * rows[name].astype(float), label=f"{name}: {meaning}", **style)

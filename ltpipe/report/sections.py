@@ -11,7 +11,7 @@ import pandas as pd
 from ltpipe.errors import unknown_name
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
-from ltpipe.metrics.summary import flatten
+from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (
@@ -22,6 +22,7 @@ from ltpipe.report.inputs import (
     ExperimentCard,
     complete,
     experiments_of,
+    numbers,
     phases_of,
     who,
 )
@@ -86,9 +87,8 @@ def overview(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> 
             "with nothing else in the table."
         ),
     ]
-    names = ["AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl", "AR"]
     for kind, ours in _by_kind(evaluations):
-        columns = [*WHO, *(Column(name, name, best=True) for name in names), Column("classes", "classes", "count")]
+        columns = [*WHO, *numbers("overview"), Column("classes", "classes", "count")]
         whole = complete(ours)
         rows = [
             who(item)

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ltpipe.metrics.table import meanings
 from ltpipe.report import html
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import IOU_NAMES, WHO, Evaluation, ExperimentCard, who
 
 Parts = list[str]
 TERMS = {
-    "AP": "Average precision: area under the precision-recall curve of a class, averaged over the overlap thresholds "
-    "0.50, 0.55, ..., 0.95 and then over the classes that have ground truth in the validation set.",
-    "AP50, AP75": "The same at one overlap threshold: 0.50 (roughly right) and 0.75 (well placed).",
-    "APr, APc, APf": "AP of the rare, common and frequent classes. The groups count training images, not validation "
-    "images: up to 10, up to 100, and more in LVIS.",
-    "APs, APm, APl": "AP of small (below 32 x 32 pixels), medium and large (above 96 x 96 pixels) objects.",
-    "AR": "Average recall: the share of objects found, averaged over the same thresholds and classes, with the stated "
-    "number of detections per image.",
-    "bAP": "Mean of the AP of the bins over training instances; every bin weighs the same, however few classes it has. "
-    "Marked with * when a bin has no class with ground truth and is left out.",
     "b0, t1, t2, ...": "Groups of classes by the phase that introduces them: b0 is the base, t1 the classes new in "
     "phase 1, and so on.",
     "forgetting": "AP of the base classes after a phase minus their AP after base training. Negative: they got worse.",
@@ -31,7 +22,7 @@ TERMS = {
 
 def terms() -> Parts:
     """Return what the names of the numbers mean."""
-    return [html.definitions(TERMS, "terms")]
+    return [html.definitions(meanings() | TERMS, "terms")]
 
 
 def methods(cards: Sequence[ExperimentCard]) -> Parts:

@@ -10,9 +10,8 @@ import pandas as pd
 from ltpipe.metrics.fusion_sweep import Sweep
 from ltpipe.report import html
 from ltpipe.report.html import Column
-from ltpipe.report.inputs import IOU_NAMES
+from ltpipe.report.inputs import IOU_NAMES, numbers
 
-NUMBERS = ("AP", "AP50", "APr", "APc", "APf", "bAP")
 MODES = {
     "base": "detector alone",
     "cal": "calibrated head alone",
@@ -48,7 +47,7 @@ def sweep(sweeps: Sequence[Sweep], figures: Mapping[str, Path]) -> list[str]:
                 Column("what", "scores", "text"),
                 Column("threshold", "threshold", "text"),
                 Column("calibrated", "calibrated classes", "text"),
-                *(Column(number, number, best=True) for number in NUMBERS),
+                *numbers("sweep"),
                 *(Column(label, label.removeprefix("bin/")) for label in bins),
             ]
             rows = [_cells(row) for row in table.to_dict("records")]

@@ -18,7 +18,8 @@ from ltpipe.engine.inference import load_model
 from ltpipe.engine.model_config import build_component, of_stage, read_config
 from ltpipe.engine.training import read_checkpoint, write_checkpoint
 from ltpipe.interop.finished_checkpoints import head_of_stage, in_order
-from ltpipe.methods.interfaces import Calibrator, read_features
+from ltpipe.methods.box_layers import read_features
+from ltpipe.methods.calibration import Calibrator
 from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS

@@ -17,19 +17,20 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv, write_csv
-from ltpipe.engine.call_points import Rescore
 from ltpipe.engine.dataset_configs import known_classes, test_config
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import build_dataset, detections, load_model, rescored_detections
 from ltpipe.engine.model_config import read_config
 from ltpipe.engine.oracle_labels import OracleLabels
+from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.shards import in_shards
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
-from ltpipe.metrics.evaluate import Tensors, evaluate, save_tensors
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter, merge_predictions
-from ltpipe.metrics.summary import per_class_table, summarize
+from ltpipe.metrics.table import per_class_table, summarize
+from ltpipe.metrics.tensors import Tensors, save_tensors
 from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard, write_json
@@ -115,7 +116,7 @@ def predict(
         scored = [Scored(c.names, c.from_calibrated(), f) for c, f in zip(choices, files, strict=True)]
 
         def rescore(found: Any) -> Any:
-            return fusion.fuse_choices(found.bbox_feats, found.scores, choices)
+            return (choice.fuse(found.own_scores, found.calibrated_scores) for choice in choices)
 
     def images(first: int) -> Iterable[Detections]:
         if rescore is not None:

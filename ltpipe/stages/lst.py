@@ -14,8 +14,9 @@ from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import class_counts, known_classes, stream_config
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
+from ltpipe.engine.heads import as_list
 from ltpipe.engine.inference import build_dataset
-from ltpipe.engine.model_config import as_list, assemble_model, component_modules, training_config
+from ltpipe.engine.model_config import assemble_model, component_modules, training_config
 from ltpipe.engine.training import read_checkpoint, train
 from ltpipe.methods.lst.freezing import freezing_options
 from ltpipe.pipeline.digests import stage_slice

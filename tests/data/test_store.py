@@ -14,9 +14,10 @@ import pytest
 
 from ltpipe.data import convert
 from ltpipe.data.convert import build_store
-from ltpipe.data.statistics import class_statistics, frequency_groups
+from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
+from ltpipe.frequency import frequency_groups
 from tests.helpers.annotation_cases import LVIS_100, coco_content, lvis_content, write_content
 
 

@@ -14,11 +14,12 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ltpipe.data.convert import build_store
-from ltpipe.data.statistics import class_statistics, frequency_groups
+from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.toy import write_toy_data
 from ltpipe.data.toy_draw import SHAPES, STYLES, Thing, draw_scene, outline, polygon_area
 from ltpipe.errors import UserError
+from ltpipe.frequency import frequency_groups
 
 SMALL = {"num_classes": 12, "train_images": 30, "val_images": 12, "image_size": 64}
 

@@ -14,11 +14,10 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from ltpipe.engine.call_points import RoIScores
 from ltpipe.engine.model_config import ClassCounts, assemble_model, read_detector
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import BoxBatch, HeadPart, MaskBatch
+from ltpipe.methods.head_parts import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import MODELS
 from tests.helpers.detectors import CLASSES, built, detections_of, losses_of, total
 from tests.helpers.tiny_project import experiment
@@ -267,20 +266,17 @@ def test_outputs_of_the_stages_are_averaged_before_the_activation(
     outputs: list[Tensor] = []
     for stage in head.bbox_head:
         stage.fc_cls.register_forward_hook(lambda _, inputs, output: outputs.append(output))
-    found = scored(model, batch)
-    mean = torch.stack(outputs).mean(dim=0)
-    torch.testing.assert_close(found.scores, head.bbox_head[2].loss_cls.get_activation(mean))
-    apart = torch.stack([head.bbox_head[2].loss_cls.get_activation(one) for one in outputs]).mean(dim=0)
-    assert not torch.allclose(found.scores, apart, atol=1e-6)
-    assert [len(feats) for feats in found.bbox_feats] == [len(found.rois)] * 3
-
-
-def scored(model: nn.Module, batch: dict[str, Any]) -> RoIScores:
     with torch.no_grad():
         data = model.data_preprocessor(copy.deepcopy(batch), False)
         feats = model.extract_feat(data["inputs"])
         rpn = model.rpn_head.predict(feats, data["data_samples"], rescale=False)
-        return model.roi_head.score_rois(feats, [s.metainfo for s in data["data_samples"]], rpn)
+        found = head.predict_bbox(feats, [s.metainfo for s in data["data_samples"]], rpn, None)
+    scores = torch.cat([one.scores for one in found])
+    mean = torch.stack(outputs).mean(dim=0)
+    torch.testing.assert_close(scores, head.bbox_head[2].loss_cls.get_activation(mean))
+    apart = torch.stack([head.bbox_head[2].loss_cls.get_activation(one) for one in outputs]).mean(dim=0)
+    assert not torch.allclose(scores, apart, atol=1e-6)
+    assert [one.priors.shape for one in found] == [one.bboxes.shape for one in found] == [(len(r), 4) for r in rpn]
 
 
 @pytest.mark.parametrize("file", ["cascade.py", "hybrid.py"])
@@ -293,13 +289,15 @@ def test_one_run_serves_several_sets_of_scores(
         feats = model.extract_feat(data["inputs"])
         samples = data["data_samples"]
         rpn = model.rpn_head.predict(feats, samples, rescale=False)
-        sets = model.roi_head.predict_rescored(feats, rpn, samples, lambda found: [found.scores, found.scores.flip(1)])
-        same, other = (list(one) for one in sets)
-        alone = model.roi_head.predict(feats, rpn, samples, rescale=True)
-    for one, two in zip(same, alone, strict=True):
-        for key in ("bboxes", "scores", "labels", "masks"):
-            assert torch.equal(one[key], two[key]), key
-    assert not torch.equal(same[0].labels, other[0].labels)
+        for i, alone in enumerate(model.roi_head.predict(feats, copy.deepcopy(rpn), samples, rescale=True)):
+            maps = tuple(level[i : i + 1] for level in feats)
+            sets = model.roi_head.predict_rescored(
+                maps, rpn[i], samples[i], lambda found: [found.scores, found.scores.flip(1)]
+            )
+            same, other = sets
+            for key in ("bboxes", "scores", "labels", "masks"):
+                assert torch.equal(same[key], alone[key]), key
+            assert not torch.equal(same.labels, other.labels)
 
 
 # ---- hybrid task cascades --------------------------------------------------------------------------------------------
@@ -363,7 +361,7 @@ def test_masks_of_a_hybrid_cascade_are_the_mean_of_its_stages(
         first, flow = head.mask_head[0](feats)
         second, flow = head.mask_head[1](feats, flow)
         third, _ = head.mask_head[2](feats, flow)
-        logits = head.mask_logits(x, rois, torch.zeros(2, dtype=torch.long))
+        logits = head._mask_forward(-1, x, rois, training=False)["mask_preds"]
     for got, wanted in zip(logits, (first, second, third), strict=True):
         assert torch.equal(got, wanted)
 
@@ -413,7 +411,7 @@ def test_images_without_proposals_have_no_detections(
 
 
 def test_other_heads_in_a_stage_are_refused(project: Path, counts: ClassCounts) -> None:
-    text = (project / "cascade.py").read_text().replace("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
+    text = (project / "cascade.py").read_text().replace("Shared2FCBBoxHead", "DoubleConvFCBBoxHead")
     (project / "other_cascade.py").write_text(text)
-    with pytest.raises(UserError, match="in every stage"):
+    with pytest.raises(UserError, match="DoubleConvFCBBoxHead"):
         config_of(project, counts, "other_cascade.py")

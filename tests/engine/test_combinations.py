@@ -178,8 +178,8 @@ def test_refusals_name_their_reason(world: World) -> None:
 def test_heads_without_call_points_are_refused(world: World) -> None:
     exp = experiment(world.folder, {**DEFAULT, "part": "crat"})
     text = Path("class_wise.py").read_text()
-    text = text.replace("bbox_head=dict(", 'bbox_head=dict(type="Shared4Conv1FCBBoxHead", ')
+    text = text.replace("bbox_head=dict(", 'bbox_head=dict(type="SABLHead", ')
     Path("other_head.py").write_text(text)
     changed = exp.model_copy(update={"detector": exp.detector.model_copy(update={"config": Path("other_head.py")})})
-    with pytest.raises(UserError, match="Shared4Conv1FCBBoxHead"):
+    with pytest.raises(UserError, match="SABLHead"):
         assemble_model(changed, world.counts)

@@ -20,6 +20,7 @@ from ltpipe.errors import UserError
 from ltpipe.methods.iif.tables import table_from_counts, write_table
 from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, calibrate, features, index, lst, split
+from tests.helpers.detectors import probabilities
 from tests.helpers.method_project import tiny_experiment, write_project
 
 SHORT: dict[str, Any] = {"schedule": {"iterations": 3, "batch_size": 2, "warmup_iterations": 0}}
@@ -63,8 +64,8 @@ def test_post_hoc_without_features_and_retrained(project: Path) -> None:
     x = torch.randn(4, 32)
     logits = plain.fc_cls(x)
     expected = (logits * posthoc.loss_cls.weights).softmax(-1)
-    torch.testing.assert_close(posthoc.probabilities(posthoc.fc_cls(x)), expected)
-    assert not torch.allclose(expected, plain.probabilities(logits))
+    torch.testing.assert_close(probabilities(posthoc, posthoc.fc_cls(x)), expected)
+    assert not torch.allclose(expected, probabilities(plain, logits))
 
     features.run(exp, paths)
     calibrate.run(exp, paths, "retrained")

@@ -35,6 +35,8 @@ def test_what_is_found(project: Path) -> None:
     [
         ("model['backbone']['dept'] = 18", ["edited.py: model", "dept"]),
         ("model['backbone']['type'] = 'ResNett'", ["unknown component", "did you mean 'ResNet'"]),
+        ("model['roi_head']['bbox_head']['type'] = 'Shared2FCBoxHead'", ["did you mean 'Shared2FCBBoxHead'"]),
+        ("model['roi_head']['bbox_head']['type'] = 'Shared4Conv1FCBBoxHead'", ["cannot be copied"]),
         ("model['roi_head']['bbox_head']['fc_out_channel'] = 3", ["fc_out_channel"]),
         ("train_pipeline = [dict(type='RandomFlip', probability=1)]", ["train_pipeline[", "probability"]),
         (

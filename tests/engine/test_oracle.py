@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from mmengine.structures import InstanceData
 
-from ltpipe.engine.call_points import RoIScores
 from ltpipe.engine.oracle_labels import OracleLabels, oracle_scores
 
 # Two objects of labels 2 and 0; halves of the first overlap it by exactly one half.
@@ -52,8 +52,9 @@ def test_objects_of_an_image() -> None:
     boxes, labels = oracle.objects(40, (2.0, 3.0))
     assert labels.tolist() == [0, 1]
     assert boxes.tolist() == [[2, 6, 8, 18], [0, 0, 10, 15]]
-    rois = torch.tensor([[0, 2.0, 6, 8, 18], [0, 40, 40, 50, 50], [1, 2, 2, 4, 4]])
-    metas = [{"img_id": 40, "scale_factor": (2.0, 3.0)}, {"img_id": 30, "scale_factor": (1.0, 1.0)}]
-    empty = torch.zeros(3, 0)
-    (scores,) = oracle(RoIScores(rois, [2, 1], metas, empty, empty, empty))
-    assert scores.argmax(dim=1).tolist() == [0, 2, 1]
+    rois = torch.tensor([[2.0, 6, 8, 18], [40, 40, 50, 50]])
+    (scores,) = oracle(InstanceData(metainfo={"img_id": 40, "scale_factor": (2.0, 3.0)}, priors=rois))
+    assert scores.argmax(dim=1).tolist() == [0, 2]
+    other = InstanceData(metainfo={"img_id": 30, "scale_factor": (1.0, 1.0)}, priors=torch.tensor([[2.0, 2, 4, 4]]))
+    (scores,) = oracle(other)
+    assert scores.argmax(dim=1).tolist() == [1]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-LVIS_100 = Path(__file__).with_name("lvis_val_100.json")
+LVIS_100 = Path(__file__).parents[1] / "data" / "lvis_val_100.json"
 
 # A 6 x 5 (height x width) mask of the last four rows of column 1, in both spellings of RLE.
 PLAIN_RLE = {"size": [6, 5], "counts": [8, 4, 18]}

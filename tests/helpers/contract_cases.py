@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ltpipe.engine.heads
 import ltpipe.methods  # noqa: F401  registers everything
 from ltpipe.config import catalogue
-from ltpipe.methods.interfaces import BoxBatch, MaskBatch
+from ltpipe.methods.head_parts import BoxBatch, MaskBatch
 from ltpipe.registry import MODELS
 
 K, WIDTH, CHANNELS, ROI = 6, 16, 4, 2
@@ -112,7 +112,7 @@ def box_batch(head: Any, labels: list[int], seed: int = 0, rows: slice = slice(N
     rois = torch.cat([torch.zeros(len(labels), 1), corner, corner + 20], dim=1)[rows]
     targets = torch.randn(len(labels), 4, generator=generator)[rows]
     feats, target = pooled(len(labels), seed)[rows], torch.tensor(labels, dtype=torch.long)[rows]
-    features, for_reg = head.shared_features(feats)
+    features, for_reg = head.predictor_inputs(feats)
     cls_score, deltas = head.fc_cls(features), head.fc_reg(for_reg)
     weights = (target < K).float()[:, None].expand(-1, 4)
     label_weights = torch.ones(len(target))

@@ -11,7 +11,7 @@ from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from ltpipe.methods.crat.part import CRAT
-from ltpipe.methods.interfaces import BoxBatch, MaskBatch
+from ltpipe.methods.head_parts import BoxBatch, MaskBatch
 
 K, D = 6, 10
 

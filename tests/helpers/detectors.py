@@ -16,6 +16,11 @@ from ltpipe.registry import MODELS
 CLASSES = 9
 
 
+def probabilities(head: Any, cls_score: Tensor) -> Tensor:
+    """Return the scores ``(n, K + 1)`` of a box head's classifier outputs, as mmdet makes them."""
+    return head.loss_cls.get_activation(cls_score) if head.custom_activation else cls_score.softmax(dim=1)
+
+
 def built(config: ConfigDict) -> nn.Module:
     init_default_scope("mmdet")
     torch.manual_seed(0)
@@ -38,6 +43,6 @@ def total(losses: dict[str, Any]) -> Tensor:
 def detections_of(model: nn.Module, batch: dict[str, Any]) -> list[DetDataSample]:
     data = model.data_preprocessor(copy.deepcopy(batch), False)
     for sample in data["data_samples"]:
-        sample.set_metainfo({"flip": False})  # mmdet's cascade would flip the masks back
+        sample.set_metainfo({"flip": False})  # mmdet's own cascade would flip the masks back
     with torch.no_grad():
         return model.eval()(**data, mode="predict")

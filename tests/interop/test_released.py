@@ -18,6 +18,7 @@ from ltpipe.errors import UserError
 from ltpipe.interop.checkpoint_facts import Given
 from ltpipe.interop.convert import Request, convert
 from ltpipe.run.files import sha256_file
+from tests.helpers.detectors import probabilities
 from tests.helpers.old_detectors import OLD, WIDTH, K, assert_same, build, forward, model_config, ours, random_inputs
 
 LISTED, IDS = [7, 3, 20], [3, 7, 20]
@@ -177,7 +178,7 @@ def test_bags_groups(tmp_path: Path, classes: Path) -> None:
     first = z[:, :2].softmax(dim=1)
     groups = {0: z[:, 2:4], 1: z[:, 4:6], 2: z[:, 6:8]}  # group of 7, of 3, of 20
     expected = torch.stack([groups[label].softmax(dim=1)[:, 1] * first[:, 1] for label in range(K)], dim=1)
-    scores = model.roi_head.bbox_head.probabilities(model.roi_head.bbox_head(box)[0])
+    scores = probabilities(model.roi_head.bbox_head, model.roi_head.bbox_head(box)[0])
     torch.testing.assert_close(scores, torch.cat([expected, first[:, :1]], dim=1), rtol=1e-4, atol=1e-5)
     table = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
     again, _ = converted(file, classes=classes, groups=saved(tmp_path, table, "label2binlabel.pt"))

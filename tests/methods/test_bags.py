@@ -24,6 +24,7 @@ from ltpipe.methods.bags.functions import (
     layout_from_groups,
 )
 from ltpipe.methods.bags.group_softmax import BAGS, GroupSoftmaxLoss
+from tests.helpers.detectors import probabilities
 from tests.helpers.pairs import run_pair
 
 COUNTS = [5, 2000, 0, 50, 500, 9, 10, 99, 100, 999, 1000]
@@ -235,7 +236,7 @@ def test_box_head_with_the_loss() -> None:
     head = MODELS.build(head_config(loss_cls=loss))
     assert head.fc_cls.out_features == K + 6
     score, _ = head(torch.randn(3, 4, 3, 3))
-    assert head.probabilities(score).shape == (3, K + 1)
+    assert probabilities(head, score).shape == (3, K + 1)
     losses = head.loss(score, None, torch.zeros(3, 5), torch.tensor([0, K, 1]), torch.ones(3), None, None)
     assert {"loss_cls", "acc_objectness", "acc_classes"} <= losses.keys() and losses["loss_cls"].dim() == 0
 
@@ -255,8 +256,8 @@ def test_calibrator_replaces_only_the_classifier() -> None:
     changed = {k for k, v in state.items() if k not in merged_state or not torch.equal(v, merged_state[k])}
     assert changed == {"roi_head.bbox_head.fc_cls.weight", "roi_head.bbox_head.fc_cls.bias"}
     x = torch.randn(5, 4, 3, 3)
-    expected = calibrator.scores(calibrator(head.shared_features(x)[0]))
-    torch.testing.assert_close(merged.probabilities(merged(x)[0]), expected)
+    expected = calibrator.scores(calibrator(head.predictor_inputs(x)[0]))
+    torch.testing.assert_close(probabilities(merged, merged(x)[0]), expected)
     staged, weights = calibrator.merge({"roi_head": {"bbox_head": [head_config() for _ in range(3)]}}, {}, 1)
     assert ["loss_cls" in one for one in staged["roi_head"]["bbox_head"]] == [False, True, False]
     assert staged["roi_head"]["bbox_head"][1]["loss_cls"]["type"].endswith("GroupSoftmaxLoss") and all(
@@ -338,7 +339,7 @@ def test_the_whole_box_head_is_merged() -> None:
     x = torch.randn(5, 4, 3, 3)
     for ours, theirs in zip(other(x), calibrator.head(x), strict=True):
         torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(other.probabilities(other(x)[0]), calibrator.scores(calibrator(x)))
+    torch.testing.assert_close(probabilities(other, other(x)[0]), calibrator.scores(calibrator(x)))
     assert merged["neck.weight"] == 1 and set(merged) - set(state) == {
         f"roi_head.bbox_head.loss_cls.{name}" for name in ("label_map", "draws")
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltpipe.methods.interfaces import read_features
+from ltpipe.methods.box_layers import read_features
 from tests.helpers.contract_cases import (
     BATCHES,
     CHANNELS,
@@ -31,6 +31,7 @@ from tests.helpers.contract_cases import (
     run_part,
     total,
 )
+from tests.helpers.detectors import probabilities
 from tests.helpers.pairs import run_pair
 
 every_loss = pytest.mark.parametrize("loss_name", names("loss"))
@@ -193,7 +194,7 @@ def test_every_classifier_works_with_every_loss(classifier_name: str, loss_name:
     for kind in ("mixed", "no foreground"):
         batch = box_batch(head, BATCHES[kind])
         assert batch.cls_score.shape[1] == channels(head.loss_cls)
-        assert head.probabilities(batch.cls_score).shape == (len(BATCHES[kind]), K + 1)
+        assert probabilities(head, batch.cls_score).shape == (len(BATCHES[kind]), K + 1)
         total(batch.losses).backward()
     finite_gradients(head)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ltpipe.errors import UserError
-from ltpipe.methods.crat.part import functions
+from ltpipe.methods.crat import functions
 
 
 def test_class_sums_is_the_weight_gradient_of_a_linear_layer() -> None:

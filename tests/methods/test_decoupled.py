@@ -11,8 +11,11 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
+from ltpipe.methods.box_layers import read_features
+from ltpipe.methods.calibration import Calibrator
+from ltpipe.methods.class_weights import effective_number_weights, inverse_frequency_weights
 from ltpipe.methods.decoupled.calibrators import CRT, LWS, ScaledLinear, lws_logits
-from ltpipe.methods.interfaces import Calibrator, effective_number_weights, inverse_frequency_weights, read_features
+from tests.helpers.detectors import probabilities
 
 K = 4
 COUNTS = [1, 100, 0, 7]
@@ -97,7 +100,7 @@ def test_crt_replaces_the_classifier_by_a_fresh_one_of_its_kind(kind: str) -> No
     assert calibrator.fc_cls.weight.abs().max() < 0.06
     new, x = merged(calibrator, model, state), features()
     expected = calibrator.scores(calibrator(read_features(head, x, "last")))
-    torch.testing.assert_close(new.probabilities(new(x)[0]), expected)
+    torch.testing.assert_close(probabilities(new, new(x)[0]), expected)
     assert all(torch.equal(v, head.state_dict()[k]) for k, v in new.state_dict().items() if not k.startswith("fc_cls"))
 
 

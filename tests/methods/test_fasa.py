@@ -15,9 +15,10 @@ import ltpipe.methods  # noqa: F401  (registers everything)
 from ltpipe.errors import UserError
 from ltpipe.methods.eqlv2.loss import EQLv2Loss
 from ltpipe.methods.fasa.counters import PerClassLossMeter
+from ltpipe.methods.fasa.hook import measured
 from ltpipe.methods.fasa.part import FASA
+from ltpipe.methods.head_parts import BoxBatch, HeadPart
 from ltpipe.methods.iif.loss import IIFLoss
-from ltpipe.methods.interfaces import BoxBatch
 from ltpipe.methods.normed.layers import NormedLinear
 from ltpipe.methods.softmax.baseline import SoftmaxLoss
 from ltpipe.registry import MODELS
@@ -260,25 +261,24 @@ def test_works_with_other_losses_and_classifiers(loss: nn.Module, layer: type[nn
     extra.backward()
     assert extra.shape == () and extra > 0 and h.fc_cls.weight.grad.isfinite().all()
     assert certain(fasa, 0.0).box_losses(h, b)["loss_fasa"] == 0
-    with fasa.collecting() as meter:
-        assert fasa.box_losses(h, b) == {}
+    meter = PerClassLossMeter(C)
+    assert meter.box_losses(h, b) == {}
     assert meter.counts.sum() == 12 and meter.totals.isfinite().all() and meter.totals.sum() > 0
 
 
-def test_collecting_counts_only_and_ends_with_an_error() -> None:
-    h, fasa = head(), certain(part())
-    fasa.box_losses(h, batch(h))
-    before = {k: v.clone() for k, v in fasa.state_dict().items()}
-    with pytest.raises(RuntimeError, match="stop"), fasa.collecting() as meter:
-        b = batch(h, seed=3)
-        assert fasa.box_losses(h, b) == {}
-        assert isinstance(meter, PerClassLossMeter)
+def test_meters_take_the_place_of_parts_until_an_error() -> None:
+    first, second, other = certain(part()), certain(part()), HeadPart()
+    model = nn.ModuleList([nn.Module(), nn.Module(), nn.ModuleList([first, second, other])])
+    model[0].parts, model[1].parts = [other, first], [second]
+    h = head()
+    b = batch(h, seed=3)
+    with pytest.raises(RuntimeError, match="stop"), measured(model, [second, first]) as meters:
+        assert model[0].parts == [meters[1]] and model[1].parts == [meters[0]]
+        assert meters[1].box_losses(h, b) == meters[1].mask_losses(h, None) == {}
         raise RuntimeError("stop")
-    assert all(torch.equal(before[k], v) for k, v in fasa.state_dict().items())
-    torch.testing.assert_close(meter.totals.sum().float() / len(b.labels), b.losses["loss_cls"].detach())
-    assert "loss_fasa" in fasa.box_losses(h, batch(h))
-    with fasa.collecting():
-        pass
+    assert model[0].parts == [other, first] and model[1].parts == [second]
+    torch.testing.assert_close(meters[1].totals.sum().float() / len(b.labels), b.losses["loss_cls"].detach())
+    assert meters[1].counts.sum() == len(b.labels) and meters[0].counts.sum() == 0
 
 
 def seen_part(**options: Any) -> FASA:

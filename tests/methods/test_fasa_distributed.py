@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ltpipe.methods.fasa.counters import PerClassLossMeter
 from ltpipe.methods.fasa.part import FASA
-from ltpipe.methods.interfaces import BoxBatch
+from ltpipe.methods.head_parts import BoxBatch
 from ltpipe.methods.softmax.baseline import SoftmaxLoss
 from tests.helpers.pairs import run_pair
 
@@ -53,9 +54,9 @@ def train(rows: Callable[[int], slice], sync: str) -> dict[str, Tensor]:
         fasa.box_losses(head, batch)
     for epoch in range(2):
         fasa.eval()
-        with fasa.collecting() as meter:
-            x, y = (value[rows(10 + epoch)] for value in data(10 + epoch))
-            fasa.box_losses(head, BoxBatch(x, head.fc_cls(x), y, torch.ones(len(y)), x, torch.zeros(len(y), 5)))
+        meter = PerClassLossMeter(C)
+        x, y = (value[rows(10 + epoch)] for value in data(10 + epoch))
+        meter.box_losses(head, BoxBatch(x, head.fc_cls(x), y, torch.ones(len(y)), x, torch.zeros(len(y), 5)))
         result = fasa.adapt(*meter.reduced())
     state = {k: v for k, v in fasa.state_dict().items() if k != "drawn"}
     virtual = torch.tensor(fasa.summary()["fasa/num_virtual"])

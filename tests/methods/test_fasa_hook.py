@@ -22,7 +22,8 @@ import ltpipe.engine  # noqa: F401  (registers the seeding hook)
 from ltpipe.errors import UserError
 from ltpipe.methods.fasa.hook import FASAAdaptationHook, untouched
 from ltpipe.methods.fasa.part import FASA
-from ltpipe.methods.interfaces import BoxBatch, world_size
+from ltpipe.methods.head_parts import BoxBatch
+from ltpipe.methods.reductions import world_size
 from ltpipe.methods.softmax.baseline import SoftmaxLoss
 from tests.helpers.pairs import run_pair
 
@@ -56,6 +57,7 @@ class Net(BaseModel):
         self.fc_cls = nn.Linear(D, C + 1)
         self.loss_cls = SoftmaxLoss()
         self.fasa = FASA(C, COUNTS, COUNTS, instance_prob_scale=3.0, **options)
+        self.parts = [self.fasa]
         self.seen: list[tuple[bool, int]] = []
 
     def train(self, mode: bool = True) -> Net:
@@ -72,7 +74,7 @@ class Net(BaseModel):
         logits, weights = self.fc_cls(features), torch.ones(len(labels))
         loss = self.loss_cls(logits, labels, weights, avg_factor=float(len(labels)))
         batch = BoxBatch(features, logits, labels, weights, features, features[:, :5], {"loss_cls": loss})
-        return {"loss_cls": loss, **self.fasa.box_losses(self, batch)}
+        return {"loss_cls": loss, **self.parts[0].box_losses(self, batch)}
 
 
 def loader(dataset: Dataset, endless: bool = False) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ltpipe.engine.heads import LTBBoxHead, LTRoIHead
+from ltpipe.engine.heads import LTBBoxHead
+from ltpipe.engine.roi_heads import LTRoIHead
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import read_features
+from ltpipe.methods.box_layers import read_features
 from ltpipe.methods.simcal.calibrator import DualHead, SimCal
 from ltpipe.methods.simcal.functions import average_stages, fuse_scores, sweep_thresholds, tail_classes
 from ltpipe.methods.simcal.heads import NearestClassMean, make_head
@@ -142,7 +143,7 @@ def test_refusals() -> None:
         calibrator("3fc_ft", box_head(loss_cls=group))
     calibrator("3fc_rand", box_head(loss_cls=group))
     convolutions = MODELS.build({"type": "mmdet.Shared4Conv1FCBBoxHead", "in_channels": 4, "conv_out_channels": 4})
-    with pytest.raises(UserError, match="cannot be calibrated"):
+    with pytest.raises(UserError, match="cannot be copied"):
         calibrator("3fc_ft", convolutions)
 
 
@@ -236,8 +237,8 @@ def detect(roi_head: LTRoIHead) -> tuple[InstanceData, dict[str, Tensor]]:
     proposals = InstanceData(bboxes=torch.cat([corner, corner + 20], dim=1))
     meta = {"img_shape": (64, 64), "scale_factor": (1.0, 1.0)}
     found: list[dict[str, Tensor]] = []
-    forward = roi_head.box_outputs
-    roi_head.box_outputs = lambda stage, x, rois: found.append(forward(stage, x, rois)) or found[-1]
+    forward = roi_head._bbox_forward
+    roi_head._bbox_forward = lambda x, rois: found.append(forward(x, rois)) or found[-1]
     with torch.no_grad():
         result = roi_head.predict_bbox(maps, [meta], [proposals], roi_head.test_cfg)[0]
     return result, found[-1]
@@ -262,7 +263,8 @@ def test_merged_detector(options: dict[str, Any]) -> None:
     assert "calibrator" not in model["roi_head"] and all(torch.equal(trained_state[k], v) for k, v in state.items())
     merged = build(trained_model, trained_state)
     found, raw = detect(merged)
-    scores = merged.calibrator.fuse(raw["bbox_feats"], merged.bbox_head.probabilities(raw["cls_score"]))
+    ours = merged.calibrator.calibrated_scores(raw["bbox_feats"])
+    scores = merged.calibrator.fuse(raw["cls_score"].softmax(1), ours)
     own, calibrated = raw["cls_score"].softmax(1), cal.head(raw["bbox_feats"]).softmax(1)
     tail = torch.tensor([n < 300 for n in COUNTS] + [False])
     torch.testing.assert_close(scores, torch.where(tail, calibrated, own), rtol=0, atol=1e-6)

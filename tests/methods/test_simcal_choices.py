@@ -9,7 +9,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
-from ltpipe.engine.heads import LTRoIHead
+from ltpipe.engine.roi_heads import LTRoIHead
 from ltpipe.methods.simcal.calibrator import DualHead
 from ltpipe.methods.simcal.functions import distinct_choices
 from tests.methods.test_simcal import COUNTS, K, build, calibrator, detector
@@ -52,10 +52,10 @@ def test_every_choice_equals_a_detector_configured_that_way() -> None:
     roi_head = build(merged_model, merged_state)
     choices = roi_head.calibrator.choices(["base", "cal", "avg"], [5, 400])
     forwards: list[int] = []
-    pooled = roi_head.pooled
-    roi_head.pooled = lambda stage, x, rois: forwards.append(len(rois)) or pooled(stage, x, rois)
-    found = rescored(roi_head, lambda r: roi_head.calibrator.fuse_choices(r.bbox_feats, r.scores, choices))
-    assert len(found) == len(choices) == 6 and len(forwards) == 1
+    for module in (roi_head.bbox_roi_extractor, roi_head.calibrator):
+        module.register_forward_hook(lambda _, inputs, output: forwards.append(len(output)))
+    found = rescored(roi_head, lambda r: (choice.fuse(r.own_scores, r.calibrated_scores) for choice in choices))
+    assert len(found) == len(choices) == 6 and forwards == [6, 6]
     for choice, result in zip(choices, found, strict=True):
         for mode, threshold in choice.names:
             single_model = copy.deepcopy(merged_model)
@@ -78,4 +78,4 @@ def rescored(roi_head: LTRoIHead, rescore: Any = None) -> list[InstanceData]:
         if rescore is None:
             return roi_head.predict_bbox(maps, [meta], [proposals], roi_head.test_cfg, rescale=True)
         sample = ConfigDict(metainfo=meta)
-        return [results[0] for results in roi_head.predict_rescored(maps, [proposals], [sample], rescore)]
+        return list(roi_head.predict_rescored(maps, proposals, sample, rescore))

@@ -18,8 +18,9 @@ from ltpipe.config.training import CalibrationSchedule
 from ltpipe.engine.calibrator_training import Batch, HeadSchedule, row_accuracies, train_head
 from ltpipe.errors import UserError
 from ltpipe.methods.bags.group_softmax import BAGS
+from ltpipe.methods.box_layers import LEVELS, read_features, stored_features
+from ltpipe.methods.calibration import Calibrator
 from ltpipe.methods.decoupled.calibrators import CRT, LWS
-from ltpipe.methods.interfaces import LEVELS, Calibrator, read_features, stored_features
 from ltpipe.methods.simcal.calibrator import SimCal
 from tests.helpers.pairs import run_pair
 

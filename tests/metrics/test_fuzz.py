@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ltpipe.metrics.evaluate import differing_categories, evaluate
 from ltpipe.metrics.ground_truth import read_ground_truth
 from ltpipe.metrics.predictions import MaskColumn, Predictions
+from ltpipe.metrics.tensors import differing_categories
+from tests.helpers.engines import evaluate_by
 
 SIZE = 200
 SIDES = (8, 16, 32, 64, 72, 96, 128)  # several of 32 * 32 and 96 * 96 pixels exactly
@@ -86,7 +87,7 @@ def test_engines_agree(protocol: Any, iou_type: Any, tmp_path: Path) -> None:
         gt, found = read_ground_truth(path), detections(rng, int(rng.integers(0, 150)))
         cap = int(rng.choice([3, 10, 300]))
         ours, *others = (
-            evaluate(gt, found, iou_type, protocol=protocol, max_detections=cap, engine=engine)
+            evaluate_by(engine, gt, found, iou_type, protocol=protocol, max_detections=cap)
             for engine in ("ltpipe", "hotcoco", "vernier")
         )
         differing += [case for other in others if differing_categories(ours, other)]

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.metrics.evaluate import TensorInfo, Tensors
-from ltpipe.metrics.summary import bin_metrics, flatten, geometric_edges, per_class_table, summarize
+from ltpipe.metrics.class_groups import bin_metrics
+from ltpipe.metrics.table import flatten, per_class_table, summarize
+from ltpipe.metrics.tensors import TensorInfo, Tensors
 
 K = 40
 
@@ -132,11 +133,6 @@ def test_bin_edges_and_empty_bins() -> None:
             bin_metrics(np.zeros(1), np.zeros(1, int), edges)
 
 
-def test_geometric_edges() -> None:
-    """SimCal's f and m."""
-    assert geometric_edges(20, 3) == [20, 400, 8000]
-
-
 def test_coco_lt_bins_have_the_published_sizes() -> None:
     """COCO-LT: 4, 24, 32 and 20 classes in the bins of f = 20, m = 3 (SimCal, arXiv 2007.11978)."""
     published = """262465 3530 43867 8725 686 248 408 9973 10759 12884 11 22 12 9838 10806 198 167 1518 9509 7079 374 61
@@ -144,5 +140,5 @@ def test_coco_lt_bins_have_the_published_sizes() -> None:
         9458 589 657 4042 6394 2746 48 100 6594 4684 38491 629 2689 51 15714 73 710 286 52 765 21 4699 52 65 47 114 50
         24715 4004 1473 24 693 71 15"""
     counts = np.array(published.split(), int)
-    bins = bin_metrics(np.ones(80), counts, geometric_edges(20, 3))["bins"]
+    bins = bin_metrics(np.ones(80), counts, [20, 400, 8000])["bins"]
     assert [item["classes"] for item in bins] == [4, 24, 32, 20]

@@ -1,4 +1,4 @@
-"""Every cell of the tensors equals the official evaluators', with both engines."""
+"""Every cell of the tensors equals the official evaluators', with every engine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
 from ltpipe.interop.detections_json import read_results
-from ltpipe.metrics import engines as backends
 from ltpipe.metrics import native_engine as native
+from ltpipe.metrics import vernier_engine as backends
 from ltpipe.metrics.cross_check import cross_check
-from ltpipe.metrics.evaluate import Tensors, differing_categories, evaluate, load_tensors, save_tensors
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.ground_truth import read_ground_truth
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter
+from ltpipe.metrics.tensors import Tensors, differing_categories, load_tensors, save_tensors
 from tests.helpers.detection_cases import GROUND_TRUTH, encode
+from tests.helpers.engines import evaluate_by
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[[str, str, int], list[dict[str, Any]]]
@@ -55,7 +57,7 @@ def test_equals_official_lvis(
     ours = evaluate(gt, predictions, iou_type)
     assert_equal_bits(ours, official_lvis(gt_path, detections, iou_type))
     for engine in ("hotcoco", "vernier"):
-        assert differing_categories(ours, evaluate(gt, predictions, iou_type, engine=engine)) == []
+        assert differing_categories(ours, evaluate_by(engine, gt, predictions, iou_type)) == []
     counts = ours.info.counts
     removed = [counts[name] for name in ("over_cap", "other_categories", "unverified", "zero_area")]
     assert counts["detections"] == len(detections) == sum(removed) + counts["evaluated"]
@@ -79,7 +81,7 @@ def test_without_cap(gt_path: Path, make_detections: Make, official_lvis: Any, t
     for cap in (-1, 20):
         ours = evaluate(gt, predictions, "bbox", max_detections=cap)
         assert_equal_bits(ours, official_lvis(gt_path, detections, "bbox", cap))
-        assert differing_categories(ours, evaluate(gt, predictions, "bbox", max_detections=cap, engine="vernier")) == []
+        assert differing_categories(ours, evaluate_by("vernier", gt, predictions, "bbox", max_detections=cap)) == []
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
@@ -111,7 +113,7 @@ def test_awkward_ground_truth(
     gt, predictions = read_ground_truth(paths[0]), load(detections, tmp_path)
     ours = evaluate(gt, predictions, iou_type)
     assert_equal_bits(ours, official_lvis(paths[1], detections, iou_type))
-    assert differing_categories(ours, evaluate(gt, predictions, iou_type, engine="vernier")) == []
+    assert differing_categories(ours, evaluate_by("vernier", gt, predictions, iou_type)) == []
     counts = ours.info.counts
     assert counts["gt"] == len(kept)
     assert min(counts[name] for name in ("gt_crowd", "gt_ignore", "gt_zero_area")) > 50
@@ -124,7 +126,7 @@ def test_no_detections(iou_type: str, engine: str, gt_path: Path) -> None:
     """Zeros for classes with ground truth of that size, -1 elsewhere."""
     gt = read_ground_truth(gt_path)
     nothing = Predictions(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 4)))
-    tensors = evaluate(gt, nothing, iou_type, engine=engine)
+    tensors = evaluate_by(engine, gt, nothing, iou_type)
     limits = [(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)]
     for index, (low, high) in enumerate(limits):
         inside = (gt.ann_area >= low) & (gt.ann_area <= high)
@@ -152,7 +154,7 @@ def test_category_subset_is_a_slice(engine: str, gt_path: Path, make_detections:
     gt, predictions = read_ground_truth(gt_path), load(make_detections("crowded", "bbox", 7), tmp_path)
     whole = evaluate(gt, predictions, "bbox")
     chosen = np.random.default_rng(0).permutation(gt.category_ids)[:60]
-    part = evaluate(gt, predictions, "bbox", category_ids=chosen.tolist(), engine=engine)
+    part = evaluate_by(engine, gt, predictions, "bbox", category_ids=chosen.tolist())
     np.testing.assert_array_equal(part.category_ids, np.sort(chosen))
     where = np.isin(whole.category_ids, chosen)
     np.testing.assert_array_equal(part.precision, whole.precision[:, :, where])
@@ -190,7 +192,7 @@ def test_boundary_ap(gt_document: dict[str, Any], make_detections: Make, officia
     assert masks.info.boundary_ratio is None
     assert (ours.precision <= masks.precision).all() and differing_categories(ours, masks)
     with pytest.raises(UserError, match="knows no boundaries"):
-        evaluate(gt, predictions, "boundary", engine="hotcoco")
+        evaluate(gt, predictions, "boundary", engine="ltpipe")
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm", "boundary"])
@@ -201,11 +203,11 @@ def test_cutting_the_work_changes_nothing(
     kind = "bbox" if iou_type == "bbox" else "segm"
     gt, predictions = read_ground_truth(gt_path), load(make_detections("ties", kind, 12), tmp_path)
     engines = ("vernier",) if iou_type == "boundary" else ("ltpipe", "vernier")
-    whole = [evaluate(gt, predictions, iou_type, engine=engine) for engine in engines]
+    whole = [evaluate_by(engine, gt, predictions, iou_type) for engine in engines]
     monkeypatch.setattr(native, "DETECTIONS_PER_PART", 40)
     monkeypatch.setattr(backends, "DETECTIONS_PER_PART", 150)
     for engine, expected in zip(engines, whole, strict=True):
-        assert differing_categories(evaluate(gt, predictions, iou_type, engine=engine), expected) == []
+        assert differing_categories(evaluate_by(engine, gt, predictions, iou_type), expected) == []
 
 
 def test_cross_check(make_detections: Make, tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_equals_pycocotools(
         official.accumulate()
     assert_equal_bits(ours, (official.eval["precision"][..., -1], official.eval["recall"][..., -1]))
     for engine in ("hotcoco", "vernier"):
-        again = evaluate(read_ground_truth(path), load(found, tmp_path), iou_type, engine=engine)
+        again = evaluate_by(engine, read_ground_truth(path), load(found, tmp_path), iou_type)
         assert differing_categories(ours, again) == []
 
 

@@ -15,9 +15,10 @@ from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
 from ltpipe.interop.detections_json import read_results
 from ltpipe.metrics.contract import select
-from ltpipe.metrics.evaluate import differing_categories, evaluate
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.ground_truth import JsonGroundTruth, read_ground_truth, row_of
 from ltpipe.metrics.predictions import MaskColumn, Predictions
+from ltpipe.metrics.tensors import differing_categories
 from tests.helpers.detection_cases import encode
 
 REAL = Path(__file__).parents[1] / "data" / "lvis_val_100.json"

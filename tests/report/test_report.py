@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.metrics.evaluate import TensorInfo, Tensors
+from ltpipe.metrics import table as table_module
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
-from ltpipe.metrics.summary import per_class_table, summarize
+from ltpipe.metrics.table import METRICS, Metric, per_class_table, summarize
+from ltpipe.metrics.tensors import TensorInfo, Tensors
 from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.report.plots import plot_class_curve, plot_forgetting, plot_group_bars
 
@@ -162,6 +163,30 @@ def test_boundaries(tmp_path: Path) -> None:
     text = build_report(tmp_path, kinds, title="one")[0].read_text(encoding="utf-8")
     assert "Boundaries" in text and "band of 0.02 of the image" in text
     assert (tmp_path / "figures" / "groups_boundary.png").is_file()
+
+
+def test_a_number_is_one_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new row is in all files and on the page, whatever its name begins with."""
+    row = Metric(
+        "hit_rate",
+        "found",
+        "Share of classes of which anything is found.",
+        lambda measured: float((measured.ap > 0).mean()),
+        lambda measured: (measured.ap > 0).astype(float),
+        ("overview",),
+        iou_types=("segm",),
+    )
+    monkeypatch.setattr(table_module, "METRICS", (*METRICS, row))
+    shown = [evaluation("one", "base", 0.3), evaluation("one", "base", 0.3, "bbox")]
+    wanted = Expectation("one", "base", "segm", "hit_rate", 50.0, 0.5, "table 1")
+    files = build_report(tmp_path, shown, title="one", expectations=[wanted])
+    assert shown[0].metrics["hit_rate"] == pytest.approx(11 / 12) and "hit_rate" not in shown[1].metrics
+    assert shown[0].per_class["hit_rate"].tolist() == [1.0] * 11 + [0.0] and "hit_rate" not in shown[1].per_class
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    assert summary["hit_rate"].round(4).tolist()[:1] == [0.9167] and pd.isna(summary["hit_rate"][1])
+    text = files[0].read_text(encoding="utf-8")
+    assert '<th class="number">hit_rate</th>' in text and ">91.7</td>" in text
+    assert "<dt>hit_rate</dt><dd>Share of classes" in text and "<dt>AP50, AP75</dt>" in text
 
 
 def test_unknown_expected_metric(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ltpipe.engine import features
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.errors import UserError
 from ltpipe.metrics.predictions import Predictions
-from ltpipe.metrics.summary import flatten
+from ltpipe.metrics.table import flatten
 from ltpipe.pipeline.paths import Paths
 from tests.helpers.tiny_project import experiment, run_stages, state_of
 

@@ -151,7 +151,7 @@ def test_calibrated_logits_are_averaged_over_the_stages(cascade: tuple[Experimen
     own = torch.rand(5, 10).softmax(1)
     with torch.no_grad():
         logits = torch.stack([head(x) for head, x in zip(fusion, feats, strict=True)]).mean(dim=0)
-        got = fusion.fuse(feats, own)
+        got = fusion.fuse(own, fusion.calibrated_scores(feats))
     expected = torch.where(torch.cat([fusion.tail, torch.tensor([False])]), logits.softmax(1), own)
     torch.testing.assert_close(got, expected)
 

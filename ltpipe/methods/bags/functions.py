@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import all_reduce_sum, inverse_frequency_weights, world_size
+from ltpipe.methods.class_weights import inverse_frequency_weights
+from ltpipe.methods.reductions import all_reduce_sum, world_size
 
 DEFAULT_EDGES = (10, 100, 1000)
 

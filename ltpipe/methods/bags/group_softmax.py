@@ -27,7 +27,8 @@ from ltpipe.methods.bags.functions import (
     group_losses,
     group_scores,
 )
-from ltpipe.methods.interfaces import Calibrator, State, replace_classifier, shared_layers, world_size
+from ltpipe.methods.calibration import Calibrator, State, replace_classifier
+from ltpipe.methods.reductions import world_size
 from ltpipe.registry import method
 
 
@@ -219,8 +220,7 @@ class BAGS(Calibrator):
 
     def initialise(self, bbox_head: Any) -> None:
         """Make the new classifier, N(0, 0.01) with zero bias as in the repository; copy what else is trained."""
-        width = shared_layers(bbox_head)[-1].out_features
-        classifier = nn.Linear(width, self.loss_cls.get_cls_channels(self.num_classes))
+        classifier = nn.Linear(bbox_head.fc_cls.in_features, self.loss_cls.get_cls_channels(self.num_classes))
         nn.init.normal_(classifier.weight, std=0.01)
         nn.init.zeros_(classifier.bias)
         if self.trains_boxes:

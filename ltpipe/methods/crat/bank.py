@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltpipe.methods.crat.functions import class_norms, class_sums, similarity, update_energy
-from ltpipe.methods.interfaces import all_reduce_sum, world_size
+from ltpipe.methods.reductions import all_reduce_sum, world_size
 
 
 @dataclass(frozen=True)

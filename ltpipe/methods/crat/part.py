@@ -24,6 +24,7 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
 from ltpipe.errors import UserError
+from ltpipe.methods.box_layers import is_plain_linear, rectifies
 from ltpipe.methods.crat.bank import FisherBank, SampleGradients
 from ltpipe.methods.crat.functions import (
     box_transfer_loss,
@@ -35,7 +36,7 @@ from ltpipe.methods.crat.functions import (
     prune_weights,
     transfer_weights,
 )
-from ltpipe.methods.interfaces import BoxBatch, HeadPart, MaskBatch, is_plain_linear, rectifies
+from ltpipe.methods.head_parts import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import method
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -136,6 +137,18 @@ class CRAT(HeadPart):
         # Weights of the current iteration, (P, K): the mask head's RoIs are the box head's positives, in their order.
         self.box_transfer: Tensor | None = None
 
+    def check_head(self, bbox_head: Any) -> None:
+        """Refuse box heads whose regressor is not a plain linear layer on the classifier's features."""
+        own = ("cls_convs", "cls_fcs", "reg_convs", "reg_fcs")
+        if any(len(getattr(bbox_head, layers, ())) for layers in own) or not is_plain_linear(bbox_head.fc_reg):
+            raise UserError(
+                "crat needs a plain linear box regressor on the classifier's features",
+                where="model.roi_head.bbox_head",
+                got=bbox_head.fc_reg,
+                allowed="reg_predictor_cfg of type Linear, no layers of either branch's own",
+                fix="use a box head with shared layers only, or take crat out of `parts`",
+            )
+
     def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
         """Update the box statistic (in training mode); return ``loss_bbox_trans`` and two values for the log.
 
@@ -187,6 +200,7 @@ class CRAT(HeadPart):
         """
         if batch.mask_preds.shape[1] != self.num_classes:
             raise _class_agnostic("mask", batch.mask_preds.shape[1], self.num_classes)
+        assert batch.features is not None, "mask heads with filters of all classes have a predictor"
         with torch.autocast(batch.features.device.type, enabled=False):
             logits, targets = batch.mask_preds, batch.targets.float()
             if self.mask_bank is None:
@@ -231,14 +245,7 @@ class CRAT(HeadPart):
         if batch.bbox_pred is None or batch.bbox_pred.shape[1] != 4 * self.num_classes:
             got = None if batch.bbox_pred is None else batch.bbox_pred.shape[1]
             raise _class_agnostic("box", got, 4 * self.num_classes)
-        if not is_plain_linear(head.fc_reg) or head.fc_reg.in_features != batch.features.shape[1]:
-            raise UserError(
-                "crat needs a plain linear box regressor on the classifier's features",
-                where="model.roi_head.bbox_head",
-                got=head.fc_reg,
-                allowed="reg_predictor_cfg of type Linear, no layers of the regression branch's own",
-                fix="use a Shared2FC box head, or take crat out of `parts`",
-            )
+        self.check_head(head)
 
 
 def _decode(head: Any, priors: Tensor, deltas: Tensor) -> Tensor:

@@ -21,17 +21,10 @@ from mmdet.registry import MODELS as MMDET_MODELS
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import (
-    Calibrator,
-    State,
-    effective_number_weights,
-    inverse_frequency_weights,
-    is_plain_linear,
-    mean_over_processes,
-    rectifies,
-    replace_classifier,
-    shared_layers,
-)
+from ltpipe.methods.box_layers import is_plain_linear, rectifies
+from ltpipe.methods.calibration import Calibrator, State, replace_classifier
+from ltpipe.methods.class_weights import effective_number_weights, inverse_frequency_weights
+from ltpipe.methods.reductions import mean_over_processes
 from ltpipe.registry import method
 
 _CROSS_ENTROPY = {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}
@@ -131,7 +124,7 @@ class CRT(_SoftmaxClassifier):
     def initialise(self, bbox_head: Any) -> None:
         """Make a new classifier of the detector's kind, N(0, 0.01) with zero bias if it is linear."""
         self.classifier = dict(bbox_head.cls_predictor_cfg)
-        sizes = {"in_features": shared_layers(bbox_head)[-1].out_features, "out_features": self.num_classes + 1}
+        sizes = {"in_features": bbox_head.fc_cls.in_features, "out_features": self.num_classes + 1}
         fresh = MMDET_MODELS.build({**self.classifier, **sizes})
         if is_plain_linear(fresh):
             nn.init.normal_(fresh.weight, std=0.01)

@@ -20,7 +20,7 @@ from mmdet.models.losses import accuracy
 from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor, nn
 
-from ltpipe.methods.interfaces import all_reduce_sum
+from ltpipe.methods.reductions import all_reduce_sum
 from ltpipe.registry import method
 
 START_RATIO = 100.0

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltpipe.methods.interfaces import all_reduce_sum
+from ltpipe.methods.head_parts import BoxBatch, HeadPart
+from ltpipe.methods.reductions import all_reduce_sum
 
 SCORE_FLOOR = 1e-12
 
@@ -41,8 +42,8 @@ def row_losses(loss: Any, cls_score: Tensor, labels: Tensor, weights: Tensor | N
     return float(getattr(loss, "loss_weight", 1.0)) * (rows if weights is None else rows * weights)
 
 
-class PerClassLossMeter:
-    """Sums the classification losses of RoIs by label.
+class PerClassLossMeter(HeadPart):
+    """Sums the classification losses of RoIs by label: what stands in for FASA during its adaptation pass.
 
     Args:
         num_classes: Foreground classes; the background label is ``num_classes``.
@@ -50,9 +51,16 @@ class PerClassLossMeter:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
         self.totals = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.totals)
         self.paused = False
+
+    @torch.no_grad()
+    def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
+        """Add the RoIs of a batch; return nothing."""
+        self.add(row_losses(head.loss_cls, batch.cls_score, batch.labels, batch.label_weights), batch.labels)
+        return {}
 
     def add(self, rows: Tensor, labels: Tensor) -> Tensor:
         """Add one batch, unless ``paused``.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from ltpipe.errors import UserError
+from ltpipe.methods.fasa.counters import PerClassLossMeter
 from ltpipe.methods.fasa.part import FASA, Adaptation
 from ltpipe.registry import HOOKS
 from ltpipe.run.files import atomic_path
@@ -55,6 +56,29 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
             buffer.copy_(value)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def measured(model: nn.Module, parts: Sequence[FASA]) -> Iterator[list[PerClassLossMeter]]:
+    """Let meters take the place of FASA parts in the heads of a model; other parts do not act meanwhile.
+
+    Args:
+        model: Its heads keep the parts they call in a list ``parts``.
+        parts: FASA parts.
+
+    Yields:
+        One meter per part.
+    """
+    meters = [PerClassLossMeter(part.num_classes, part.prob.device) for part in parts]
+    heads: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "parts", None), list)]
+    called = [head.parts for head in heads]
+    for head in heads:
+        head.parts = [meters[parts.index(part)] for part in head.parts if part in parts]
+    try:
+        yield meters
+    finally:
+        for head, before in zip(heads, called, strict=True):
+            head.parts = before
 
 
 @HOOKS.register_module()
@@ -140,15 +164,13 @@ class FASAAdaptationHook(Hook):
             self._loader = runner.build_dataloader(self.dataloader, seed=self.seed)
         own = -(-(len(self._loader.dataset) - get_rank()) // get_world_size())
         seed = int(np.random.SeedSequence([self.seed, epoch, get_rank()]).generate_state(1)[0])
-        with ExitStack() as stack:
-            meters = [stack.enter_context(part.collecting()) for part in self.parts]
-            with untouched(model, seed), runner.optim_wrapper.optim_context(model):
-                for index, batch in enumerate(self._loader):
-                    # Samplers repeat images to give every process as many batches; those must not count twice.
-                    if index * self._loader.batch_size >= own:
-                        for meter in meters:
-                            meter.paused = True
-                    model._run_forward(model.data_preprocessor(batch, True), mode="loss")
+        with measured(model, self.parts) as meters, untouched(model, seed), runner.optim_wrapper.optim_context(model):
+            for index, batch in enumerate(self._loader):
+                # Samplers repeat images to give every process as many batches; those must not count twice.
+                if index * self._loader.batch_size >= own:
+                    for meter in meters:
+                        meter.paused = True
+                model(**model.data_preprocessor(batch, True), mode="loss")
         return [part.adapt(*meter.reduced()) for part, meter in zip(self.parts, meters, strict=True)]
 
     def _start_epoch(self, epoch: int, first: bool) -> None:

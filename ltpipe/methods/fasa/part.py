@@ -12,8 +12,7 @@ a set of images with annotations for the adaptation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ltpipe.errors import UserError, unknown_name
-from ltpipe.methods.fasa.counters import PerClassLossMeter, class_losses, row_losses
+from ltpipe.methods.fasa.counters import class_losses
 from ltpipe.methods.fasa.functions import (
     adapted_probability,
     class_moments,
@@ -33,7 +32,8 @@ from ltpipe.methods.fasa.functions import (
     updated_statistics,
     virtual_features,
 )
-from ltpipe.methods.interfaces import BoxBatch, HeadPart, all_reduce_sum, touch, world_size
+from ltpipe.methods.head_parts import BoxBatch, HeadPart
+from ltpipe.methods.reductions import all_reduce_sum, touch, world_size
 from ltpipe.registry import method
 
 PRESETS: dict[str, dict[str, str]] = {
@@ -152,7 +152,6 @@ class FASA(HeadPart):
         self.skip_var_single, self.seed = skip_var_single, seed
         self.epoch = 0  # set by the hook from the training loop's own counter
         self.hooked = self._warned = False
-        self._meter: PerClassLossMeter | None = None
 
         if not len(image_counts) == len(instance_counts) == num_classes:
             raise UserError(
@@ -201,11 +200,6 @@ class FASA(HeadPart):
         Returns:
             ``loss_fasa``, zero before ``start_epoch`` and when no class is drawn; nothing in evaluation mode.
         """
-        if self._meter is not None:
-            with torch.no_grad():
-                rows = row_losses(head.loss_cls, batch.cls_score, batch.labels, batch.label_weights)
-                self._meter.add(rows, batch.labels)
-            return {}
         if not self.training:
             return {}
         self._warn_once_without_hook()
@@ -253,16 +247,6 @@ class FASA(HeadPart):
         labels = select_classes(self.prob, self.seen, uniform.to(self.prob.device))
         noise = torch.randn(len(labels), self.mean.shape[1], generator=random)
         return virtual_features(self.mean, self.var, labels, noise.to(self.mean.device)), labels
-
-    @contextmanager
-    def collecting(self) -> Iterator[PerClassLossMeter]:
-        """While open, ``box_losses`` only sums the classification loss by class: no update, no draw, no loss."""
-        assert self._meter is None, "already collecting"
-        self._meter = PerClassLossMeter(self.num_classes, self.prob.device)
-        try:
-            yield self._meter
-        finally:
-            self._meter = None
 
     @torch.no_grad()
     def adapt(self, totals: Tensor, counts: Tensor) -> Adaptation:

@@ -15,15 +15,10 @@ from mmdet.models.losses import CrossEntropyLoss
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
+from ltpipe.methods.box_layers import rectifies
+from ltpipe.methods.calibration import Calibrator, State, replace_classifier
 from ltpipe.methods.iif.loss import IIFLoss
-from ltpipe.methods.interfaces import (
-    Calibrator,
-    State,
-    mean_over_processes,
-    rectifies,
-    replace_classifier,
-    shared_layers,
-)
+from ltpipe.methods.reductions import mean_over_processes
 from ltpipe.registry import method
 
 
@@ -136,7 +131,6 @@ class IIFRetraining(_IIFScores):
 
     def initialise(self, bbox_head: Any) -> None:
         """Copy the detector's classifier."""
-        shared_layers(bbox_head)
         self.fc_cls = deepcopy(bbox_head.fc_cls).requires_grad_(True)
         self.classifier = dict(bbox_head.cls_predictor_cfg)
         self.reads = "last" if rectifies(self.fc_cls) else "last_raw"

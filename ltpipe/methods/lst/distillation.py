@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from ltpipe.checkpoints.tensors import check_tensors
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import HeadPart, touch
+from ltpipe.methods.head_parts import HeadPart
+from ltpipe.methods.reductions import averaged, touch
 from ltpipe.registry import HOOKS, MODELS, TASK_UTILS
 
 
@@ -69,7 +70,7 @@ def box_similarities(
     """Send boxes through the shared box head and compare them with the classifier's rows.
 
     Args:
-        roi_head: RoI head with :class:`ltpipe.engine.call_points.CallPoints`.
+        roi_head: RoI head with :class:`ltpipe.engine.roi_heads.RoICallPoints`.
         feats: FPN maps, each ``(I, c, h, w)``.
         boxes: Per image, ``(b, 4)`` xyxy in pixels of the network input.
         num_classes: Leading rows to compare with, ``C``; None: all.
@@ -78,11 +79,10 @@ def box_similarities(
         ``(B, C)`` float32, images in order; cosines, or the logits of a classifier without ``similarities``. In a
         cascade of ``S`` stages, which all see these boxes, ``(B, S * C)``.
     """
-    rois, maps = bbox2roi(list(boxes)), tuple(feats)
-    context = roi_head.context(maps)
+    rois, pool = bbox2roi(list(boxes)), roi_head.pooler(tuple(feats))
     found = []
     for stage, head in enumerate(roi_head.bbox_heads):
-        features, _ = head.shared_features(roi_head.pooled(stage, maps, rois, **context))
+        features, _ = head.predictor_inputs(pool(stage, rois))
         compare: Callable[[Tensor], Tensor] = getattr(head.fc_cls, "similarities", head.fc_cls)
         # A cosine rounded to 16 bits is off by more than a trained student is from its teacher.
         with torch.autocast(features.device.type, enabled=False):
@@ -203,7 +203,7 @@ class LSTDistillation(HeadPart):
         """Return ``loss_distill``; nothing in evaluation mode, when the images are not those of the phase.
 
         Args:
-            roi_head: RoI head of the student, with :class:`ltpipe.engine.call_points.CallPoints`.
+            roi_head: RoI head of the student, with :class:`ltpipe.engine.roi_heads.RoICallPoints`.
             feats: FPN maps, each ``(I, c, h, w)``.
             samples: ``I`` data samples.
 
@@ -217,7 +217,7 @@ class LSTDistillation(HeadPart):
         known = [target for target in targets if target is not None and len(target)]
         if not known:
             every = (p for head in roi_head.bbox_heads for p in head.fc_cls.parameters())
-            return roi_head.averaged({"loss_distill": touch(*every).float()}, 0, feats[0].device)
+            return averaged({"loss_distill": touch(*every).float()}, 0, roi_head.loss_average)
         boxes = [
             get_box_tensor(sample.gt_instances.bboxes)[index if target is not None else index[:0]]
             for sample, index, target in zip(samples, picked, targets, strict=True)
@@ -226,10 +226,10 @@ class LSTDistillation(HeadPart):
         losses = [
             distillation_loss(mine, theirs, self.weight * weight, self.reduction)
             for mine, theirs, weight in zip(
-                student.split(self.num_old, 1), teacher.split(self.num_old, 1), roi_head.stage_weights, strict=True
+                student.split(self.num_old, 1), teacher.split(self.num_old, 1), roi_head.stage_loss_weights, strict=True
             )
         ]
-        return roi_head.averaged({"loss_distill": torch.stack(losses).sum()}, len(student), feats[0].device)
+        return averaged({"loss_distill": torch.stack(losses).sum()}, len(student), roi_head.loss_average)
 
 
 @HOOKS.register_module()

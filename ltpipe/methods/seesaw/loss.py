@@ -16,7 +16,7 @@ from mmdet.models.losses import SeesawLoss
 from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor
 
-from ltpipe.methods.interfaces import all_reduce_sum
+from ltpipe.methods.reductions import all_reduce_sum
 from ltpipe.registry import method
 
 

@@ -10,7 +10,7 @@ pooled RoI features; needs training instance counts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -20,7 +20,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import Calibrator, State, mean_over_processes
+from ltpipe.methods.box_layers import only_fully_connected
+from ltpipe.methods.calibration import Calibrator, State
+from ltpipe.methods.reductions import mean_over_processes
 from ltpipe.methods.simcal.functions import (
     FusionChoice,
     Mode,
@@ -81,6 +83,11 @@ class SimCal(Calibrator):
             "inclusive": inclusive,
             "mode": mode,
         }
+
+    @staticmethod
+    def check_head(bbox_head: Any) -> None:
+        """Refuse box heads whose layers cannot be copied."""
+        only_fully_connected(bbox_head)
 
     def initialise(self, bbox_head: Any) -> None:
         """Build the head; layers that it starts from are copied by value from the trained box head."""
@@ -169,14 +176,22 @@ class _Fusion(nn.Module):
             one = "calibrated head" if bool(tail.all()) else "detector"
             print_log(f"threshold {threshold} splits no class: every score is the {one}'s", level=logging.WARNING)
 
-    def fuse(self, bbox_feats: Any, base_scores: Tensor) -> Tensor:
+    def calibrated_scores(self, bbox_feats: Any) -> Tensor:
+        """Return the calibrated classification's probabilities ``(N, K + 1) float32``, background last.
+
+        Args:
+            bbox_feats: ``(N, c, h, w)`` float, pooled RoI features; in cascades a list of those of every stage.
+        """
+        return F.softmax(self(bbox_feats).float(), dim=-1)
+
+    def fuse(self, own: Tensor, calibrated: Tensor) -> Tensor:
         """Return final scores ``(N, K + 1) float32``, background last; they are no logits and rows do not sum to 1.
 
         Args:
-            bbox_feats: ``(N, c, h, w)`` float, pooled RoI features; of every stage in cascades.
-            base_scores: ``(N, K + 1)`` float probabilities of the detector's own classifier, background last.
+            own: ``(N, K + 1)`` float probabilities of the detector's own classifier, background last.
+            calibrated: Of :meth:`calibrated_scores`.
         """
-        return fuse_scores(base_scores, self.calibrated_scores(bbox_feats), self.tail, self.mode)
+        return fuse_scores(own, calibrated, self.tail, self.mode)
 
     def choices(self, modes: Sequence[Mode] = (), thresholds: Sequence[float] = ()) -> list[FusionChoice]:
         """Return the different ways to fuse: the configured one, then the modes, then ``dual`` at the thresholds.
@@ -188,16 +203,6 @@ class _Fusion(nn.Module):
         named = [(mode, self.threshold if mode == "dual" else None) for mode in (self.mode, *modes)]
         wanted: list[tuple[Mode, float | None]] = [*named, *(("dual", threshold) for threshold in thresholds)]
         return distinct_choices(torch.as_tensor(self.instance_counts), wanted, self.inclusive)
-
-    def fuse_choices(self, bbox_feats: Any, base_scores: Tensor, choices: Sequence[FusionChoice]) -> Iterator[Tensor]:
-        """Yield the final scores of every choice, as :meth:`fuse`; the calibrated head runs once."""
-        calibrated = self.calibrated_scores(bbox_feats)
-        for choice in choices:
-            yield choice.fuse(base_scores, calibrated)
-
-    def calibrated_scores(self, bbox_feats: Any) -> Tensor:
-        """Return the calibrated classification's probabilities ``(N, K + 1) float32``, background last."""
-        return F.softmax(self(bbox_feats).float(), dim=-1)
 
 
 @MODELS.register_module()

@@ -32,7 +32,8 @@ from mmdet.registry import MODELS as MMDET_MODELS
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.interfaces import Reads, all_reduce_sum, rectifies, shared_layers
+from ltpipe.methods.box_layers import Reads, only_fully_connected, rectifies
+from ltpipe.methods.reductions import all_reduce_sum
 from ltpipe.registry import MODELS
 
 HeadName = Literal["2fc_rand", "3fc_rand", "3fc_ft", "3fc_ft_freeze1", "cls_ft", "cls_rand", "2fc_ncm"]
@@ -159,7 +160,7 @@ def make_head(name: HeadName, bbox_head: Any, num_classes: int) -> CalibrationHe
         UserError: The box head has no purely fully connected classification path, or the classifier to be copied has
             other than K + 1 outputs because its loss asks for them.
     """
-    layers = shared_layers(bbox_head)
+    layers = only_fully_connected(bbox_head)
     widths = [layer.out_features for layer in layers]
     copies_classifier = name in ("3fc_ft", "3fc_ft_freeze1", "cls_ft")
     fresh = _NEAREST_MEAN if name == "2fc_ncm" else _LINEAR

@@ -8,8 +8,8 @@ Segment the Tail (CVPR 2020, arXiv 2004.00900; repository JoyHuYY1412/LST_LVIS),
     logit(n, c) = sum_ch M[c, ch] F[n, ch] + V vec(F_n) + v  V: fusion branch, the same map for every class
 
 Acts in place of mmdet's ``FCNMaskHead``. A new class gets its mask filter from its classifier row, so no mask layer
-grows between phases. Needs the classifier's ``(C, d)`` weight, which the RoI head hands over. Only the filter of each
-RoI's own label is computed; logits of all classes are never stored in training.
+grows between phases. Needs the classifier's ``(C, d)`` weight and the RoIs' labels, which the RoI head hands over. Only
+the filter of each RoI's own label is computed; logits of all classes are never stored in training.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class MaskXTransferHead(FCNMaskHead):
         self.conv_logits = None
         self.class_agnostic = True
         self.transfer_detach = transfer_detach
+        self.labels: Tensor | None = None  # of the RoIs of the next forward pass; the RoI head tells them
         channels = self.conv_out_channels
         self.weight_transfer = nn.Sequential(
             nn.Linear(class_features, class_features),
@@ -131,18 +132,25 @@ class MaskXTransferHead(FCNMaskHead):
         x = self.upsample(x)
         return self.relu(x) if self.upsample_method == "deconv" else x
 
-    def forward(self, x: Tensor, class_weight: Tensor, labels: Tensor | None = None) -> Tensor:
+    def read_classifier_of(self, bbox_head: Any) -> None:
+        """Make the filters of the rows of this box head's classifier."""
+        self._bbox_head = (bbox_head,)  # in a tuple: it is no part of this head
+
+    def forward(self, x: Tensor, class_weight: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Return mask logits.
 
         Args:
             x: ``(N, c, h', w')`` float, pooled RoI features.
-            class_weight: ``(C, d)`` float, the classifier's rows, label order.
+            class_weight: ``(C, d)`` float, the classifier's rows, label order; None: the box head's, and ``labels`` are
+                those that the RoI head told.
             labels: ``(N,)`` int64 label of each RoI: ground truth in training, predicted at test time.
 
         Returns:
             ``(N, 1, h, w)`` float logits of each RoI's own label; without ``labels`` those of all rows,
             ``(N, C, h, w)``.
         """
+        if class_weight is None:
+            class_weight, labels = self._bbox_head[0].fc_cls.weight, self.labels
         features = self.pixel_features(x)
         if labels is None:
             logits = all_class_logits(features, self.class_filters(class_weight))

@@ -18,7 +18,7 @@ from ltpipe.methods.bags.functions import (
     group_losses,
     group_scores,
 )
-from ltpipe.methods.interfaces import effective_number_weights, inverse_frequency_weights
+from ltpipe.methods.class_weights import effective_number_weights, inverse_frequency_weights
 
 METHOD = "bags"
 EDGES = {"": (10, 100, 1000), "2bins.": (100,), "8bins.": (5, 10, 50, 100, 500, 1000, 5000)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ltpipe.methods.crat.bank import FisherBank, SampleGradients
 from ltpipe.methods.crat.functions import update_energy
 from ltpipe.methods.crat.part import CRAT
-from ltpipe.methods.interfaces import BoxBatch, MaskBatch
+from ltpipe.methods.head_parts import BoxBatch, MaskBatch
 
 METHOD = "crat"
 BOX_LOSSES = {"L1": L1Loss, "SmoothL1": SmoothL1Loss}

@@ -22,7 +22,7 @@ from ltpipe.methods.fasa.functions import (
     virtual_features,
 )
 from ltpipe.methods.fasa.part import FASA
-from ltpipe.methods.interfaces import BoxBatch
+from ltpipe.methods.head_parts import BoxBatch
 from ltpipe.methods.softmax.baseline import SoftmaxLoss
 
 METHOD = "fasa"

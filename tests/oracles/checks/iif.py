@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from ltpipe.methods.fasa.counters import PerClassLossMeter, row_losses
 from ltpipe.methods.fasa.part import FASA
+from ltpipe.methods.head_parts import BoxBatch
 from ltpipe.methods.iif.loss import IIFLoss, class_weights, iif_logits, iif_scores
 from ltpipe.methods.iif.weights import iif_weights, parse_variant
-from ltpipe.methods.interfaces import BoxBatch
 from ltpipe.methods.normed.layers import NormedLinear, NormedMaskHead, normed_linear
 
 METHOD = "iif"

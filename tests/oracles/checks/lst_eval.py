@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from ltpipe.interop.detections_json import read_results
-from ltpipe.metrics.evaluate import evaluate
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.ground_truth import read_ground_truth, row_of
-from ltpipe.metrics.summary import per_class_table, summarize
+from ltpipe.metrics.table import per_class_table, summarize
 
 METHOD = "lst"
 GROUND_TRUTH = Path(__file__).parents[2] / "data" / "lvis_val_100.json"

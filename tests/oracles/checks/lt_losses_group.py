@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ltpipe.interop.bags import from_original_channels, layout_from_original, original_tables
+from ltpipe.methods.bags import group_softmax as bags
 from ltpipe.methods.bags.functions import draw_others, group_labels, group_layout, group_losses, group_scores
 from ltpipe.methods.bags.group_softmax import GroupSoftmaxLoss
-from ltpipe.methods.bags.group_softmax import group_softmax as bags
 
 METHOD = "lt_losses"
 DEFAULT_EDGES = (10, 100, 1000)

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from ltpipe.interop.detections_json import read_results
-from ltpipe.metrics.evaluate import evaluate
+from ltpipe.metrics.class_groups import bin_metrics
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.ground_truth import read_ground_truth
-from ltpipe.metrics.summary import bin_metrics, geometric_edges, per_class_table, summarize
+from ltpipe.metrics.table import per_class_table, summarize
 
 METHOD = "simcal"
 GROUND_TRUTH = Path(__file__).parents[2] / "data" / "lvis_val_100.json"
@@ -53,6 +54,11 @@ def check_bin_ap(path: Path) -> None:
         if reference:  # its last bin has an upper bound; the others must agree
             assert [item["label"].replace("-", "_") for item in ours["bins"][:-1]] == reference["edges"][:-1]
             _assert_bins({"bins": ours["bins"][:-1]}, reference["bin_ap"][:-1], None, 1e-9)
+
+
+def geometric_edges(factor: int, count: int) -> list[int]:
+    """Return the edges of SimCal's ``f`` and ``m``."""
+    return [factor**power for power in range(1, count + 1)]
 
 
 def check_bap(path: Path) -> None:

@@ -1,25 +1,31 @@
-"""Precision and recall of every category: the one door between predictions and every number that is reported."""
+"""Precision and recall of every category: what an engine gives, and everything that is reported is made from."""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
-from ltpipe.metrics.contract import IouType, Protocol, select
-from ltpipe.metrics.engines import BOUNDARY_RATIO, DEFAULT_ENGINES, engine_version, run_engine
-from ltpipe.metrics.ground_truth import GroundTruth
-from ltpipe.metrics.native_engine import AREAS, IOU_THRESHOLDS, RECALL_THRESHOLDS
-from ltpipe.metrics.predictions import Predictions
 from ltpipe.run.files import atomic_path
+
+IouType = Literal["bbox", "segm", "boundary"]
+Protocol = Literal["lvis", "coco"]
+IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "boundary")
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
+AREAS = ("all", "s", "m", "l")
+AREA_LIMITS = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
+"""Least and largest area of each object size, square pixels."""
+BOUNDARY_RATIO = 0.02
+"""Width of the band along a contour as a part of the image's diagonal: the value of the paper for COCO and LVIS."""
 
 
 @dataclass(frozen=True)
@@ -58,43 +64,6 @@ class Tensors:
     recall: NDArray[np.float64]
     category_ids: NDArray[np.int64]
     info: TensorInfo
-
-
-def evaluate(
-    gt: GroundTruth,
-    predictions: Predictions,
-    iou_type: IouType,
-    *,
-    protocol: Protocol | None = None,
-    max_detections: int | None = None,
-    category_ids: Sequence[int] | NDArray[np.int64] | None = None,
-    engine: str | None = None,
-) -> Tensors:
-    """Evaluate detections against ground truth by the official LVIS or COCO protocol.
-
-    Args:
-        gt: An annotation store, or what :func:`~ltpipe.metrics.ground_truth.read_ground_truth` makes of a JSON file.
-        predictions: The detections.
-        iou_type: ``bbox``, ``segm`` or ``boundary``.
-        protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
-        max_detections: Default: 300 per image (LVIS), 100 per image and category (COCO); -1 for no cap.
-        category_ids: Evaluate only these, e.g. the classes a phase knows.
-        engine: ``ltpipe``, ``hotcoco`` or ``vernier``; default: ltpipe, and vernier for boundaries.
-
-    Raises:
-        UserError: See :func:`~ltpipe.metrics.contract.select`.
-    """
-    selection = select(
-        gt, predictions, iou_type, protocol=protocol, max_detections=max_detections, category_ids=category_ids
-    )
-    engine = engine or DEFAULT_ENGINES[iou_type]
-    precision, recall = run_engine(engine, selection)
-    ids = gt.category_ids[selection.categories]
-    assert precision.shape == (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(ids), len(AREAS)), precision.shape
-    ratio = BOUNDARY_RATIO if iou_type == "boundary" else None
-    origin = selection.protocol, selection.max_detections, engine_version(engine), selection.counts
-    info = TensorInfo(iou_type, *origin, ratio)
-    return Tensors(precision, recall, ids, info)
 
 
 def differing_categories(first: Tensors, second: Tensors) -> list[int]:

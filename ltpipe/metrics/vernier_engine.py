@@ -1,72 +1,26 @@
-"""The evaluation engines: they turn a selection into precision and recall tensors and decide nothing.
+"""The second engine: vernier, an independent code base that must give the same bits as ltpipe's own.
 
-``ltpipe``, the default, is the package's own: it needs no record for each detection. ``hotcoco`` and ``vernier`` are
-independent code bases that must give the same bits. ``vernier`` also knows Boundary IoU (arXiv 2103.16562): the smaller
-of the IoU of two masks and the IoU of what lies within a band along their contours.
+It also knows Boundary IoU (arXiv 2103.16562): the smaller of the IoU of two masks and the IoU of what lies within a
+band along their contours.
 """
 
 from __future__ import annotations
 
-import gc
-import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
-import hotcoco
 import msgspec
 import numpy as np
 import vernier.instance
 from numpy.typing import NDArray
 
-from ltpipe import __version__
-from ltpipe.errors import UserError, unknown_name
-from ltpipe.metrics.contract import IouType, Selection
-from ltpipe.metrics.native_engine import evaluate_columns
+from ltpipe.metrics.contract import Selection
+from ltpipe.metrics.tensors import BOUNDARY_RATIO
 
-DEFAULT_ENGINES: dict[IouType, str] = {"bbox": "ltpipe", "segm": "ltpipe", "boundary": "vernier"}
-BOUNDARY_RATIO = 0.02
-"""Width of the band along a contour as a part of the image's diagonal: the value of the paper for COCO and LVIS."""
 DETECTIONS_PER_PART = 1_000_000
 Records = list[dict[str, Any]]
 PrecisionRecall = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def run_engine(name: str, selection: Selection) -> PrecisionRecall:
-    """Return precision ``(T, R, K, A) float64`` and recall ``(T, K, A) float64``; -1 where there is no ground truth.
-
-    Raises:
-        UserError: There is no such engine, or it cannot do this.
-    """
-    if name not in ENGINES:
-        raise unknown_name("evaluation engine", name, ENGINES)
-    if selection.iou_type == "boundary" and name != DEFAULT_ENGINES["boundary"]:
-        raise UserError("the engine knows no boundaries", got=name, allowed=DEFAULT_ENGINES["boundary"])
-    with _collector_paused():
-        return ENGINES[name](selection)
-
-
-def engine_version(name: str) -> str:
-    """Return the engine's name and version for the record, e.g. ``hotcoco 1.3.0``."""
-    return f"{name} {__version__ if name == 'ltpipe' else importlib.metadata.version(name)}"
-
-
-def run_hotcoco(selection: Selection) -> PrecisionRecall:
-    """Evaluate with hotcoco."""
-    images, anns, categories = _ground_truth_records(selection)
-    gt = hotcoco.COCO({"images": images, "annotations": anns, "categories": categories})
-    everything = slice(0, len(selection.dets))
-    found = gt.load_res(_detection_columns(selection, everything), segmentation=_mask_records(selection, everything))
-    federated = selection.protocol == "lvis"
-    if federated:
-        found = found.cap_detections_per_image(None)
-    result = hotcoco.COCOeval(gt, found, selection.iou_type, lvis_style=federated)
-    result.params.max_dets = [selection.max_detections]
-    result.evaluate()
-    result.accumulate()
-    assert result.eval is not None
-    return result.eval["precision"][..., 0], result.eval["recall"][..., 0]
 
 
 def run_vernier(selection: Selection) -> PrecisionRecall:
@@ -77,7 +31,7 @@ def run_vernier(selection: Selection) -> PrecisionRecall:
 
 
 def _run_vernier(selection: Selection) -> PrecisionRecall:
-    images, anns, categories = _ground_truth_records(selection)
+    images, anns, categories = ground_truth_records(selection)
     document = msgspec.json.encode(
         {"images": images, "annotations": anns, "categories": categories, "info": {}, "licenses": []}
     )
@@ -98,30 +52,11 @@ def _run_vernier(selection: Selection) -> PrecisionRecall:
     return result.precision[..., 0], result.recall[..., 0]
 
 
-ENGINES: dict[str, Callable[[Selection], PrecisionRecall]] = {
-    "ltpipe": evaluate_columns,
-    "hotcoco": run_hotcoco,
-    "vernier": run_vernier,
-}
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Stop Python's cycle collector: it would walk again and again over millions of records that hold no cycle."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _ground_truth_records(selection: Selection) -> tuple[Records, Records, Records]:
+def ground_truth_records(selection: Selection) -> tuple[Records, Records, Records]:
     """Return the records of images, annotations and categories."""
     evaluated = _evaluated_ids(selection)
     images = [_image_record(selection, row, part, evaluated) for row, part, _ in selection.by_image()]
@@ -173,7 +108,7 @@ def _category_records(selection: Selection) -> list[dict[str, Any]]:
     return [{"id": category, "name": str(category), "frequency": "f"} for category in ids]
 
 
-def _detection_columns(selection: Selection, dets: slice) -> NDArray[np.float64]:
+def detection_columns(selection: Selection, dets: slice) -> NDArray[np.float64]:
     """Return ``(n, 7)`` rows ``image, x, y, w, h, score, category``.
 
     Engines size a detection by its box. With masks the box is only that size: as wide as the mask has pixels, one high.
@@ -190,7 +125,7 @@ def _detection_columns(selection: Selection, dets: slice) -> NDArray[np.float64]
     return columns
 
 
-def _mask_records(selection: Selection, dets: slice) -> list[Any] | None:
+def mask_records(selection: Selection, dets: slice) -> list[Any] | None:
     """Return the masks of some detections; None for boxes."""
     if selection.iou_type == "bbox":
         return None
@@ -206,14 +141,14 @@ def _mask_records(selection: Selection, dets: slice) -> list[Any] | None:
 def _vernier_detections(selection: Selection) -> Iterator[dict[str, Any]]:
     """Yield the detections of each image as the arrays vernier takes; the boxes of masks are not read."""
     for row, _, dets in selection.by_image():
-        columns = _detection_columns(selection, dets)
+        columns = detection_columns(selection, dets)
         record = {
             "image_id": int(selection.gt.image_ids[row]),
             "boxes": np.ascontiguousarray(columns[:, 1:5]),
             "scores": columns[:, 5].copy(),
             "labels": columns[:, 6].astype(np.int64),
         }
-        masks = _mask_records(selection, dets)
+        masks = mask_records(selection, dets)
         if masks is not None:
             record["rles"] = [mask | {"size": tuple(mask["size"])} for mask in masks]
         yield record

@@ -1,0 +1,74 @@
+"""Sums and means over the processes of a training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LossAverage = Literal["process", "batch"]
+
+
+def world_size() -> int:
+    """Number of processes of the default group; 1 outside distributed training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def batch_share(count: int | Tensor, device: torch.device) -> Tensor:
+    """Return what turns a mean over this process's items into its share of the mean over those of all processes.
+
+    Averaging over processes, as distributed training does, then gives the mean over the whole batch. Every process must
+    call it.
+
+    Args:
+        count: Items of this process.
+        device: Of the result.
+
+    Returns:
+        Scalar float32: ``count * processes / all items``; zero where there is no item at all.
+    """
+    here = torch.as_tensor(count, dtype=torch.float32, device=device)
+    return here * world_size() / all_reduce_sum(here).clamp(min=1)
+
+
+def averaged(losses: dict[str, Tensor], count: int | Tensor, over: LossAverage) -> dict[str, Tensor]:
+    """Return losses that are means over this process's items as means over the items of what is to be averaged.
+
+    Args:
+        losses: Scalars by name; those without ``loss`` in their name stay as they are.
+        count: Items of this process: RoIs, positives or boxes.
+        over: ``process``, as in mmdet, or the whole ``batch``, which makes a training independent of the number of
+            processes.
+    """
+    if over == "process":
+        return losses
+    share = batch_share(count, next(iter(losses.values())).device)
+    return {name: value * share if "loss" in name else value for name, value in losses.items()}
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` summed over all processes (a new tensor; the argument itself in a single process)."""
+    if world_size() == 1:
+        return tensor
+    reduced = tensor.detach().clone()
+    dist.all_reduce(reduced)
+    return reduced
+
+
+def touch(*tensors: Tensor) -> Tensor:
+    """Return a zero that depends on every tensor, so that no parameter is left without a gradient."""
+    return torch.stack([t.sum() * 0 for t in tensors]).sum()
+
+
+def mean_over_processes(rows: Tensor) -> Tensor:
+    """Return the mean of ``rows`` ``(n,)`` over the rows of all processes, for gradients that are then averaged.
+
+    The local sum is scaled by the number of processes over the number of all rows, so that averaging the gradients over
+    processes gives the gradient of the global mean however the rows are spread. No rows give a zero with a graph.
+    """
+    if world_size() == 1:
+        return rows.sum() * (1 / max(len(rows), 1))
+    total = all_reduce_sum(torch.tensor(float(len(rows)), device=rows.device)).clamp(min=1)
+    return rows.sum() * (world_size() / total)
