@@ -7,8 +7,19 @@ from ltpipe.engine import (
     geometry,
     heads,
     hooks,
+    loading,
     roi_sampling,
     training_stream,
 )
 
-__all__ = ["cascade", "dataset", "extra_images", "geometry", "heads", "hooks", "roi_sampling", "training_stream"]
+__all__ = [
+    "cascade",
+    "dataset",
+    "extra_images",
+    "geometry",
+    "heads",
+    "hooks",
+    "loading",
+    "roi_sampling",
+    "training_stream",
+]

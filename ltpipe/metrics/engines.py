@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from ltpipe import __version__
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.metrics.contract import IouType, Selection
 from ltpipe.metrics.native_engine import evaluate_columns
+from ltpipe.run.cores import cores
 
 DEFAULT_ENGINES: dict[IouType, str] = {"bbox": "ltpipe", "segm": "ltpipe", "boundary": "vernier"}
 BOUNDARY_RATIO = 0.02
@@ -91,7 +91,7 @@ def _run_vernier(selection: Selection) -> PrecisionRecall:
         max_dets_per_image=selection.max_detections,
         use_cats=True,
         dt_area="bbox" if selection.iou_type == "bbox" else "mask",
-        num_threads=_cores(),
+        num_threads=cores(),
         **options,
     )
     result = grid.accumulate([selection.max_detections])
@@ -115,10 +115,6 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _ground_truth_records(selection: Selection) -> tuple[Records, Records, Records]:

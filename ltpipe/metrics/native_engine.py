@@ -5,7 +5,6 @@ It follows ``lvis`` 0.5.3 and ``pycocotools`` 2.0 bit by bit; :mod:`~ltpipe.metr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from ltpipe.metrics import kernels
 from ltpipe.metrics.contract import Selection
 from ltpipe.metrics.ground_truth import row_of
 from ltpipe.metrics.mask_outlines import annotation_masks
+from ltpipe.run.cores import cores
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -78,7 +78,7 @@ def evaluate_columns(selection: Selection) -> tuple[NDArray[np.float64], NDArray
     def match_part(part: tuple[slice, slice]) -> None:
         _match_part(selection, columns, *part, hits, misses)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(match_part, _parts(columns)))
     return _accumulate(selection, columns, hits, misses)
 
