@@ -6,9 +6,20 @@ from ltpipe.engine import (
     geometry,
     heads,
     hooks,
+    loading,
     roi_heads,
     roi_sampling,
     training_stream,
 )
 
-__all__ = ["dataset", "extra_images", "geometry", "heads", "hooks", "roi_heads", "roi_sampling", "training_stream"]
+__all__ = [
+    "dataset",
+    "extra_images",
+    "geometry",
+    "heads",
+    "hooks",
+    "loading",
+    "roi_heads",
+    "roi_sampling",
+    "training_stream",
+]

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ltpipe.engine.training import BROKEN_FILE, save_atomically
+from ltpipe.checkpoints.torch_files import AFRESH, Refused, load_plain
+from ltpipe.engine.training import save_atomically
 from ltpipe.errors import UserError
 from ltpipe.methods.calibration import Calibrator
 from ltpipe.methods.reductions import all_reduce_sum, world_size
@@ -196,12 +197,18 @@ def _average_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def _load(state: Path | None, calibrator: Calibrator, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Restore a saved run; return the steps it has done and skipped. A damaged file counts as none."""
+    """Restore a saved run; return the steps it has done and skipped. A damaged file counts as none.
+
+    Raises:
+        Refused: The file asks for more than data.
+    """
     if state is None or not state.is_file():
         return 0, 0
     try:
-        stored: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
-    except BROKEN_FILE:
+        stored: dict[str, Any] = load_plain(state, fix=AFRESH)
+    except Refused:
+        raise
+    except UserError:
         print(f"{state} is damaged: training starts anew", flush=True)
         return 0, 0
     calibrator.load_state_dict(stored["calibrator"])

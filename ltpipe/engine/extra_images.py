@@ -17,6 +17,7 @@ from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView
 from ltpipe.engine.dataset import AnnotatedDataset
 from ltpipe.engine.dataset_configs import common_config
+from ltpipe.engine.loading import loader_config
 from ltpipe.engine.model_config import with_our_packing
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import DATASETS, MODELS
@@ -91,8 +92,7 @@ def extra_loader(
     }
     return {
         "batch_size": 1,
-        "num_workers": 2,
-        "persistent_workers": True,
+        **loader_config(2),
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "dataset": dataset,
     }

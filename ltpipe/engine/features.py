@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ltpipe.checkpoints.torch_files import BROKEN_FILE
 from ltpipe.engine import shards
 from ltpipe.engine.shards import in_shards
-from ltpipe.engine.training import BROKEN_FILE
 from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import Level, hidden_layers, stored_features
 from ltpipe.run.files import atomic_path, move

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,15 @@ from mmdet.models.roi_heads import (
 )
 from mmengine.config import Config, ConfigDict
 
+from ltpipe.config.blocks import Evaluate
 from ltpipe.config.catalogue import component
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.training import Schedule
-from ltpipe.engine.distributed import processes_here
 from ltpipe.engine.geometry import use_geometry
 from ltpipe.engine.heads import BoxCallPoints, as_list, class_of, with_call_points
+from ltpipe.engine.loading import loader_config
 from ltpipe.engine.roi_heads import RoICallPoints
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.engine.schedule import warmup_multistep
@@ -164,11 +164,17 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     if exp.model.parts:
         parts = [build_component("part", part, counts) for part in exp.model.parts]
         roi_head.parts = [[of_stage(part, k) for k in range(stages)] for part in parts] if stages else parts
-    rcnn = model.test_cfg.rcnn
-    rcnn.score_thr, rcnn.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
-    rcnn.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
+    model.test_cfg.rcnn.nms = dict(type="nms")
+    set_limits(model, exp.evaluate)
     use_geometry(model, exp.detector.geometry)
     return fragment, model
+
+
+def set_limits(model: ConfigDict, evaluate: Evaluate) -> None:
+    """Put the limits of ``evaluate`` into a model config: score, suppression, detections per image."""
+    rcnn = model.test_cfg.rcnn
+    rcnn.score_thr, rcnn.max_per_img = evaluate.score_threshold, evaluate.max_detections
+    rcnn.nms = {**rcnn.nms, "iou_threshold": evaluate.nms}
 
 
 def _ignore_regions(train_cfg: ConfigDict) -> None:
@@ -253,11 +259,6 @@ def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:
     }
 
 
-def loader_workers() -> int:
-    """Loader processes per training process: the cores of this process's share but two, at most 8."""
-    return max(0, min(8, len(os.sched_getaffinity(0)) // processes_here() - 2))
-
-
 def training_config(
     model: ConfigDict,
     dataset: dict[str, Any],
@@ -295,9 +296,7 @@ def training_config(
             model=with_seeded_samplers(model),
             train_dataloader=dict(
                 batch_size=schedule.batch_size,
-                num_workers=2,
-                persistent_workers=True,
-                worker_init_fn=dict(type="ltpipe.outlive_sigterm"),
+                **loader_config(2),
                 sampler=dict(type="ltpipe.StreamSampler", batch_size=schedule.batch_size, iterations=iterations),
                 dataset=dataset,
             ),

@@ -6,8 +6,6 @@ import copy
 import io
 import itertools
 import logging
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ltpipe.checkpoints.tensors import check_kinds, check_tensors
+from ltpipe.checkpoints.torch_files import AFRESH, Refused, load_plain
 from ltpipe.engine.hooks import saved_states
-from ltpipe.engine.model_config import loader_workers
+from ltpipe.engine.loading import loader_config, loader_workers
 from ltpipe.errors import UserError
 from ltpipe.run.files import atomic_path
 
 _TRAININGS = itertools.count()
-BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str, Any]) -> None:
@@ -62,17 +60,17 @@ def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str
 
 
 def on_these_processes(config: Config) -> Config:
-    """Return a config for the processes and cores at hand; what is learnt does not depend on the cores.
+    """Return a config for the processes and cores at hand; loader processes do not change what is learnt.
 
     Args:
         config: Config of a single process, whose batch size is the total one; not changed.
     """
-    here, world, workers = copy.deepcopy(config), get_world_size(), loader_workers()
+    here, world, loading = copy.deepcopy(config), get_world_size(), loader_config(loader_workers())
     loader = here.train_dataloader
-    loader.update(batch_size=loader.batch_size // world, num_workers=workers, persistent_workers=workers > 0)
+    loader.update(batch_size=loader.batch_size // world, **loading)
     for hook in here.custom_hooks:
         if "dataloader" in hook:
-            hook.dataloader.update(num_workers=workers, persistent_workers=workers > 0)
+            hook.dataloader.update(loading)
     if world > 1:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
         here.launcher = "pytorch"
@@ -88,12 +86,18 @@ def _shared(value: Any) -> Any:
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:
-    """Return the newest checkpoint that can be read, or None. Damaged ones are removed."""
+    """Return the newest checkpoint that can be read, or None. Damaged ones are removed.
+
+    Raises:
+        Refused: One asks for more than data; nothing of it was run.
+    """
     for file in saved_states(work_dir):
         try:
-            torch.load(file, map_location="cpu", weights_only=False)
+            load_plain(file, fix=AFRESH)
             return file
-        except BROKEN_FILE:
+        except Refused:
+            raise
+        except UserError:
             print_log(f"{file} is damaged and is removed", logger="current", level=logging.WARNING)
             file.unlink()
     return None
@@ -105,18 +109,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing, cut off, not a checkpoint, or holds what cannot be weights.
     """
-    if not Path(path).is_file():
-        raise UserError("missing checkpoint", where=path, got="no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN_FILE as error:
-        raise UserError(
-            "unreadable checkpoint",
-            where=path,
-            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
-            allowed="a torch file of tensors and plain values",
-            fix="copy it again, or rerun the stage that makes it with -R",
-        ) from error
+    content = load_plain(path)
     if not isinstance(content, dict):
         raise UserError("not a checkpoint", where=path, got=type(content).__name__, allowed="a dict of tensors")
     whole = {"meta": {}, **content} if "state_dict" in content else {"meta": {}, "state_dict": content}

@@ -5,7 +5,6 @@ It follows ``lvis`` 0.5.3 and ``pycocotools`` 2.0 bit by bit; :mod:`~ltpipe.metr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from ltpipe.metrics.contract import Selection
 from ltpipe.metrics.ground_truth import row_of
 from ltpipe.metrics.mask_outlines import annotation_masks
 from ltpipe.metrics.tensors import AREA_LIMITS, AREAS, IOU_THRESHOLDS, RECALL_THRESHOLDS
+from ltpipe.run.cores import cores
 
 DETECTIONS_PER_PART = 50_000
 EVERY_THRESHOLD = np.uint16(2 ** len(IOU_THRESHOLDS) - 1)
@@ -74,7 +74,7 @@ def evaluate_columns(selection: Selection) -> tuple[NDArray[np.float64], NDArray
     def match_part(part: tuple[slice, slice]) -> None:
         _match_part(selection, columns, *part, hits, misses)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(match_part, _parts(columns)))
     return _accumulate(selection, columns, hits, misses)
 

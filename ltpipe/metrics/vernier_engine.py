@@ -6,7 +6,6 @@ band along their contours.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ltpipe.metrics.contract import Selection
 from ltpipe.metrics.tensors import BOUNDARY_RATIO
+from ltpipe.run.cores import cores
 
 DETECTIONS_PER_PART = 1_000_000
 Records = list[dict[str, Any]]
@@ -45,15 +45,11 @@ def _run_vernier(selection: Selection) -> PrecisionRecall:
         max_dets_per_image=selection.max_detections,
         use_cats=True,
         dt_area="bbox" if selection.iou_type == "bbox" else "mask",
-        num_threads=_cores(),
+        num_threads=cores(),
         **options,
     )
     result = grid.accumulate([selection.max_detections])
     return result.precision[..., 0], result.recall[..., 0]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def ground_truth_records(selection: Selection) -> tuple[Records, Records, Records]:

@@ -18,12 +18,14 @@ from typing import Any
 
 from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
-from ltpipe.errors import PeerLost, UserError, from_worker
+from ltpipe.errors import PeerLost, UserError
 from ltpipe.pipeline.digests import slice_digest
 from ltpipe.pipeline.paths import STAGES, Paths
 from ltpipe.run.files import discard, move, sha256_file, write_json
+from ltpipe.run.loader_errors import from_loader
 from ltpipe.run.records import RECORD, read_json, recorded_checksum
 from ltpipe.run.stage_lock import exclusive
+from ltpipe.run.threads import same_threads
 
 PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "numba", "pycocotools")
 DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENOLCK".split()}
@@ -89,7 +91,8 @@ def stage_run(
         with exclusive(folder, stage):
             run = StageRun(folder, folder / "work")
             _prepare(run, {"stage": stage, "digest": digest, "seed": seed, "inputs": checksums})
-            yield run
+            with same_threads(run.work) as threads:
+                yield run
             run.outputs += _keep_history(run)
             record = {
                 "stage": stage,
@@ -103,6 +106,7 @@ def stage_run(
                 "versions": {"python": platform.python_version(), **installed_versions()},
                 "device": _device(),
                 "processes": processes,
+                "threads": threads,
                 "started": started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 2),
                 "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -141,12 +145,12 @@ def _clear_errors(folder: Path) -> Iterator[None]:
     """Turn faults of the disk, and errors of loader processes, into errors that name what to do."""
     try:
         yield
-    except UserError as error:
-        clear = from_worker(error)
-        if clear is error:
+    except (UserError, OSError, RuntimeError) as error:
+        clear = from_loader(error)
+        if clear is not None:
+            raise clear from error
+        if isinstance(error, UserError):
             raise
-        raise clear from None
-    except (OSError, RuntimeError) as error:
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
             raise PeerLost(
                 "another process of this training has ended",

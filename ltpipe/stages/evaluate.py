@@ -20,7 +20,7 @@ from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.engine.dataset_configs import known_classes, test_config
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import build_dataset, detections, load_model, rescored_detections
-from ltpipe.engine.model_config import read_config
+from ltpipe.engine.model_config import read_config, set_limits
 from ltpipe.engine.oracle_labels import OracleLabels
 from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.shards import in_shards
@@ -99,9 +99,7 @@ def predict(
         work folder, its other modes; and how alike the classes are to a part of it that says so.
     """
     config = read_config(paths.config(checkpoint))
-    limits = config.model.test_cfg.rcnn
-    limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
-    limits.nms = {**limits.nms, "iou_threshold": exp.evaluate.nms}
+    set_limits(config.model, exp.evaluate)
     num_classes = config.train_dataloader.dataset.num_classes
     model: Any = load_model(config.model, paths.model(checkpoint), known_classes(paths, split, num_classes))
     dataset: Any = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from ltpipe.checkpoints.torch_files import load_plain
 from ltpipe.engine import shards
 from ltpipe.engine.calibrator_training import _step, train_head
 from ltpipe.engine.features import FrozenDetector
@@ -58,6 +59,26 @@ def test_a_training_cut_short_continues_to_the_same_bits(
     assert iterations_of(chain.exp, paths, stage, key)[0] == at
     assert_same_state(model_of(paths, stage, key), model_of(chain.paths, stage, key))
     assert paths.record(stage, key).is_file() and not paths.work(stage, key).exists()
+
+
+def test_a_training_keeps_its_number_of_threads(chain: Chain, tmp_path: Path) -> None:
+    """Begun with two threads, killed, continued where there is one: the bits are those of two threads."""
+    paths, whole = chain.copy(tmp_path / "cut"), chain.copy(tmp_path / "whole")
+
+    def with_two(work: Callable[[], object]) -> int:
+        def both() -> None:
+            torch.set_num_threads(2)
+            work()
+
+        return ended(in_child(both))
+
+    assert with_two(lambda: run_stages(chain.exp, whole.results, "base")) == 0
+    assert with_two(lambda: os._exit(-cut_short(chain.exp, paths, "base", None, 2, kill_here))) == 9
+    # Not in this process: a process with OpenMP's threads cannot be forked into one that uses them.
+    assert ended(in_child(lambda: run_stages(chain.exp, paths.results, "base"))) == 0
+    assert json.loads(paths.record("base").read_text())["threads"] == 2
+    assert json.loads(chain.paths.record("base").read_text())["threads"] == 1
+    assert_same_state(paths.model("base"), whole.model("base"))
 
 
 def test_a_training_killed_while_it_saves_its_state(chain: Chain, tmp_path: Path) -> None:
@@ -389,5 +410,5 @@ def test_a_calibration_cut_short_continues_to_the_same_bits(
 def test_states_hold_what_a_training_needs(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
     assert cut_short(chain.exp, paths, "base", None, 3, kill_here) == -9
-    state = torch.load(paths.work("base") / "iter_3.pth", weights_only=False)
+    state = load_plain(paths.work("base") / "iter_3.pth")
     assert state["meta"]["iter"] == 3 and {"state_dict", "optimizer", "param_schedulers"} <= state.keys()
