@@ -1,7 +1,7 @@
 """Checkpoints and side files of other repositories, read without running anything in them.
 
-PyTorch files, zip or legacy, go through :mod:`ltpipe.checkpoints.torch_files`, plain pickles
-(detectron2's model zoo, SimCal's indices) through :mod:`ltpipe.checkpoints.plain_pickle`. Whatever else a file asks for is an error.
+PyTorch files, zip or legacy, go through :mod:`ltpipe.checkpoints.torch_files`, plain pickles (detectron2's model zoo,
+SimCal's indices) through :mod:`ltpipe.checkpoints.plain_pickle`. Whatever else a file asks for is an error.
 """
 
 from __future__ import annotations
