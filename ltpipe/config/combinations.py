@@ -134,9 +134,9 @@ def _hybrid_cascades(exp: Experiment, detector: ResolvedDetector) -> None:
             )
 
 
-def _class_rows(exp: Experiment, detector: ResolvedDetector) -> None:
+def _rows_in_label_order(exp: Experiment, detector: ResolvedDetector) -> None:
     """Phases and transferred masks need one classifier row per class, in label order."""
-    if not catalogue.find("loss", exp.model.loss.type).flags.get("class_rows", True):
+    if not catalogue.find("loss", exp.model.loss.type).flags.get("rows_in_label_order", True):
         here, got = where(exp, "model.loss"), exp.model.loss.type
         if exp.incremental:
             raise UserError(
@@ -147,7 +147,7 @@ def _class_rows(exp: Experiment, detector: ResolvedDetector) -> None:
             )
         _no_transferred_masks(exp, here, got)
     for name, calibrator in exp.calibrate.items():
-        if not catalogue.find("calibrator", calibrator.type).flags.get("class_rows", True):
+        if not catalogue.find("calibrator", calibrator.type).flags.get("rows_in_label_order", True):
             _no_transferred_masks(exp, where(exp, f"calibrate.{name}"), calibrator.type)
 
 
@@ -249,7 +249,7 @@ COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
     _parts_need_class_wise_heads,
     _second_stage_needs_a_first,
     _hybrid_cascades,
-    _class_rows,
+    _rows_in_label_order,
     _calibrators_need_their_inputs,
     _stored_level_is_exact,
     lambda exp, _: check_taken_over(exp),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.methods.box_layers import rectifies
+from ltpipe.methods.class_rows import BOX_HEAD, MASK_HEAD
 from ltpipe.methods.head_parts import BoxBatch, MaskBatch
 from ltpipe.methods.reductions import LossAverage, averaged
 from ltpipe.registry import MODELS
@@ -41,6 +42,8 @@ class BoxCallPoints(ConvFCBBoxHead):
             name; None if the detector's own are final.
         seen: With parts or a fusion, pooled features and classifier input of the last forward pass.
     """
+
+    class_rows = BOX_HEAD
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -206,6 +209,8 @@ class MaskCallPoints(FCNMaskHead):
         loss_average: What the losses are averaged over; see :func:`~ltpipe.methods.reductions.averaged`.
         seen: With parts, input of the mask predictor in the last forward pass; None in heads that make their filters.
     """
+
+    class_rows = MASK_HEAD
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

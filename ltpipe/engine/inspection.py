@@ -81,14 +81,20 @@ def assumed_counts(exp: Experiment) -> ClassCounts:
 
 
 def _build(exp: Experiment, model: ConfigDict) -> Any:
-    where = f"{exp.detector.config}: model"
     try:
-        with torch.device("meta"):
-            return MODELS.build(model)
-    except RuntimeError:  # a component that computes while it is constructed
-        return _made(MODELS, model, where)
+        return without_weights(model)
     except Exception as error:
-        raise _unbuildable(error, where) from error
+        raise _unbuildable(error, f"{exp.detector.config}: model") from error
+
+
+def without_weights(model: ConfigDict) -> Any:
+    """Build a detector on the meta device, or on the CPU if a component computes while it is constructed."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        try:
+            with torch.device("meta"):
+                return MODELS.build(model)
+        except RuntimeError:
+            return MODELS.build(model)
 
 
 def _made(registry: Any, config: Mapping[str, Any], where: str) -> Any:

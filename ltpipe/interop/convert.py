@@ -17,7 +17,6 @@ from ltpipe.engine.training import write_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.interop.bags import from_original_channels, layout_from_original
 from ltpipe.interop.checkpoint_facts import Facts, Given, describe
-from ltpipe.interop.class_order import reorder_classes
 from ltpipe.interop.labels import label_order, read_classes
 from ltpipe.interop.layout import Layout, State, apply_layout
 from ltpipe.interop.maskrcnn_benchmark import BENCHMARK, LST
@@ -33,6 +32,7 @@ from ltpipe.interop.pretrained import (
 )
 from ltpipe.interop.safe_reading import ForeignFile, read_content, read_foreign
 from ltpipe.methods.bags.functions import DEFAULT_EDGES, GroupLayout, group_layout
+from ltpipe.methods.class_rows import reorder_layers
 
 # The first that fits counts.
 LAYOUTS = (
@@ -167,7 +167,7 @@ def _detector(layout: Layout, file: ForeignFile, request: Request) -> tuple[Stat
     known = outputs - 1
     if layout.labels == "row":
         # Label of category i is i - 1: the rows of ids that the data set does not use are left out.
-        state, known = reorder_classes(state, known, [i - 1 for i in labels.ids]), len(labels.ids)
+        state, known = reorder_layers(state, known, [i - 1 for i in labels.ids]), len(labels.ids)
     if layout is MMDET2:
         state = with_folded_scale(with_part_state(state))
     facts = describe(state, known, request.given, choices_from_config(file.meta), plain_heads=layout.plain_heads)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.annotation_json import write_annotations
@@ -16,12 +16,14 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
 from ltpipe.engine.dataset_configs import known_classes
+from ltpipe.engine.inspection import without_weights
 from ltpipe.engine.model_config import read_config, set_limits
 from ltpipe.engine.training import read_checkpoint, write_checkpoint
 from ltpipe.errors import UserError
-from ltpipe.interop.class_order import reorder_classes, reorder_config
+from ltpipe.interop.class_order import reorder_config
 from ltpipe.interop.detections_json import write_results
 from ltpipe.interop.plain_mmdet import foreign_types, plain_detector, without_parts
+from ltpipe.methods.class_rows import reorder_classes
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import atomic_path, sha256_file
@@ -55,7 +57,10 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     known, classes = _classes(paths, content["meta"], paths.model(checkpoint))
     order = labels_in(known, classes, where=paths.model(checkpoint), fix=ONE_LIST)
     set_limits(config.model, exp.evaluate)
-    model, state = plain_detector(config.model.to_dict(), content["state_dict"])
+    ours, state = without_parts(config.model.to_dict(), content["state_dict"])
+    state = reorder_classes(state, {"": without_weights(ConfigDict(ours))}, len(known.ids), order)
+    ours = reorder_config(ours, order)
+    model, plain_state = plain_detector(ours, state)
     needed = sorted(set(foreign_types(model)))
     if needed and plain:
         raise UserError(
@@ -64,14 +69,12 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
             got=", ".join(needed),
             fix="leave out --plain: the config then imports ltpipe, which must be installed beside mmdet",
         )
-    if needed:
-        model, state = without_parts(config.model.to_dict(), content["state_dict"])
-        model = reorder_config(model, order)
+    model, state = (ours, state) if needed else (model, plain_state)
     meta = {
         **classes.meta(),
         "exported": {"experiment": exp.name, "checkpoint": checkpoint, "sha256": sha256_file(paths.model(checkpoint))},
     }
-    write_checkpoint(folder / "model.pth", reorder_classes(state, len(known.ids), order), meta)
+    write_checkpoint(folder / "model.pth", state, meta)
     val, groups = AnnotationStore.open(paths.store("val")), read_csv(paths.statistics("train"))
     frequency = dict(zip(groups["category_id"].tolist(), groups["frequency"], strict=True))
     write_annotations(folder / ANNOTATIONS, val, classes, frequency)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltpipe.checkpoints.tensors import check_kinds
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories, labels_in, stored_names
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.errors import UserError
-from ltpipe.interop.class_order import reorder_classes
+from ltpipe.methods.class_rows import reorder_classes
 from ltpipe.methods.lst.expansion import trim_heads
 from ltpipe.registry import MODELS
 
@@ -23,13 +23,14 @@ PARTS = "roi_head.parts."
 CALIBRATOR = "roi_head.calibrator."
 
 
-def in_order(path: Path, classes: Categories, where: str) -> dict[str, Tensor]:
+def in_order(path: Path, classes: Categories, where: str, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return the state of a checkpoint with the labels of the experiment.
 
     Args:
         path: File of ``ltpipe convert`` or of a stage.
         classes: Those of the experiment's stage, in label order.
         where: Key of the experiment that names the file.
+        modules: Modules that its tensors are for, by their prefix in the state dict.
 
     Raises:
         UserError: It does not say which classes it knows, or knows others.
@@ -43,15 +44,16 @@ def in_order(path: Path, classes: Categories, where: str) -> dict[str, Tensor]:
         )  # fmt: skip
     fix = "take a checkpoint of these classes, or give the annotations its category ids and names"
     places = labels_in(replace(known, source="the checkpoint"), classes, where=here, fix=fix)
-    return reorder_classes(content["state_dict"], len(known.ids), places)
+    return reorder_classes(content["state_dict"], modules, len(known.ids), places)
 
 
-def start_state(path: Path, classes: Categories) -> tuple[dict[str, Tensor], Categories | None]:
+def start_state(path: Path, classes: Categories, detector: nn.Module) -> tuple[dict[str, Tensor], Categories | None]:
     """Return what a training can start from: with the class layers if the file knows the same classes, else without.
 
     Args:
         path: ``detector.load_from``.
         classes: Those of the experiment's stage, in label order.
+        detector: The detector that starts from it.
 
     Returns:
         The state, and the classes of its class layers; None if it has none.
@@ -68,7 +70,7 @@ def start_state(path: Path, classes: Categories) -> tuple[dict[str, Tensor], Cat
             f"`ltpipe convert {path} --init`"
         )
         places = labels_in(known, classes, where=here, fix=fix)
-        return reorder_classes(content["state_dict"], len(known.ids), places), classes
+        return reorder_classes(content["state_dict"], {"": detector}, len(known.ids), places), classes
     names = stored_names(content["meta"])
     if known is None and names is not None and set(names) == set(classes.names):
         print(f"{path}: no category ids, so its class layers start anew; `ltpipe convert --classes` would add them")
@@ -98,8 +100,8 @@ def taken_over(exp: Experiment, model: ConfigDict, classes: Categories) -> dict[
     path = exp.base.checkpoint
     assert path is not None
     _same_choices(exp, read_checkpoint(path)["meta"].get("converted", {}))
-    state = in_order(path, classes, "base.checkpoint")
     detector = MODELS.build(model)
+    state = in_order(path, classes, "base.checkpoint", {"": detector})
     check_kinds(state, detector.state_dict(), f"base.checkpoint: {path}")
     own = {key: value for key, value in detector.state_dict().items() if key.startswith(PARTS)}
     kept = {key: value for key, value in state.items() if not key.startswith(PARTS) or key in own}

@@ -26,7 +26,7 @@ class Calibrator(nn.Module):
             for which it must. The catalogue reads this and the next one too.
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
-        class_rows: Whether row c of the calibrated classifier belongs to class c.
+        rows_in_label_order: Whether row c of the calibrated classifier belongs to class c.
         lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and
             the level for each of its values.
         fuses_scores: Whether the merged detector has two classifiers, with several ways to combine their scores.
@@ -39,7 +39,7 @@ class Calibrator(nn.Module):
     needs_softmax: ClassVar[bool | dict[str, list[str]]] = False
     needs_cross_entropy: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = False
-    class_rows: ClassVar[bool] = True
+    rows_in_label_order: ClassVar[bool] = True
     lowest_level: ClassVar[str | dict[str, dict[str, str]]] = "last"
     fuses_scores: ClassVar[bool] = False
     reads: Reads = "last"
@@ -56,6 +56,8 @@ class Calibrator(nn.Module):
 
     def take_over(self, state: Mapping[str, Tensor]) -> None:
         """Load the trained head of a finished checkpoint instead of training; only where ``fuses_scores`` is set.
+
+        The head is the submodule ``head``.
 
         Args:
             state: Tensors under the detector's names, ``roi_head.calibrator.*``, in the order of its labels.

@@ -67,6 +67,10 @@ class HeadPart(nn.Module):
     nothing to add), because the training loop reduces them over processes.
     """
 
+    # Class-wise parameters and buffers, see :mod:`ltpipe.methods.class_rows`.
+    class_rows: ClassVar[dict[str, Any]] = {}
+    # Whether its state starts anew with the class list of every incremental phase.
+    restarts_per_phase: ClassVar[bool] = True
     # Whether both heads must have an output per class. The catalogue reads this and the next one from the class body.
     needs_class_wise: ClassVar[bool] = False
     # Whether (or with which values of its options) the mask head must see the box head's positive RoIs.

@@ -96,8 +96,8 @@ def starting_weights(exp: Experiment, model: ConfigDict, classes: Categories, fo
     path, start = exp.detector.load_from, folder / "start.pth"
     if path is None or not is_main_process():
         return start if path else None
-    state, kept = start_state(path, classes)
     detector = MODELS.build(model)
+    state, kept = start_state(path, classes, detector)
     fits, fresh = fitting_weights(without_layers(state, exp.base.fresh), detector, path)
     if exp.base.trained is not None:
         check_fixed_layers(detector, fresh, path)

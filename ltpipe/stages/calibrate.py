@@ -70,7 +70,9 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             calibrator.initialise(head)
             calibrator.to(next(detector.parameters()).device)
             if given is not None:
-                found = in_order(given, classes, f"calibrate.{name}.checkpoint")
+                prefix = f"roi_head.calibrator.{k}" if cascade else "roi_head.calibrator"
+                modules = {prefix: calibrator.get_submodule("head")}
+                found = in_order(given, classes, f"calibrate.{name}.checkpoint", modules)
                 calibrator.take_over(head_of_stage(found, k) if cascade else found)
             if trained:
                 if cascade:

@@ -12,9 +12,10 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ltpipe.engine.training import read_checkpoint
-from ltpipe.interop.class_order import reorder_classes, reorder_config
+from ltpipe.interop.class_order import reorder_config
 from ltpipe.interop.convert import Request, convert
 from ltpipe.interop.mmdet1 import convert_detector
+from ltpipe.methods.class_rows import reorder_layers
 from tests.helpers.old_detectors import CHANNELS, WIDTH, K
 
 
@@ -96,7 +97,7 @@ def test_the_command_and_another_class_order(tmp_path: Path) -> None:
     meta = convert(Request((tmp_path / "htc.pth",), tmp_path / "new.pth", classes=classes))
     assert meta["category_ids"] == [5, 2, 9] and meta["converted"]["model"]["loss"] == {"type": "cross_entropy"}
     new = read_checkpoint(tmp_path / "new.pth")["state_dict"]
-    turned = reorder_classes(new, K, [2, 0, 1])
+    turned = reorder_layers(new, K, [2, 0, 1])
     for stage in range(3):
         key = f"roi_head.bbox_head.{stage}.fc_cls.bias"
         old = state[f"bbox_head.{stage}.fc_cls.bias"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ltpipe.methods.bags.functions import (
     group_layout,
     group_losses,
     group_scores,
+    layout_from_groups,
 )
 from ltpipe.methods.calibration import Calibrator, State, replace_classifier
 from ltpipe.methods.reductions import world_size
@@ -53,7 +54,9 @@ class GroupSoftmaxLoss(nn.Module):
     custom_activation = True
     custom_accuracy = True
     softmax_scores = False
-    class_rows = False  # row c of the classifier does not belong to class c
+    rows_in_label_order = False  # members stand in label order inside their group
+    restarts_per_phase = True
+    class_rows: ClassVar[dict[str, Any]] = {"label_map": 1}
     label_map: Tensor
     channel: Tensor
     draws: Tensor
@@ -127,6 +130,23 @@ class GroupSoftmaxLoss(nn.Module):
             "acc_classes": accuracy(best[foreground], labels[foreground]),
         }
 
+    @staticmethod
+    def reorder_head(head: Mapping[str, Tensor], positions: Sequence[int]) -> dict[str, Tensor]:
+        """Return the tensors of a box head that change when label ``j`` becomes the old label ``positions[j]``.
+
+        Args:
+            head: State of the box head, ``loss_cls.*`` and ``fc_cls.*`` among it.
+            positions: Old labels in the new order.
+        """
+        table = head["loss_cls.label_map"]
+        groups = (table[:-1, :-1] > 0).int().argmax(dim=0)
+        old = layout_from_groups(groups.numpy(), len(table) - 1)
+        new = layout_from_groups(groups[list(positions)].numpy(), len(table) - 1)
+        rows = torch.arange(old.num_channels)
+        rows[torch.from_numpy(new.channel)] = torch.from_numpy(old.channel[[*positions, len(groups)]])
+        classifier = {key: value[rows] for key, value in head.items() if key in ("fc_cls.weight", "fc_cls.bias")}
+        return {**classifier, "loss_cls.label_map": torch.from_numpy(new.label_map)}
+
     def _noise(self, in_groups: Tensor) -> Tensor:
         self._draws += 1
         self.draws.fill_(self._draws)
@@ -185,7 +205,7 @@ class BAGS(Calibrator):
     """
 
     needs_features = True
-    class_rows = False
+    rows_in_label_order = False
     lowest_level = {"trained": {"classifier": "last", "box_head": "roi"}}
 
     def __init__(

@@ -12,7 +12,7 @@ Needs nothing from the data. mmdet's ``NormedLinear`` differs: additive eps of 1
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,7 @@ class CosineLinear(nn.Module):
     """
 
     rectify_input = False
+    class_rows: ClassVar[dict[str, int | None]] = {"weight": 0, "scale": None}
 
     def __init__(self, in_features: int, out_features: int, scale: float = 10.0) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ class FisherBank(nn.Module):
     """
 
     energy: Tensor
+    class_rows: ClassVar[dict[str, int]] = {"energy": 0}
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ They act on the input of the classifier; cRT's optional class weights need train
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class ScaledLinear(nn.Linear):
     """
 
     needs_start = True
+    class_rows: ClassVar[dict[str, int]] = {"weight": 0, "bias": 0, "weight_scaler": 0}
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)

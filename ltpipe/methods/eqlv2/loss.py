@@ -12,7 +12,7 @@ mmdet's ``EQLV2Loss`` has the same loss values but scores by softmax, without th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,8 @@ class EQLv2Loss(nn.Module):
     custom_activation = True
     custom_accuracy = True
     softmax_scores = False
+    restarts_per_phase = True
+    class_rows: ClassVar[dict[str, int]] = {"pos_grad": 0, "neg_grad": 0, "pos_neg": 0}
 
     pos_grad: Tensor
     neg_grad: Tensor

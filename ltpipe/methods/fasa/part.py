@@ -99,6 +99,7 @@ class FASA(HeadPart):
         UserError: An option is out of range, or the counts do not fit the classes.
     """
 
+    class_rows: ClassVar[dict[str, Any]] = {"mean": 0, "var": 0, "seen": 0, "prob": 0, "prev_loss": 0}
     extra_images: ClassVar[dict[str, dict[str, str]]] = {
         "adapt_split": {"holdout": "holdout", "val": "val"},
         "preset": {"default": "holdout", "repro": "val"},

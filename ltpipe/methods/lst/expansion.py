@@ -20,9 +20,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltpipe.errors import UserError
+from ltpipe.methods.class_rows import class_tensors, grown, is_below, restarting
 from ltpipe.registry import HOOKS
 
 # Heads of the stages of a cascade carry their number, ``roi_head.bbox_head.0.fc_cls``.
@@ -38,7 +39,9 @@ def insert_rows(old: Tensor, position: int, new: Tensor) -> Tensor:
     return torch.cat([old[:position], new.to(old), old[position:]])
 
 
-def expand_checkpoint(state_dict: Mapping[str, Tensor], num_old: int, num_new: int, *, seed: int) -> dict[str, Tensor]:
+def expand_checkpoint(
+    state_dict: Mapping[str, Tensor], num_old: int, num_new: int, *, seed: int, model: nn.Module | None = None
+) -> dict[str, Tensor]:
     """Return the state from which a phase with ``num_new`` more classes starts.
 
     Args:
@@ -46,14 +49,16 @@ def expand_checkpoint(state_dict: Mapping[str, Tensor], num_old: int, num_new: i
         num_old: Classes it knows, ``K_{n-1}``.
         num_new: Classes to add, so that ``K_n = num_old + num_new``.
         seed: Seed of the new rows.
+        model: Fresh model of the next phase, which states what restarts and which other tensors have a row per class;
+            their new rows are its own. None: losses, parts and calibrators restart, and only mmdet's layers grow.
 
     Returns:
-        A new dict without the per-class statistics of losses and parts; tensors that do not grow are shared.
+        A new dict without the state that restarts; tensors that do not grow are shared.
 
     Raises:
         UserError: The checkpoint knows another number of classes.
     """
-    state = {key: value for key, value in state_dict.items() if not PER_PHASE_STATE.match(key)}
+    state = without_restarting(state_dict, model)
     generator = torch.Generator().manual_seed(seed)
 
     def grow(key: str, rows: int, position: int, std: float) -> None:
@@ -82,7 +87,20 @@ def expand_checkpoint(state_dict: Mapping[str, Tensor], num_old: int, num_new: i
             grow(f"{layer}.weight", num_new, num_old, math.sqrt(2 / (num_old + num_new)))
             if f"{layer}.bias" in state:
                 grow(f"{layer}.bias", num_new, num_old, 0.0)
+    if model is not None:
+        fresh = model.state_dict()
+        for key, rows in class_tensors({"": model}, num_old + num_new).items():
+            if key in state and key in fresh and state[key].shape != fresh[key].shape:  # not grown above
+                state[key] = grown(state[key], fresh[key], rows, num_old, num_new)
     return state
+
+
+def without_restarting(state: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """Return a state without what starts anew in a phase: what the components of a model state, or the default."""
+    if model is None:
+        return {key: value for key, value in state.items() if not PER_PHASE_STATE.match(key)}
+    prefixes = tuple(restarting({"": model}))
+    return {key: value for key, value in state.items() if not is_below(key, prefixes)}
 
 
 def _layers(state: Mapping[str, Tensor], kind: re.Pattern[str]) -> list[str]:
@@ -109,12 +127,12 @@ def check_grown(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Non
 
     Args:
         state: From :func:`expand_checkpoint`.
-        model: Fresh model state of the next phase.
+        model: Fresh model state of the next phase, without what restarts.
 
     Raises:
         UserError: Tensors other than per-phase statistics are missing, left over, or of another shape.
     """
-    wanted = {key: value.shape for key, value in model.items() if not PER_PHASE_STATE.match(key)}
+    wanted = {key: value.shape for key, value in model.items()}
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     other = [
         f"{key} {tuple(state[key].shape)} for {tuple(shape)}"
@@ -150,9 +168,10 @@ class ExpansionHook(Hook):
             UserError: The grown state is not that of the model, apart from statistics that start anew.
         """
         if not runner._resume:
-            state = expand_checkpoint(checkpoint["state_dict"], self.num_old, self.num_new, seed=self.seed)
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            check_grown(state, model.state_dict())
+            old = checkpoint["state_dict"]
+            state = expand_checkpoint(old, self.num_old, self.num_new, seed=self.seed, model=model)
+            check_grown(state, without_restarting(model.state_dict(), model))
             checkpoint["state_dict"] = state
 
 

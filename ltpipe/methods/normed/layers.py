@@ -10,7 +10,7 @@ position). The bias is not scaled by the temperature. Needs nothing from the dat
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,8 @@ class NormedLinear(nn.Linear):
     Raises:
         UserError: The temperature or ``eps`` is not positive.
     """
+
+    class_rows: ClassVar[dict[str, int]] = {"weight": 0, "bias": 0}
 
     def __init__(
         self, in_features: int, out_features: int, temperature: float = 20.0, power: float = 1.0, eps: float = 1e-6

@@ -8,7 +8,7 @@ linear layer, has ``K + 2`` channels. Needs nothing from the data: it counts sam
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,8 @@ class SyncedSeesawLoss(SeesawLoss):
     """
 
     softmax_scores = False
+    restarts_per_phase = True
+    class_rows: ClassVar[dict[str, int]] = {"cum_samples": 0}
 
     def __init__(
         self,

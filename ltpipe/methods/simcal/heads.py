@@ -24,7 +24,7 @@ The number and width of the hidden layers are those of the box head (two of 1024
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class NearestClassMean(nn.Module):
 
     sums: Tensor
     counts: Tensor
+    class_rows: ClassVar[dict[str, int]] = {"sums": 0, "counts": 0}
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -86,6 +87,9 @@ class CalibrationHead(nn.Module):
         classifier: ``cls_predictor_cfg`` of the classifier.
         first_trained: Layers before this one are frozen; ``len(hidden)`` is the classifier, one more freezes all.
     """
+
+    class_rows: ClassVar[dict[str, int]] = {"fc_cls.weight": 0, "fc_cls.bias": 0}
+    restarts_per_phase = True
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ are mmdet's and torch's own, registered so that experiments can name them. Needs
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from mmdet.models.losses import CrossEntropyLoss
 from torch import nn
 
@@ -32,6 +34,8 @@ class LinearClassifier(nn.Linear):
         in_features: Width of the RoI features.
         out_features: Channels the loss asks for.
     """
+
+    class_rows: ClassVar[dict[str, int]] = {"weight": 0, "bias": 0}
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
