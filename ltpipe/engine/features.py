@@ -97,7 +97,8 @@ class FrozenDetector:
         for stage, head in enumerate(heads):
             yield boxes
             if stage + 1 < len(heads):
-                scores, deltas = head(pool(stage, bbox2roi([boxes])))
+                for_cls, for_reg = head.predictor_inputs(pool(stage, bbox2roi([boxes])))
+                scores, deltas = head.fc_cls(for_cls), head.fc_reg(for_reg)
                 scores = head.loss_cls.get_activation(scores) if head.custom_activation else scores
                 boxes = get_box_tensor(head.regress_by_class(boxes, scores[:, :-1].argmax(dim=1), deltas, meta))
 
