@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ltpipe.config import catalogue
 from ltpipe.config.choices import choices, replace_choices
 from ltpipe.config.experiment import Choice, Experiment
+from ltpipe.config.fields import printable
 from ltpipe.config.messages import user_error
 from ltpipe.config.published import published
 from ltpipe.config.yaml_positions import Document, Key, expand_variables, read_yaml
@@ -154,6 +155,10 @@ def _find_beside(exp: Experiment, name: str) -> Path:
 
 
 def _load(path: Path) -> Experiment:
+    try:
+        printable(path)
+    except ValueError as error:
+        raise UserError(str(error), where="experiment file", got=repr(str(path))) from error
     document = read_merged(path)
     values = _without_nulls(document.values, keep=_NULLABLE)
     values.setdefault("name", path.stem)

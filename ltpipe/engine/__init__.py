@@ -10,6 +10,7 @@ from ltpipe.engine import (
     roi_heads,
     roi_sampling,
     training_stream,
+    transforms,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "roi_heads",
     "roi_sampling",
     "training_stream",
+    "transforms",
 ]

@@ -208,6 +208,7 @@ class MaskCallPoints(FCNMaskHead):
         parts: Parts that this head calls, in this order; a plain list, since the RoI head owns them.
         loss_average: What the losses are averaged over; see :func:`~ltpipe.methods.reductions.averaged`.
         seen: With parts, input of the mask predictor in the last forward pass; None in heads that make their filters.
+        kept: Of the positives of this step, bool, those whose object has a mask; None: all.
     """
 
     class_rows = MASK_HEAD
@@ -217,6 +218,7 @@ class MaskCallPoints(FCNMaskHead):
         self.parts: list[Any] = []
         self.loss_average: LossAverage = "process"
         self.seen: Tensor | None = None
+        self.kept: Tensor | None = None
         if self.conv_logits is not None:
             self.conv_logits.register_forward_pre_hook(self._see)
 
@@ -240,6 +242,7 @@ class MaskCallPoints(FCNMaskHead):
                 mask_preds=mask_preds,
                 targets=found["mask_targets"],
                 labels=torch.cat([res.pos_gt_labels for res in sampling_results]),
+                kept=self.kept,
                 losses=losses,
             )
             for part in self.parts:

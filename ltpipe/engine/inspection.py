@@ -17,7 +17,7 @@ from ltpipe.config.class_list import count_classes, read_class_list
 from ltpipe.config.experiment import Experiment
 from ltpipe.engine.heads import as_list
 from ltpipe.engine.last_layers import with_trained_layers
-from ltpipe.engine.model_config import ClassCounts, assemble_model, with_our_packing
+from ltpipe.engine.model_config import ClassCounts, assemble_model, with_our_steps
 from ltpipe.engine.training import fitting_weights, read_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.registry import MODELS, TRANSFORMS
@@ -54,7 +54,7 @@ def inspect_detector(exp: Experiment) -> Inspection:
         fragment, model = assemble_model(exp, counts)
         detector = _build(exp, with_trained_layers(model, exp.base.trained))
         for part in ("train_pipeline", "test_pipeline"):
-            for index, step in enumerate(with_our_packing(fragment[part])):
+            for index, step in enumerate(with_our_steps(fragment[part])):
                 _made(TRANSFORMS, step, f"{exp.detector.config}: {part}[{index}]")
     for choice in exp.calibrate.values():
         for head in detector.roi_head.bbox_heads:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ REPLACEMENTS = {
     StandardRoIHead: "ltpipe.LTRoIHead",
     CascadeRoIHead: "ltpipe.LTCascadeRoIHead",
     HybridTaskCascadeRoIHead: "ltpipe.LTHybridTaskCascadeRoIHead",
+}
+OUR_STEPS = {
+    "LoadImageFromFile": "ltpipe.LoadImage",
+    "LoadAnnotations": "ltpipe.LoadObjects",
+    "PackDetInputs": "ltpipe.PackLTInputs",
 }
 
 
@@ -219,13 +224,13 @@ def _check_heads(model: ConfigDict, exp: Experiment) -> None:
         )
 
 
-def with_our_packing(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the pipeline with mmdet's packing replaced by the one that keeps annotation ids."""
-    packed = [dict(step) for step in pipeline]
-    for step in packed:
-        if step["type"] == "PackDetInputs":
-            step["type"] = "ltpipe.PackLTInputs"
-    return packed
+def with_our_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pipeline with mmdet's reading and packing replaced by ours, which lose no object and no id."""
+    steps = [dict(step) for step in pipeline]
+    for step in steps:
+        if isinstance(step["type"], str):
+            step["type"] = OUR_STEPS.get(step["type"].removeprefix("mmdet."), step["type"])
+    return steps
 
 
 def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead, StandardRoIHead
-from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.utils import InstanceList
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ltpipe.engine.heads import as_list, with_call_points
+from ltpipe.engine.masked import positives_with_masks
 from ltpipe.methods.head_parts import HeadPart
 from ltpipe.methods.reductions import LossAverage
 from ltpipe.registry import MODELS
@@ -156,6 +156,13 @@ class RoICallPoints:
         self._forget()
         return results
 
+    def learning_masks(self, sampling_results: list[Any], batch_gt_instances: InstanceList) -> list[Any]:
+        """Return the positives that mask heads learn from: those whose object has a mask."""
+        found, kept = positives_with_masks(sampling_results, batch_gt_instances)
+        for head in self.mask_heads:
+            head.kept = kept
+        return list(found)
+
     def _forget(self) -> None:
         """Let go of the features that the heads have kept."""
         for head in (*self.bbox_heads, *self.mask_heads):
@@ -231,10 +238,14 @@ class LTRoIHead(_LabelledMasks, StandardRoIHead):
         **kwargs: See :class:`RoICallPoints`.
     """
 
-    def mask_loss(self, x: Any, sampling_results: list[SamplingResult], *args: Any) -> dict[str, Any]:
-        """As mmdet's; filters are those of the true classes."""
+    def mask_loss(
+        self, x: Any, sampling_results: list[Any], bbox_feats: Tensor, batch_gt_instances: InstanceList
+    ) -> dict[str, Any]:
+        """As mmdet's, without objects that have no mask; filters are those of the true classes."""
+        if not self.share_roi_extractor:
+            sampling_results = self.learning_masks(sampling_results, batch_gt_instances)
         with self.labelled([res.pos_gt_labels for res in sampling_results]):
-            return super().mask_loss(x, sampling_results, *args)
+            return super().mask_loss(x, sampling_results, bbox_feats, batch_gt_instances)
 
 
 @MODELS.register_module()
@@ -245,10 +256,13 @@ class LTCascadeRoIHead(_LabelledMasks, CascadeRoIHead):
         **kwargs: See :class:`RoICallPoints`.
     """
 
-    def mask_loss(self, stage: int, x: Any, sampling_results: list[SamplingResult], *args: Any) -> dict[str, Any]:
-        """As mmdet's; filters are those of the true classes."""
+    def mask_loss(
+        self, stage: int, x: Any, sampling_results: list[Any], batch_gt_instances: InstanceList
+    ) -> dict[str, Any]:
+        """As mmdet's, without objects that have no mask; filters are those of the true classes."""
+        sampling_results = self.learning_masks(sampling_results, batch_gt_instances)
         with self.labelled([res.pos_gt_labels for res in sampling_results]):
-            return super().mask_loss(stage, x, sampling_results, *args)
+            return super().mask_loss(stage, x, sampling_results, batch_gt_instances)
 
 
 @MODELS.register_module()
@@ -260,6 +274,13 @@ class LTHybridTaskCascadeRoIHead(RoICallPoints, HybridTaskCascadeRoIHead):
     Args:
         **kwargs: See :class:`RoICallPoints`.
     """
+
+    def mask_loss(
+        self, stage: int, x: Any, sampling_results: list[Any], batch_gt_instances: InstanceList, *args: Any
+    ) -> dict[str, Any]:
+        """As mmdet's, without objects that have no mask."""
+        sampling_results = self.learning_masks(sampling_results, batch_gt_instances)
+        return super().mask_loss(stage, x, sampling_results, batch_gt_instances, *args)
 
     def _mask_forward(
         self, stage: int, x: Any, rois: Tensor, semantic_feat: Tensor | None = None, training: bool = True

@@ -48,6 +48,7 @@ class MaskBatch:
         mask_preds: ``(P, K or 1, h, w)`` float logits.
         targets: ``(P, h, w)`` float in {0, 1}.
         labels: ``(P,)`` int64 foreground labels.
+        kept: Those of the box head's positives, bool, whose object has a mask and which are these; None: all.
         losses: Losses computed so far, by name.
     """
 
@@ -55,6 +56,7 @@ class MaskBatch:
     mask_preds: Tensor
     targets: Tensor
     labels: Tensor
+    kept: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
