@@ -26,13 +26,6 @@ def from_original_channels(rows: Tensor, dim: int = 0) -> Tensor:
     return rows.index_select(dim, torch.tensor([*range(2, channels), 1, 0], device=rows.device))
 
 
-def to_original_channels(rows: Tensor, dim: int = 0) -> Tensor:
-    """Inverse of :func:`from_original_channels`."""
-    channels = rows.shape[dim]
-    order = [channels - 1, channels - 2, *range(channels - 2)]
-    return rows.index_select(dim, torch.tensor(order, device=rows.device))
-
-
 def original_tables(layout: GroupLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the tables of ``label2binlabel.pt`` and ``pred_slice_with0.pt`` for a layout.
 

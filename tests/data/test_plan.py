@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ltpipe.data.calibration_plan import CalibrationPlan, PlanInfo, class_probabilities, draw_plan
 from ltpipe.data.class_images import ClassImages
-from ltpipe.data.published_indices import legacy_bilevel
 from ltpipe.errors import UserError
+from tests.published.sampling import legacy_bilevel
 
 SIZES = [30, 0, 4, 1, 12, 7, 250]
 COUNTS = np.array([55, 0, 4, 1, 30, 7, 900])

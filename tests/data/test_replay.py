@@ -15,10 +15,11 @@ from numpy.testing import assert_array_equal
 
 from ltpipe.data.class_images import ClassImages
 from ltpipe.data.phase import PhaseView
-from ltpipe.data.published_indices import legacy_replay, legacy_rows, process_batches, rows_to_stream, support_schedule
+from ltpipe.data.published_indices import legacy_replay, legacy_rows, rows_to_stream
 from ltpipe.data.replay import ReplayIndex, ReplaySource, build_replay, replay_counts
 from ltpipe.data.split import make_split
 from ltpipe.errors import UserError
+from tests.published.sampling import process_batches, support_schedule
 
 VARIANTS = ("resample", "cyclic", "fixed")
 NUM_OLD = 9

@@ -17,11 +17,11 @@ from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.dataset_configs import class_counts
 from ltpipe.engine.inference import load_model
 from ltpipe.errors import UserError
-from ltpipe.methods.iif.tables import table_from_counts, write_table
 from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, calibrate, features, index, lst, split
 from tests.helpers.detectors import probabilities
 from tests.helpers.method_project import tiny_experiment, write_project
+from tests.published.iif_csv import table_from_counts, write_table
 
 SHORT: dict[str, Any] = {"schedule": {"iterations": 3, "batch_size": 2, "warmup_iterations": 0}}
 HEAD = {"schedule": {"iterations": 3, "lr": 0.01}}

@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from ltpipe.errors import UserError
-from ltpipe.interop.bags import (
-    from_original_channels,
-    layout_from_original,
-    original_tables,
-    to_original_channels,
-)
+from ltpipe.interop.bags import from_original_channels, layout_from_original, original_tables
 from ltpipe.methods.bags.functions import group_layout, group_scores
+from tests.published.bags_channels import to_original_channels
 
 COUNTS = [5, 2000, 0, 50, 500]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.interop.lst_indices import read_legacy_replay
+from tests.published.lst_indices import read_legacy_replay
 
 IMAGE_IDS = np.array([3, 8, 20])
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ltpipe.errors import UserError
 from ltpipe.methods.crat import functions
+from tests.published.crat_energy import energy_from_reference
 
 
 def test_class_sums_is_the_weight_gradient_of_a_linear_layer() -> None:
@@ -139,7 +140,7 @@ def test_effective_sources_counts_uniform_weights() -> None:
 
 def test_reference_layout() -> None:
     columns = torch.arange(2 * 12.0).view(2, 12)
-    energy = functions.energy_from_reference(columns, 4)
+    energy = energy_from_reference(columns, 4)
     for f in range(3):
         for k in range(4):
             assert torch.equal(energy[:, k, f], columns[:, f * 4 + k])

@@ -18,8 +18,8 @@ import ltpipe.methods  # noqa: F401  (registers everything)
 from ltpipe.errors import UserError
 from ltpipe.methods.iif.calibrator import IIFCalibrator
 from ltpipe.methods.iif.loss import IIFLoss, iif_scores
-from ltpipe.methods.iif.tables import table_from_counts, write_table
 from ltpipe.registry import MODELS
+from tests.published.iif_csv import table_from_counts, write_table
 
 IMAGES, INSTANCES, NUM_IMAGES = [300, 40, 9, 2], [700, 60, 9, 3], 1000
 K = len(IMAGES)

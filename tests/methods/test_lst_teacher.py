@@ -14,7 +14,8 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from ltpipe.errors import UserError
-from ltpipe.methods.lst.teacher import CachedTeacher, TeacherLogits, read_legacy_json, write_legacy_json
+from ltpipe.methods.lst.teacher import CachedTeacher, TeacherLogits
+from tests.published.teacher_json import read_legacy_json, write_legacy_json
 
 OLD = 4
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ltpipe.errors import UserError
-from ltpipe.methods.lst.weight_generator import MetaWeightGenerator
+from tests.published.weight_generator import MetaWeightGenerator
 
 
 def test_row_equals_the_formula_written_out() -> None:

@@ -18,9 +18,10 @@ from ltpipe.engine.roi_heads import LTRoIHead
 from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import read_features
 from ltpipe.methods.simcal.calibrator import DualHead, SimCal
-from ltpipe.methods.simcal.functions import average_stages, fuse_scores, sweep_thresholds, tail_classes
+from ltpipe.methods.simcal.functions import average_stages, fuse_scores, tail_classes
 from ltpipe.methods.simcal.heads import NearestClassMean, make_head
 from ltpipe.registry import MODELS as OURS
+from tests.published.simcal_sweep import sweep_thresholds
 
 K, CHANNELS, SIDE, WIDTH = 5, 4, 3, 16
 COUNTS = [3, 500, 12, 300, 0]

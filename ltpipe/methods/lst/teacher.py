@@ -6,7 +6,7 @@ image with an object of a new class twice, never and always flipped, and for eve
     t[flip, b, j] = cos(x_b, w_j),   j = 0 .. K_{n-1} - 1
 
 is kept. Rows are found by annotation id, so no order has to agree. The repository JoyHuYY1412/LST_LVIS writes the same
-numbers as JSON, background in column 0; :func:`read_legacy_json` and :func:`write_legacy_json` exchange that layout.
+numbers as JSON, background in column 0.
 """
 
 from __future__ import annotations
@@ -240,68 +240,3 @@ class CachedTeacher:
         order = _matching_order(image, self.store.ann_id[rows], ann_ids)
         values = self.store.logits[int(bool(flip)), rows][order]
         return torch.from_numpy(values.astype(np.float32)).to(index.device)
-
-
-def read_legacy_json(
-    path: str | Path, boxes: Mapping[int, tuple[Sequence[int], Sequence[int]]], dtype: str = "float32"
-) -> TeacherLogits:
-    """Read the original JSON layout.
-
-    Args:
-        path: List of two objects (unflipped, flipped) from image id to rows of ``1 + K`` numbers, background first.
-        boxes: Per image id, annotation ids and labels (0-based) of its boxes of new classes in the order of the rows:
-            file order of the annotations without degenerate boxes.
-        dtype: ``float16`` or ``float32``.
-
-    Raises:
-        UserError: Rows and annotations of an image differ in number.
-    """
-    plain, flipped = json.loads(Path(path).read_text())
-    image_id = np.array(sorted(map(int, plain)), np.int64)
-    for image in image_id.tolist():
-        counts = len(plain[str(image)]), len(flipped.get(str(image), ())), len(boxes.get(image, ((), ()))[0])
-        if len(set(counts)) > 1:
-            raise UserError(
-                "teacher rows and boxes of new classes differ in number",
-                where=f"{path}: image {image}",
-                got=f"{counts[0]} unflipped rows, {counts[1]} flipped rows, {counts[2]} boxes",
-                fix="give the annotations the file was made from",
-            )
-    images = image_id.tolist()
-    passes = [[row for image in images for row in part[str(image)]] for part in (plain, flipped)]
-    columns = len(passes[0][0]) if passes[0] else 1
-    values = np.array(passes, dtype).reshape(2, -1, columns)
-    return TeacherLogits(
-        image_id=image_id,
-        ptr=np.cumsum([0, *(len(boxes[i][0]) for i in images)], dtype=np.int64),
-        ann_id=np.array([a for i in images for a in boxes[i][0]], np.int64),
-        label=np.array([a for i in images for a in boxes[i][1]], np.int64),
-        logits=values[:, :, 1:],
-        background=values[:, :, 0],
-    )
-
-
-def write_legacy_json(teacher: TeacherLogits, path: str | Path) -> None:
-    """Write the original JSON layout, atomically.
-
-    Args:
-        teacher: With its background column.
-        path: The file.
-
-    Raises:
-        UserError: The background column was not kept.
-    """
-    if teacher.background is None:
-        raise UserError(
-            "the legacy layout has a background column, which this teacher file lacks", allowed="imported legacy files"
-        )
-    rows = np.concatenate([teacher.background[:, :, None], teacher.logits], axis=2)
-    content = [
-        {
-            str(image): part[start:stop].tolist()
-            for image, start, stop in zip(teacher.image_id.tolist(), teacher.ptr[:-1], teacher.ptr[1:], strict=True)
-        }
-        for part in rows
-    ]
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ltpipe.interop.bags import from_original_channels, layout_from_original, original_tables, to_original_channels
+from ltpipe.interop.bags import from_original_channels, layout_from_original, original_tables
 from ltpipe.methods.bags.functions import (
     GroupLayout,
     draw_others,
@@ -19,6 +19,7 @@ from ltpipe.methods.bags.functions import (
     group_scores,
 )
 from ltpipe.methods.class_weights import effective_number_weights, inverse_frequency_weights
+from tests.published.bags_channels import to_original_channels
 
 METHOD = "bags"
 EDGES = {"": (10, 100, 1000), "2bins.": (100,), "8bins.": (5, 10, 50, 100, 500, 1000, 5000)}

@@ -12,9 +12,10 @@ from numpy.testing import assert_array_equal
 
 from ltpipe.data.class_images import ClassImages
 from ltpipe.data.phase import PhaseView
-from ltpipe.data.published_indices import legacy_rows, process_batches, rows_to_stream, support_schedule
+from ltpipe.data.published_indices import legacy_rows, rows_to_stream
 from ltpipe.data.replay import ReplaySource, replay_counts
 from ltpipe.data.split import Split, make_split
+from tests.published.sampling import process_batches, support_schedule
 
 METHOD = "lst"
 CLASS_IMAGES = "lvis_v05_train_class_images.npz"

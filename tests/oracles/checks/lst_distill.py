@@ -19,7 +19,8 @@ from torch import Tensor
 from ltpipe.interop.maskrcnn_benchmark import background_first, background_last
 from ltpipe.methods.cosine.classifier import CosineLinear
 from ltpipe.methods.lst.distillation import distillation_loss, new_class_boxes
-from ltpipe.methods.lst.teacher import CachedTeacher, TeacherLogits, read_legacy_json, write_legacy_json
+from ltpipe.methods.lst.teacher import CachedTeacher, TeacherLogits
+from tests.published.teacher_json import read_legacy_json, write_legacy_json
 
 METHOD = "lst"
 

@@ -20,9 +20,9 @@ from ltpipe.engine.heads import LTBBoxHead
 from ltpipe.interop.maskrcnn_benchmark import background_first, background_last
 from ltpipe.methods.cosine.classifier import CosineLinear
 from ltpipe.methods.lst.roi_sampler import ClassRestrictedSampler, paired_positives
-from ltpipe.methods.lst.weight_generator import MetaWeightGenerator
 from ltpipe.methods.weight_transfer.mask_head import MaskXTransferHead
 from tests.helpers.detectors import probabilities
+from tests.published.weight_generator import MetaWeightGenerator
 
 METHOD = "lst"
 

@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from ltpipe.data.calibration_plan import PlanInfo, class_probabilities, draw_plan
 from ltpipe.data.class_images import ClassImages
-from ltpipe.data.published_indices import legacy_bilevel
 from ltpipe.data.statistics import count_classes
 from ltpipe.frequency import frequency_groups
+from tests.published.sampling import legacy_bilevel
 
 METHOD = "simcal"
 
