@@ -18,12 +18,8 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.engine.heads import as_list
 from ltpipe.engine.last_layers import with_trained_layers
 from ltpipe.engine.model_config import ClassCounts, assemble_model, with_our_steps
-from ltpipe.engine.training import fitting_weights, read_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.registry import MODELS, TRANSFORMS
-
-# Parts act in training only; their state starts anew where a checkpoint lacks it.
-PARTS = "roi_head.parts."
 
 
 @dataclass(frozen=True)
@@ -33,10 +29,12 @@ class Inspection:
     Attributes:
         facts: Lines for a person: what the detector consists of.
         detector: The detector, on the meta device where its components allow it.
+        num_classes: Classes it knows, those of the base.
     """
 
     facts: tuple[str, ...]
     detector: nn.Module
+    num_classes: int
 
 
 def inspect_detector(exp: Experiment) -> Inspection:
@@ -60,8 +58,7 @@ def inspect_detector(exp: Experiment) -> Inspection:
         for head in detector.roi_head.bbox_heads:
             MODELS.get(component("calibrator", choice)["type"]).check_head(head)
     _refuse_random_frozen_layers(exp, detector)
-    _check_weights(exp, detector)
-    return Inspection(tuple(_facts(exp, fragment, model, detector)), detector)
+    return Inspection(tuple(_facts(exp, fragment, model, detector)), detector, len(counts.images))
 
 
 def assumed_counts(exp: Experiment) -> ClassCounts:
@@ -138,29 +135,6 @@ def _refuse_random_frozen_layers(exp: Experiment, detector: nn.Module) -> None:
             where=f"{exp.detector.config}: model.backbone",
             got=f"{len(frozen)} frozen tensors, {frozen[0]} the first, at random",
             fix="set detector.load_from, an init_cfg of type Pretrained, or frozen_stages=-1 and norms that learn",
-        )
-
-
-def _check_weights(exp: Experiment, detector: nn.Module) -> None:
-    """Refuse checkpoints to start from, or to use as they are, that cannot be read or do not fit."""
-    start, finished = exp.detector.load_from, exp.base.checkpoint
-    if start is not None and start.is_file():
-        fitting_weights(read_checkpoint(start)["state_dict"], detector, start)
-    if finished is None or not finished.is_file():
-        return
-    state, own = read_checkpoint(finished)["state_dict"], detector.state_dict()
-    wrong = [
-        key for key in own if not key.startswith(PARTS) and (key not in state or state[key].shape != own[key].shape)
-    ]
-    if wrong:
-        key = wrong[0]
-        found = tuple(state[key].shape) if key in state else "nothing of that name"
-        raise UserError(
-            "the checkpoint does not fit the detector",
-            where=f"base.checkpoint: {finished}",
-            got=f"{len(wrong)} tensors missing or of another shape, {key} the first: {found}",
-            allowed=f"{tuple(own[key].shape)}",
-            fix="choose the detector file, the heads and the classes it was trained with",
         )
 
 

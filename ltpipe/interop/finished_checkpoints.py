@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltpipe.checkpoints.tensors import check_kinds
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories, labels_in, stored_names
-from ltpipe.engine.training import read_checkpoint
+from ltpipe.engine.training import fitting_weights, read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.methods.class_rows import reorder_classes
 from ltpipe.methods.lst.expansion import trim_heads
@@ -36,15 +36,57 @@ def in_order(path: Path, classes: Categories, where: str, modules: Mapping[str, 
         UserError: It does not say which classes it knows, or knows others.
     """
     content, here = read_checkpoint(path), f"{where}: {path}"
-    known = Categories.of_checkpoint(content["meta"], here)
+    known = _stated_classes(content["meta"], here)
+    fix = "take a checkpoint of these classes, or give the annotations its category ids and names"
+    places = labels_in(replace(known, source="the checkpoint"), classes, where=here, fix=fix)
+    return reorder_classes(content["state_dict"], modules, len(known.ids), places)
+
+
+def _stated_classes(meta: Mapping[str, Any], here: str) -> Categories:
+    known = Categories.of_checkpoint(meta, here)
     if known is None:
         raise UserError(
             "the checkpoint does not say which classes its rows belong to", where=here,
             fix="convert it with `ltpipe convert --classes`, or use it as detector.load_from to start a training",
         )  # fmt: skip
-    fix = "take a checkpoint of these classes, or give the annotations its category ids and names"
-    places = labels_in(replace(known, source="the checkpoint"), classes, where=here, fix=fix)
-    return reorder_classes(content["state_dict"], modules, len(known.ids), places)
+    return known
+
+
+def check_checkpoints(exp: Experiment, detector: nn.Module, num_classes: int) -> None:
+    """Refuse checkpoints to start from, or to use as they are, that cannot be read or do not fit the detector.
+
+    Which classes they know is compared when the data are there.
+
+    Args:
+        exp: The experiment.
+        detector: Its detector, which may be on the meta device.
+        num_classes: Classes it knows.
+
+    Raises:
+        UserError: One does not fit.
+    """
+    start, finished = exp.detector.load_from, exp.base.checkpoint
+    if start is not None and start.is_file():
+        fitting_weights(read_checkpoint(start)["state_dict"], detector, start)
+    if finished is None or not finished.is_file():
+        return
+    content, here = read_checkpoint(finished), f"base.checkpoint: {finished}"
+    known = _stated_classes(content["meta"], here)
+    _same_choices(exp, content["meta"].get("converted", {}))
+    if len(known.ids) != num_classes:
+        return
+    state, own = content["state_dict"], detector.state_dict()
+    wrong = [
+        key for key in own if not key.startswith(PARTS) and (key not in state or state[key].shape != own[key].shape)
+    ]
+    if wrong:
+        found = tuple(state[wrong[0]].shape) if wrong[0] in state else "nothing of that name"
+        raise UserError(
+            "the checkpoint does not fit the detector", where=here,
+            got=f"{len(wrong)} tensors missing or of another shape, {wrong[0]} the first: {found}",
+            allowed=f"{tuple(own[wrong[0]].shape)}",
+            fix="choose the detector file, the heads and the classes it was trained with",
+        )  # fmt: skip
 
 
 def start_state(path: Path, classes: Categories, detector: nn.Module) -> tuple[dict[str, Tensor], Categories | None]:

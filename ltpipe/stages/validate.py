@@ -68,8 +68,11 @@ def _inspected(exp: Experiment) -> list[str]:
 
 def _inspect(exp: Experiment) -> list[str]:
     from ltpipe.engine.inspection import inspect_detector  # seconds of imports
+    from ltpipe.interop.finished_checkpoints import check_checkpoints
 
-    return list(inspect_detector(exp).facts)
+    found = inspect_detector(exp)
+    check_checkpoints(exp, found.detector, found.num_classes)
+    return list(found.facts)
 
 
 def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:

@@ -12,6 +12,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_experiment
 from ltpipe.engine.inspection import inspect_detector
 from ltpipe.errors import UserError
+from ltpipe.interop.finished_checkpoints import check_checkpoints
 from tests.helpers.tiny_project import experiment
 
 
@@ -61,17 +62,19 @@ def test_frozen_layers_with_weights_to_start_from(project: Path) -> None:
 
 
 def test_checkpoints(project: Path, tmp_path: Path) -> None:
-    own = inspect_detector(experiment(project)).detector.state_dict()
-    file = tmp_path / "start.pth"
+    found = inspect_detector(experiment(project))
+    own, file = found.detector.state_dict(), tmp_path / "start.pth"
+    meta = {"category_ids": [1, 2, 3, 4, 5], "dataset_meta": {"classes": tuple("abcde")}}
     for block, other in (("detector", "load_from"), ("base", "checkpoint")):
         exp = experiment(project, **{block: {other: str(file)}})
         file.write_bytes(b"no checkpoint")
         with pytest.raises(UserError, match="start.pth"):
-            inspect_detector(exp)
-        torch.save({"state_dict": {key: torch.zeros(3, 2, 1) for key in own}}, file)
+            check_checkpoints(exp, found.detector, found.num_classes)
+        torch.save({"state_dict": {key: torch.zeros(3, 2, 1) for key in own}, "meta": meta}, file)
         with pytest.raises(UserError, match="fits? the detector"):
-            inspect_detector(exp)
-        torch.save({"state_dict": {key: torch.zeros(value.shape) for key, value in own.items()}}, file)
+            check_checkpoints(exp, found.detector, found.num_classes)
+        torch.save({"state_dict": {key: torch.zeros(value.shape) for key, value in own.items()}, "meta": meta}, file)
+        check_checkpoints(exp, found.detector, found.num_classes)
         assert f"starts from: {file}" in inspect_detector(exp).facts
 
 
