@@ -28,7 +28,7 @@ from measuring import Cost, Row, apart, write_result
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
-from ltpipe.interop.detections_json import write_results
+from ltpipe.interop.write_detections import write_results
 from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter

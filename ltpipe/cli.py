@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe import __version__
+from ltpipe.command_options import convert_options, long_tail_options, score_options
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.run.files import write_json
 from ltpipe.run.launch import first_to_fail, join
@@ -98,9 +99,10 @@ def parser() -> argparse.ArgumentParser:
     target = toy.add_mutually_exclusive_group(required=True)
     target.add_argument("--experiment", metavar="EXP", help="draw what the experiment's dataset.generate asks for")
     target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
-    _long_tail_options(verbs.add_parser("make-lt", help="long-tailed version of a COCO- or LVIS-format data set"))
-    _convert_options(verbs.add_parser("convert", help="checkpoint or class index of another repository, for our use"))
+    long_tail_options(verbs.add_parser("make-lt", help="long-tailed version of a COCO- or LVIS-format data set"))
+    convert_options(verbs.add_parser("convert", help="checkpoint or class index of another repository, for our use"))
     _export_options(verbs.add_parser("export", help="a checkpoint for mmdet 3.x, or detections as JSON"))
+    score_options(verbs.add_parser("score", help="detections of any detector to all numbers, tables and a page"))
     verbs.add_parser("recipes", help="experiments with published numbers: hardware, time and disk they take")
     schema = verbs.add_parser("schema", help="JSON schema of experiment files")
     schema.add_argument(
@@ -108,18 +110,6 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs.add_parser("methods", help="what can be chosen in experiments, with all options")
     return top
-
-
-def _long_tail_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="annotations to start from")
-    verb.add_argument("--output", type=Path, required=True, metavar="JSON", help="annotations to write")
-    verb.add_argument(
-        "--counts", type=Path, metavar="JSON", help="counts per class to reach, e.g. configs/classes/coco_lt.json"
-    )
-    verb.add_argument(
-        "--index", type=Path, metavar="PT", help="SimCal's class index: keep exactly its images, and verify --counts"
-    )
-    verb.add_argument("--seed", type=int, default=0, help="seed of the draw; default: %(default)s")
 
 
 def _export_options(verb: argparse.ArgumentParser) -> None:
@@ -130,33 +120,6 @@ def _export_options(verb: argparse.ArgumentParser) -> None:
     target.add_argument("--detections", type=Path, metavar="JSON", help="write the evaluated detections there")
     verb.add_argument("--plain", action="store_true", help="only if mmdet can run it without ltpipe")
     verb.add_argument("--iou-type", choices=("bbox", "segm"), default="bbox", help="of the JSON; default: %(default)s")
-
-
-def _convert_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "files",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="a checkpoint; several: calibrated heads of a cascade, in order",
-    )
-    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
-    verb.add_argument("--source", metavar="NAME", help="layout, see docs/convert.md; default: from the keys")
-    of_classes = verb.add_mutually_exclusive_group()
-    of_classes.add_argument(
-        "--classes", type=Path, metavar="LIST", help="class list (JSON) or statistics.csv of its training data"
-    )
-    of_classes.add_argument("--init", action="store_true", help="only to start a training: without layers of classes")
-    verb.add_argument(
-        "--ignore-names", action="store_true", help="take the list's order, whatever class names the checkpoint stores"
-    )
-    verb.add_argument("--loss", metavar="NAME", help="model.loss.type, where the weights do not show it")
-    verb.add_argument("--classifier", metavar="NAME", help="model.classifier.type, likewise")
-    verb.add_argument("--temperature", type=float, metavar="T", help="of a normalised classifier")
-    verb.add_argument("--mask", metavar="NAME", help="model.mask.type, likewise")
-    verb.add_argument("--variant", metavar="NAME", help="column of IIF's tables, e.g. raw or base10_obj")
-    verb.add_argument("--groups", type=Path, metavar="PT", help="label2binlabel.pt of a BAGS classifier")
-    verb.add_argument("--annotations", type=Path, metavar="JSON", help="annotations that a class index belongs to")
 
 
 def _experiment(verb: argparse.ArgumentParser) -> None:
@@ -216,6 +179,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         importlib.import_module("ltpipe.pipeline.recipes").print_recipes()
     elif verb == "convert":
         importlib.import_module("ltpipe.interop.convert_command").run(arguments)
+    elif verb == "score":
+        importlib.import_module("ltpipe.stages.score").run(arguments)
     elif verb == "make-lt":
         _make_long_tailed(arguments)
     else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 FREQUENCY_LIMITS = (10, 100)
 """LVIS: rare classes have up to so many training images, common ones up to so many, frequent ones more."""
@@ -14,14 +12,11 @@ BIN_EDGES = (10, 100, 1000)
 FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
-def frequency_groups(
-    image_counts: Sequence[int] | NDArray[np.integer], limits: Sequence[int] = FREQUENCY_LIMITS
-) -> list[str]:
+def frequency_groups(image_counts: Iterable[int], limits: Sequence[int] = FREQUENCY_LIMITS) -> list[str]:
     """Return ``r``, ``c`` or ``f`` per class.
 
     Args:
-        image_counts: ``(K,)`` training images.
+        image_counts: Training images per class.
         limits: Most images of a rare and of a common class.
     """
-    group = np.searchsorted(limits, np.asarray(image_counts), side="left")
-    return [str(letter) for letter in np.array(list(FREQUENCY_NAMES))[group]]
+    return ["rcf"[bisect_left(limits, count)] for count in image_counts]

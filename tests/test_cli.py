@@ -22,7 +22,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_stage_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in [*cli.STAGES, "status", "toy-data", "schema", "methods", "convert", "export", "recipes"]:
+    for verb in [*cli.STAGES, "status", "toy-data", "schema", "methods", "convert", "export", "recipes", "score"]:
         with pytest.raises(SystemExit) as stop:
             cli.main([verb, "--help"])
         assert stop.value.code == 0

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
@@ -186,6 +187,18 @@ class AnnotationStore:
         polygons = [(xy / 100.0).tolist() for xy in segments.hundredths.row(row)]
         polygons = polygons or [xy.tolist() for xy in segments.floats.row(row)]
         return polygons or json.loads(segments.rle[row].as_py())
+
+    def has_mask(self, annotations: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return ``(n,)``: which of the given annotation rows have polygons or run lengths."""
+        batch, row = np.divmod(annotations, self.info["segment_rows"])
+        found = np.zeros(len(annotations), bool)
+        for number in np.unique(batch).tolist():
+            own = np.flatnonzero(batch == number)
+            segments = self._segment_batch(number)
+            for column in (segments.hundredths, segments.floats):
+                found[own] |= np.diff(column.first_polygon)[row[own]] > 0
+            found[own] |= _array(pc.binary_length(segments.rle))[row[own]] > 0
+        return found
 
     def outlines(self, annotations: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the polygons of those of the given annotation rows that are one polygon each.

@@ -21,8 +21,8 @@ from ltpipe.engine.model_config import read_config, set_limits
 from ltpipe.engine.training import read_checkpoint, write_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.interop.class_order import reorder_config
-from ltpipe.interop.detections_json import write_results
 from ltpipe.interop.plain_mmdet import foreign_types, plain_detector, without_parts
+from ltpipe.interop.write_detections import write_results
 from ltpipe.methods.class_rows import reorder_classes
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ltpipe.data.id_rows import row_of
+from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError, unknown_name
-from ltpipe.metrics.ground_truth import GroundTruth, row_of
 from ltpipe.metrics.predictions import Floats, Predictions
 from ltpipe.metrics.tensors import IOU_TYPES, IouType, Protocol
 
@@ -41,7 +42,7 @@ class Selection:
         counts: How many detections and annotations each rule removed, and how many remain.
     """
 
-    gt: GroundTruth
+    gt: AnnotationStore
     predictions: Predictions
     iou_type: IouType
     protocol: Protocol
@@ -85,7 +86,7 @@ class Selection:
 
 
 def select(
-    gt: GroundTruth,
+    gt: AnnotationStore,
     predictions: Predictions,
     iou_type: IouType,
     *,
@@ -112,7 +113,7 @@ def select(
     predictions = predictions.checked()
     categories = _category_rows(gt, category_ids)
     image_row, category_row = _known_rows(gt, predictions)
-    anns, counts = _annotations(gt, protocol, categories)
+    anns, counts = _annotations(gt, protocol, categories, iou_type)
     dets, dropped = _detections(gt, predictions, protocol, cap, categories, anns, image_row, category_row)
     counts |= dropped
     areas = _areas(predictions, iou_type, dets)
@@ -127,7 +128,11 @@ def select(
 
 
 def _resolve(
-    gt: GroundTruth, predictions: Predictions, iou_type: IouType, protocol: Protocol | None, max_detections: int | None
+    gt: AnnotationStore,
+    predictions: Predictions,
+    iou_type: IouType,
+    protocol: Protocol | None,
+    max_detections: int | None,
 ) -> tuple[Protocol, int]:
     """Fill in the defaults and refuse what cannot be evaluated."""
     if iou_type not in IOU_TYPES:
@@ -149,7 +154,7 @@ def _resolve(
     return protocol, cap
 
 
-def _category_rows(gt: GroundTruth, category_ids: Sequence[int] | NDArray[np.int64] | None) -> Rows:
+def _category_rows(gt: AnnotationStore, category_ids: Sequence[int] | NDArray[np.int64] | None) -> Rows:
     wanted = gt.category_ids if category_ids is None else np.unique(np.asarray(category_ids, np.int64))
     rows = row_of(np.sort(wanted), gt.category_ids)
     if (rows < 0).any():
@@ -157,7 +162,7 @@ def _category_rows(gt: GroundTruth, category_ids: Sequence[int] | NDArray[np.int
     return rows
 
 
-def _known_rows(gt: GroundTruth, predictions: Predictions) -> tuple[Rows, Rows]:
+def _known_rows(gt: AnnotationStore, predictions: Predictions) -> tuple[Rows, Rows]:
     """Return the image and category row of every detection; refuse unknown ids and masks of another size."""
     image_row = row_of(predictions.image_ids, gt.image_ids)
     category_row = row_of(predictions.category_ids, gt.category_ids)
@@ -183,7 +188,9 @@ def _known_rows(gt: GroundTruth, predictions: Predictions) -> tuple[Rows, Rows]:
     return image_row, category_row
 
 
-def _annotations(gt: GroundTruth, protocol: Protocol, categories: Rows) -> tuple[Rows, dict[str, int]]:
+def _annotations(
+    gt: AnnotationStore, protocol: Protocol, categories: Rows, iou_type: IouType
+) -> tuple[Rows, dict[str, int]]:
     """Return the annotations used, by image id, and how many were left out."""
     used = np.isin(gt.ann_category, categories)
     counts = {}
@@ -193,12 +200,17 @@ def _annotations(gt: GroundTruth, protocol: Protocol, categories: Rows) -> tuple
             counts[name] = int((used & flag).sum())
             used &= ~flag
     rows = np.flatnonzero(used)
+    if iou_type != "bbox" and len(rows):
+        masked = gt.has_mask(rows)
+        if not masked.all():
+            counts["gt_without_mask"] = int(len(rows) - masked.sum())
+        rows = rows[masked]
     counts["gt"] = len(rows)
     return rows[np.argsort(gt.image_ids[gt.ann_image[rows]], kind="stable")], counts
 
 
 def _detections(
-    gt: GroundTruth,
+    gt: AnnotationStore,
     predictions: Predictions,
     protocol: Protocol,
     cap: int,
@@ -238,7 +250,7 @@ def _within_cap(image_row: Rows, scores: Floats, cap: int) -> NDArray[np.bool_]:
     return keep
 
 
-def _judged_pairs(gt: GroundTruth, anns: Rows) -> Rows:
+def _judged_pairs(gt: AnnotationStore, anns: Rows) -> Rows:
     """Return the (image, category) pairs about which the federated ground truth says something."""
     positive = _pair(gt, gt.ann_image[anns].astype(np.int64), gt.ann_category[anns])
     absent = [gt.negative_categories(row) for row in range(len(gt.image_ids))]
@@ -247,7 +259,7 @@ def _judged_pairs(gt: GroundTruth, anns: Rows) -> Rows:
     return np.unique(np.concatenate([positive, _pair(gt, image, category)[category >= 0]]))
 
 
-def _pair(gt: GroundTruth, image_row: Rows, category_row: NDArray[np.integer]) -> Rows:
+def _pair(gt: AnnotationStore, image_row: Rows, category_row: NDArray[np.integer]) -> Rows:
     return image_row * len(gt.category_ids) + category_row
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe import __version__
+from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.metrics.contract import Selection, select
-from ltpipe.metrics.ground_truth import GroundTruth
 from ltpipe.metrics.native_engine import evaluate_columns
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.tensors import (
@@ -32,7 +32,7 @@ Engine = Callable[[Selection], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 def evaluate(
-    gt: GroundTruth,
+    gt: AnnotationStore,
     predictions: Predictions,
     iou_type: IouType,
     *,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ltpipe.compiled import compiled
-from ltpipe.metrics.ground_truth import GroundTruth
+from ltpipe.data.store import AnnotationStore
 from ltpipe.metrics.kernels import decode_ends
 
 SCALE = 5
@@ -39,7 +39,7 @@ class Masks(NamedTuple):
     areas: Ints
 
 
-def annotation_masks(gt: GroundTruth, rows: Ints) -> Masks:
+def annotation_masks(gt: AnnotationStore, rows: Ints) -> Masks:
     """Return the masks of the given annotations."""
     sizes = gt.image_sizes[gt.ann_image[rows]].astype(np.int64)
     corners, xy = gt.outlines(rows)
@@ -59,12 +59,12 @@ def annotation_masks(gt: GroundTruth, rows: Ints) -> Masks:
 
 
 def _run_lengths(mask: Any, height: int, width: int) -> bytes:
-    """Return the mask of an annotation as compressed run-length text; empty if it is one of another image size."""
+    """Return the mask of an annotation as compressed run-length text."""
     if isinstance(mask, list):
         mask = coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
     elif isinstance(mask["counts"], list):
         mask = coco_mask.frPyObjects(mask, height, width)
-    counts: str | bytes = mask["counts"] if list(mask["size"]) == [height, width] else b""
+    counts: str | bytes = mask["counts"]
     return counts.encode() if isinstance(counts, str) else counts
 
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ltpipe.data.id_rows import row_of
 from ltpipe.metrics import kernels
 from ltpipe.metrics.contract import Selection
-from ltpipe.metrics.ground_truth import row_of
 from ltpipe.metrics.mask_outlines import annotation_masks
 from ltpipe.metrics.tensors import AREA_LIMITS, AREAS, IOU_THRESHOLDS, RECALL_THRESHOLDS
 from ltpipe.run.cores import cores

@@ -107,7 +107,8 @@ def draw_figures(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, P
         path = folder / f"groups_{kind}"
         figures[f"groups.{kind}"] = plot_group_bars(bars, path, title=f"AP by class frequency, {name}")
         path = folder / f"classes_{kind}"
-        figures[f"classes.{kind}"] = plot_class_curve(curves, path, title=f"AP per class, {name}", edges=edges)
+        if shown[0].per_class["train_instances"].notna().all():
+            figures[f"classes.{kind}"] = plot_class_curve(curves, path, title=f"AP per class, {name}", edges=edges)
         for experiment in experiments_of(ours):
             steps = phases_of(ours, experiment)
             if steps:

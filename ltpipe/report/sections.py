@@ -162,6 +162,8 @@ def bins(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Part
     ]
     for kind, ours in _by_kind(evaluations):
         labels = list(dict.fromkeys(item["label"] for one in ours for item in one.metrics["bins"]))
+        if not labels:
+            continue
         columns = [*WHO, *(Column(label, label, "text") for label in labels), Column("bAP", "bAP", "text")]
         rows = [who(one) | _bin_cells(one.metrics) for one in ours]
         parts += [html.heading(_name(kind)), html.table(columns, rows, group="experiment")]

@@ -25,6 +25,9 @@ def gt_document() -> dict[str, Any]:
     present = {ann["category_id"] for ann in document["annotations"]}
     kept = present | set(range(1, 1230, 60))
     document["categories"] = [item for item in document["categories"] if item["id"] in kept]
+    for image in document["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [category for category in image[key] if category in kept]
     return document
 
 
@@ -79,21 +82,32 @@ def make_detections(
 
 
 @pytest.fixture(scope="session")
-def official_lvis() -> Iterator[Callable[..., Tensors]]:
-    """The reference: ``LVISEval`` of the lvis package, with the one alias it needs from an old numpy."""
+def official_lvis_evaluation() -> Iterator[Callable[..., Any]]:
+    """The reference: ``LVISEval`` of the lvis package, run, with the one alias it needs from an old numpy."""
     level = logging.root.level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "float", float, raising=False)
         lvis = pytest.importorskip("lvis")
         logging.getLogger("lvis").setLevel(logging.ERROR)
 
-        def run(gt: Path, detections: Detections, iou_type: str, max_dets: int = 300) -> Tensors:
+        def run(gt: Path, detections: Detections, iou_type: str, max_dets: int = 300) -> Any:
             ground_truth = lvis.LVIS(str(gt))
             results = lvis.LVISResults(ground_truth, copy.deepcopy(detections), max_dets)
             kind = boundary_evaluator(lvis.LVISEval) if iou_type == "boundary" else lvis.LVISEval
             evaluation = kind(ground_truth, results, "segm" if iou_type == "boundary" else iou_type)
             evaluation.run()
-            return evaluation.eval["precision"], evaluation.eval["recall"]
+            return evaluation
 
         yield run
     logging.root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def official_lvis(official_lvis_evaluation: Callable[..., Any]) -> Callable[..., Tensors]:
+    """Precision and recall of the reference."""
+
+    def run(*arguments: Any) -> Tensors:
+        evaluation = official_lvis_evaluation(*arguments)
+        return evaluation.eval["precision"], evaluation.eval["recall"]
+
+    return run

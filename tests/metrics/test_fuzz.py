@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ltpipe.metrics.ground_truth import read_ground_truth
 from ltpipe.metrics.predictions import MaskColumn, Predictions
 from ltpipe.metrics.tensors import differing_categories
 from tests.helpers.engines import evaluate_by
+from tests.helpers.ground_truth import read_ground_truth
 
 SIZE = 200
 SIDES = (8, 16, 32, 64, 72, 96, 128)  # several of 32 * 32 and 96 * 96 pixels exactly
@@ -37,7 +37,7 @@ def document(rng: np.random.Generator, federated: bool) -> dict[str, Any]:
     """Draw images with lists that name categories more than once and leave others out."""
     images: list[dict[str, Any]] = []
     for number in range(1, 5):
-        image: dict[str, Any] = {"id": 7 * number, "height": SIZE, "width": SIZE}
+        image: dict[str, Any] = {"id": 7 * number, "file_name": f"{number}.jpg", "height": SIZE, "width": SIZE}
         if federated:
             image["neg_category_ids"] = rng.choice([2, 3, 5, 9], rng.integers(0, 3), replace=False).tolist()
             image["not_exhaustive_category_ids"] = rng.choice([2, 3, 5, 9], rng.integers(0, 3), replace=False).tolist()

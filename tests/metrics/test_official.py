@@ -17,17 +17,17 @@ from ltpipe import __version__
 from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
-from ltpipe.interop.detections_json import read_results
+from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics import native_engine as native
 from ltpipe.metrics import vernier_engine as backends
 from ltpipe.metrics.cross_check import cross_check
 from ltpipe.metrics.evaluation import evaluate
-from ltpipe.metrics.ground_truth import read_ground_truth
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter
 from ltpipe.metrics.tensors import Tensors, differing_categories, load_tensors, save_tensors
 from tests.helpers.detection_cases import GROUND_TRUTH, encode
 from tests.helpers.engines import evaluate_by
+from tests.helpers.ground_truth import read_ground_truth
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[[str, str, int], list[dict[str, Any]]]
@@ -241,7 +241,9 @@ def test_equals_pycocotools(
     from pycocotools.cocoeval import COCOeval
 
     chosen = {image["id"] for image in gt_document["images"][:40]}
-    images = [{key: image[key] for key in ("id", "height", "width")} for image in gt_document["images"][:40]]
+    images = [
+        {key: image[key] for key in ("id", "height", "width", "file_name")} for image in gt_document["images"][:40]
+    ]
     anns = [ann | {"iscrowd": 0} for ann in gt_document["annotations"] if ann["image_id"] in chosen]
     for ann in anns[::5]:
         rle = encode(gt_masks[ann["id"]])

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ltpipe.data.convert import build_store
+from ltpipe.data.id_rows import row_of
 from ltpipe.data.rle import rle_runs
-from ltpipe.data.store import AnnotationStore
 from ltpipe.metrics import kernels
-from ltpipe.metrics.ground_truth import read_ground_truth, row_of
 from ltpipe.metrics.mask_outlines import Masks, annotation_masks
 from ltpipe.metrics.predictions import join_text
+from tests.helpers.ground_truth import read_ground_truth
 
 HEIGHT, WIDTH = 47, 61
 
@@ -65,13 +64,9 @@ def expected_rle(segmentation: Any) -> dict[str, Any]:
     return coco_mask.merge(objects)
 
 
-@pytest.mark.parametrize("source", ["store", "json"])
-def test_masks_of_annotations(source: str, path: Path, tmp_path: Path) -> None:
-    """Every run of every mask, from both kinds of ground truth, in any order of rows."""
-    gt: Any = read_ground_truth(path)
-    if source == "store":
-        build_store(path, tmp_path / "store", fmt="coco", progress=False)
-        gt = AnnotationStore.open(tmp_path / "store")
+def test_masks_of_annotations(path: Path) -> None:
+    """Every run of every mask, in any order of rows."""
+    gt = read_ground_truth(path)
     rows = np.random.default_rng(1).permutation(900)
     masks = annotation_masks(gt, rows)
     singles = np.diff(gt.outlines(rows)[0]) > 0
@@ -83,16 +78,6 @@ def test_masks_of_annotations(source: str, path: Path, tmp_path: Path) -> None:
         ends = masks.ends[start : start + masks.counts[place]]
         np.testing.assert_array_equal(ends, np.cumsum(rle_runs(rle["counts"])))
         assert masks.areas[place] == coco_mask.area(rle)
-
-
-def test_mask_of_another_size_overlaps_nothing(path: Path, tmp_path: Path) -> None:
-    """The official evaluators compare no masks of different sizes."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    document["annotations"] = document["annotations"][1:2]
-    document["images"][0]["width"] += 1
-    (tmp_path / "other.json").write_text(json.dumps(document), encoding="utf-8")
-    masks = annotation_masks(read_ground_truth(tmp_path / "other.json"), np.zeros(1, np.int64))
-    assert masks.counts.tolist() == masks.areas.tolist() == [0]
 
 
 @pytest.mark.parametrize("crowd", [False, True])

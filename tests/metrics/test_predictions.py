@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ltpipe.errors import UserError
-from ltpipe.interop.detections_json import read_results, write_results
 from ltpipe.metrics import predictions_writer as writer_module
 from ltpipe.metrics.predictions import MaskColumn, Predictions, concatenate
 from ltpipe.metrics.predictions_writer import PredictionWriter, merge_predictions
@@ -180,71 +178,3 @@ def test_writer_refuses_bad_detections(change: dict[str, Any], message: str, tmp
         out.append(**item)
         out.append(**(item | change))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_results_round_trip(tmp_path: Path) -> None:
-    """JSON and back; masks alone on request."""
-    write(tmp_path / "p.arrow", images(30), dtype="float64")
-    ours = Predictions.open(tmp_path / "p.arrow")
-    write_results(ours, tmp_path / "all.json")
-    back = read_results(tmp_path / "all.json")
-    for name in ("image_ids", "category_ids", "scores", "boxes"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(ours, name))
-    rows = np.arange(len(ours))
-    assert back.masks is not None and ours.masks is not None
-    assert back.masks.counts(rows) == ours.masks.counts(rows)
-    write_results(ours, tmp_path / "masks.json", boxes=False)
-    records = json.loads((tmp_path / "masks.json").read_text())
-    assert set(records[0]) == {"image_id", "category_id", "score", "segmentation"}
-    assert read_results(tmp_path / "masks.json").boxes is None
-
-
-def test_results_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks join to one valid list, and no detections to an empty one."""
-    monkeypatch.setattr("ltpipe.interop.detections_json.ROWS_PER_BLOCK", 7)
-    write(tmp_path / "p.arrow", images(20))
-    ours = Predictions.open(tmp_path / "p.arrow")
-    write_results(ours, tmp_path / "r.json")
-    assert len(json.loads((tmp_path / "r.json").read_text())) == len(ours)
-    with PredictionWriter(tmp_path / "none.arrow"):
-        pass
-    write_results(Predictions.open(tmp_path / "none.arrow"), tmp_path / "none.json")
-    assert json.loads((tmp_path / "none.json").read_text()) == []
-    assert len(read_results(tmp_path / "none.json")) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"annotations": []}', "not a valid results file"),
-        ('[{"image_id": 1, "category_id": 1, "score": NaN, "bbox": [0, 0, 1, 1]}]', "not a valid results file"),
-        ('[{"image_id": 1, "category_id": 1, "score": null, "bbox": [0, 0, 1, 1]}]', "not a valid results file"),
-        ('[{"image_id": 1, "category_id": 1, "score": "0.5", "bbox": [0, 0, 1, 1]}]', "not a valid results file"),
-        ('[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1]}]', "not a valid results file"),
-        ('[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1, 1]}', "not a valid results file"),
-        ('[{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": [[0, 0, 1, 0, 1, 1]]}]', "not a valid"),
-        ('[{"image_id": 1, "category_id": 1, "score": 0.5}]', "neither"),
-        (
-            '[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1, 1]},'
-            ' {"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": {"size": [4, 4], "counts": "`0"}}]',
-            "has no bbox but others have",
-        ),
-        (
-            '[{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": {"size": [4, -4], "counts": "`0"}}]',
-            "an impossible mask size",
-        ),
-        (
-            '[{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": {"size": [4, 4], "counts": "`"}}]',
-            "a mask stops in the middle of a number",
-        ),
-    ],
-)
-def test_broken_results_are_refused(text: str, message: str, tmp_path: Path) -> None:
-    """With the file named."""
-    path = tmp_path / "results.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=message) as caught:
-        read_results(path)
-    assert "results.json" in str(caught.value)
-    with pytest.raises(UserError, match="cannot read the results"):
-        read_results(tmp_path / "missing.json")

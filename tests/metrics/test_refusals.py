@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltpipe.data.convert import build_store
+from ltpipe.data.id_rows import row_of
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
-from ltpipe.interop.detections_json import read_results
 from ltpipe.metrics.contract import select
 from ltpipe.metrics.evaluation import evaluate
-from ltpipe.metrics.ground_truth import JsonGroundTruth, read_ground_truth, row_of
 from ltpipe.metrics.predictions import MaskColumn, Predictions
-from ltpipe.metrics.tensors import differing_categories
 from tests.helpers.detection_cases import encode
+from tests.helpers.ground_truth import read_ground_truth
 
 REAL = Path(__file__).parents[1] / "data" / "lvis_val_100.json"
 SIZE = (20, 30)
@@ -31,8 +29,22 @@ SQUARE[2:12, 3:13] = 1
 def document() -> dict[str, Any]:
     """Two images, three categories."""
     images = [
-        {"id": 5, "height": 20, "width": 30, "neg_category_ids": [9], "not_exhaustive_category_ids": []},
-        {"id": 3, "height": 40, "width": 30, "neg_category_ids": [], "not_exhaustive_category_ids": [7]},
+        {
+            "id": 5,
+            "file_name": "5.jpg",
+            "height": 20,
+            "width": 30,
+            "neg_category_ids": [9],
+            "not_exhaustive_category_ids": [],
+        },
+        {
+            "id": 3,
+            "file_name": "3.jpg",
+            "height": 40,
+            "width": 30,
+            "neg_category_ids": [],
+            "not_exhaustive_category_ids": [7],
+        },
     ]
     square = {"bbox": [3, 2, 10, 10], "area": 100, "segmentation": [[3, 2, 13, 2, 13, 12, 3, 12]]}
     anns = [square | {"id": i, "image_id": image, "category_id": 7} for i, image in enumerate((5, 3))]
@@ -40,7 +52,7 @@ def document() -> dict[str, Any]:
     return {"images": images, "annotations": anns, "categories": categories}
 
 
-def ground_truth(document: dict[str, Any], folder: Path) -> JsonGroundTruth:
+def ground_truth(document: dict[str, Any], folder: Path) -> AnnotationStore:
     """Pass a document through a file."""
     (folder / "gt.json").write_text(json.dumps(document), encoding="utf-8")
     return read_ground_truth(folder / "gt.json")
@@ -119,51 +131,6 @@ def test_lvis_protocol_needs_federated_lists(document: dict[str, Any], tmp_path:
     assert evaluate(gt, detections(), "bbox").info.protocol == "coco"
     with pytest.raises(UserError, match="LVIS protocol needs"):
         evaluate(gt, detections(), "bbox", protocol="lvis")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["annotations"][0].update(image_id=99), "an annotation names an unknown id"),
-        (lambda d: d["annotations"][0].update(category_id=99), "an annotation names an unknown id"),
-        (lambda d: d["images"][0].update(id=3), "an id occurs twice"),
-        (lambda d: d["categories"][0].update(id=7), "an id occurs twice"),
-        (lambda d: d["images"][0].pop("neg_category_ids"), "has no neg_category_ids but others have"),
-        (lambda d: d["annotations"][0].pop("bbox"), "not a COCO or LVIS annotation file"),
-        (lambda d: d.pop("images"), "not a COCO or LVIS annotation file"),
-    ],
-)
-def test_bad_ground_truth_is_refused(change: Any, message: str, document: dict[str, Any], tmp_path: Path) -> None:
-    """Naming the file."""
-    broken = copy.deepcopy(document)
-    change(broken)
-    with pytest.raises(UserError, match=message) as caught:
-        ground_truth(broken, tmp_path)
-    assert "gt.json" in str(caught.value)
-
-
-def test_unreadable_ground_truth(tmp_path: Path) -> None:
-    """Missing or cut off."""
-    with pytest.raises(UserError, match="cannot read the annotations"):
-        read_ground_truth(tmp_path / "missing.json")
-    (tmp_path / "cut.json").write_text('{"images": [')
-    with pytest.raises(UserError, match="not a COCO or LVIS annotation file"):
-        read_ground_truth(tmp_path / "cut.json")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_store_and_json_agree(iou_type: str, make_detections: Any, tmp_path: Path) -> None:
-    """The annotation store and the JSON file it was built from give the same bits."""
-    build_store(REAL, tmp_path / "store", fmt="lvis", progress=False)
-    (tmp_path / "r.json").write_text(json.dumps(make_detections("ties", iou_type, 2)))
-    predictions = read_results(tmp_path / "r.json")
-    both = [
-        evaluate(gt, predictions, iou_type)
-        for gt in (AnnotationStore.open(tmp_path / "store"), read_ground_truth(REAL))
-    ]
-    assert both[0].info.protocol == "lvis"
-    assert differing_categories(*both) == []
 
 
 def test_row_of() -> None:

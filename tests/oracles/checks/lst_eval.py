@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ltpipe.interop.detections_json import read_results
+from ltpipe.data.id_rows import row_of
+from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics.evaluation import evaluate
-from ltpipe.metrics.ground_truth import read_ground_truth, row_of
 from ltpipe.metrics.table import per_class_table, summarize
+from tests.helpers.ground_truth import read_ground_truth
 
 METHOD = "lst"
 GROUND_TRUTH = Path(__file__).parents[2] / "data" / "lvis_val_100.json"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ltpipe.interop.detections_json import read_results
+from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics.class_groups import bin_metrics
 from ltpipe.metrics.evaluation import evaluate
-from ltpipe.metrics.ground_truth import read_ground_truth
 from ltpipe.metrics.table import per_class_table, summarize
+from tests.helpers.ground_truth import read_ground_truth
 
 METHOD = "simcal"
 GROUND_TRUTH = Path(__file__).parents[2] / "data" / "lvis_val_100.json"

@@ -1,0 +1,90 @@
+"""Options of the commands that are no stages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ltpipe.frequency import BIN_EDGES
+
+
+def score_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe score``."""
+    verb.description = "Measure detections of any framework (JSON results of COCO or LVIS); needs no experiment."
+    verb.add_argument(
+        "detections", nargs="+", type=Path, metavar="DETECTIONS", help="results files, shown side by side"
+    )
+    verb.add_argument(
+        "--annotations",
+        type=Path,
+        required=True,
+        metavar="JSON",
+        help="annotations the detections are measured against",
+    )
+    verb.add_argument(
+        "--train", type=Path, metavar="JSON", help="training annotations, whose counts make frequency groups and bins"
+    )
+    verb.add_argument(
+        "--images", type=Path, metavar="DIR", help="image folder; every image of the annotations is there"
+    )
+    verb.add_argument("--output", type=Path, metavar="DIR", help="write report.html, summary.csv, per_class.csv there")
+    verb.add_argument("--protocol", choices=("lvis", "coco"), help="default: lvis for federated annotations, else coco")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, by file and IoU type")
+    verb.add_argument(
+        "--iou-types", type=_listed(str), metavar="A,B", help="of bbox, segm, boundary; default: all that a file holds"
+    )
+    verb.add_argument(
+        "--bins", type=_listed(float), default=BIN_EDGES, metavar="A,B", help="edges of the bins; default: 10,100,1000"
+    )
+
+
+def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Return what reads values with commas between them."""
+
+    def values(text: str) -> list[Any]:
+        return [kind(item) for item in text.split(",")]
+
+    return values
+
+
+def long_tail_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe make-lt``."""
+    verb.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="annotations to start from")
+    verb.add_argument("--output", type=Path, required=True, metavar="JSON", help="annotations to write")
+    verb.add_argument(
+        "--counts", type=Path, metavar="JSON", help="counts per class to reach, e.g. configs/classes/coco_lt.json"
+    )
+    verb.add_argument(
+        "--index", type=Path, metavar="PT", help="SimCal's class index: keep exactly its images, and verify --counts"
+    )
+    verb.add_argument("--seed", type=int, default=0, help="seed of the draw; default: %(default)s")
+
+
+def convert_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe convert``."""
+    verb.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint; several: calibrated heads of a cascade, in order",
+    )
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
+    verb.add_argument("--source", metavar="NAME", help="layout, see docs/convert.md; default: from the keys")
+    of_classes = verb.add_mutually_exclusive_group()
+    of_classes.add_argument(
+        "--classes", type=Path, metavar="LIST", help="class list (JSON) or statistics.csv of its training data"
+    )
+    of_classes.add_argument("--init", action="store_true", help="only to start a training: without layers of classes")
+    verb.add_argument(
+        "--ignore-names", action="store_true", help="take the list's order, whatever class names the checkpoint stores"
+    )
+    verb.add_argument("--loss", metavar="NAME", help="model.loss.type, where the weights do not show it")
+    verb.add_argument("--classifier", metavar="NAME", help="model.classifier.type, likewise")
+    verb.add_argument("--temperature", type=float, metavar="T", help="of a normalised classifier")
+    verb.add_argument("--mask", metavar="NAME", help="model.mask.type, likewise")
+    verb.add_argument("--variant", metavar="NAME", help="column of IIF's tables, e.g. raw or base10_obj")
+    verb.add_argument("--groups", type=Path, metavar="PT", help="label2binlabel.pt of a BAGS classifier")
+    verb.add_argument("--annotations", type=Path, metavar="JSON", help="annotations that a class index belongs to")

@@ -1,0 +1,18 @@
+"""Which format an annotation file has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltpipe.data.records import Format
+from ltpipe.data.stream import AnnotationStream
+
+
+def annotation_format(path: Path) -> Format:
+    """Return ``lvis`` if any image lists categories that were verified to be absent, else ``coco``.
+
+    Raises:
+        UserError: The file cannot be read, or is no annotation file.
+    """
+    federated = any(image.neg_category_ids is not None for image in AnnotationStream.open(path, "coco").images)
+    return "lvis" if federated else "coco"

@@ -1,0 +1,289 @@
+"""``ltpipe score``: detections of any detector to all numbers of the long tail, without experiment and training."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ltpipe import __version__
+from ltpipe.data.categories import ONE_LIST, Categories, labels_in
+from ltpipe.data.convert import build_store
+from ltpipe.data.formats import annotation_format
+from ltpipe.data.statistics import class_statistics
+from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import write_csv
+from ltpipe.errors import UserError, unknown_name
+from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS, frequency_groups
+from ltpipe.interop.known_ids import KnownIds
+from ltpipe.interop.read_detections import read_results
+from ltpipe.metrics.class_groups import Number
+from ltpipe.metrics.evaluation import evaluate
+from ltpipe.metrics.predictions import Predictions
+from ltpipe.metrics.table import flatten, per_class_table, rows_in, summarize
+from ltpipe.metrics.tensors import IOU_TYPES, IouType, Protocol
+from ltpipe.report.build import build_report
+from ltpipe.report.html import NOTHING, show
+from ltpipe.report.inputs import IOU_NAMES, Evaluation
+from ltpipe.run.files import sha256_file, write_json
+
+Scores = dict[str, dict[str, dict[str, Number]]]
+RECORD = "score.json"
+SUFFIXES = (".gz", ".json")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How detections are measured.
+
+    Attributes:
+        protocol: ``lvis`` or ``coco``; None: that of the annotations.
+        iou_types: On what; None: on everything a file holds.
+        bins: Ascending edges of the bins, in training instances.
+        frequency_limits: Most training images of a rare and of a common class.
+    """
+
+    protocol: Protocol | None = None
+    iou_types: tuple[IouType, ...] | None = None
+    bins: tuple[float, ...] = BIN_EDGES
+    frequency_limits: tuple[int, int] = FREQUENCY_LIMITS
+
+
+def score(
+    annotations: str | Path,
+    detections: str | Path | Sequence[str | Path],
+    *,
+    train: str | Path | None = None,
+    images: str | Path | None = None,
+    output: str | Path | None = None,
+    protocol: Protocol | None = None,
+    iou_types: Sequence[IouType] | None = None,
+    bins: Sequence[float] = BIN_EDGES,
+    frequency_limits: Sequence[int] = FREQUENCY_LIMITS,
+    progress: bool = False,
+) -> Scores:
+    """Measure detections of any framework.
+
+    Args:
+        annotations: COCO- or LVIS-format JSON of the images the detections were made on.
+        detections: Results files, see :mod:`~ltpipe.interop.read_detections`.
+        train: Annotations of the training images: frequency groups and bins count their objects. Without it the groups
+            are those that ``annotations`` name, if any, and there are no bins.
+        images: Folder of the images; every image of the annotations must be there.
+        output: Folder for ``report.html``, ``summary.csv``, ``per_class.csv`` and the figures; None: write nothing.
+        protocol: ``lvis`` or ``coco``; default: that of the annotations.
+        iou_types: Of ``bbox``, ``segm`` and ``boundary``; default: all that a file holds.
+        bins: Ascending edges of the bins, in training instances.
+        frequency_limits: Most training images of a rare and of a common class.
+        progress: Show on the error stream how far reading is.
+
+    Returns:
+        ``{stem of the file: {iou_type: {metric: fraction of 1, or None}}}``, names as in ``metrics.json``.
+
+    Raises:
+        UserError: A file cannot be read, detections and annotations do not belong together, or an option is wrong.
+    """
+    limits = tuple(int(limit) for limit in frequency_limits)
+    if len(limits) != 2 or not 0 <= limits[0] < limits[1]:
+        raise UserError(
+            "frequency limits must be two ascending counts", got=list(frequency_limits), allowed="e.g. 10 100"
+        )
+    for kind in iou_types or ():
+        if kind not in IOU_TYPES:
+            raise unknown_name("IoU type", kind, IOU_TYPES)
+    options = Options(protocol, None if iou_types is None else tuple(iou_types), tuple(bins), (limits[0], limits[1]))
+    files = _by_stem([detections] if isinstance(detections, str | Path) else detections)
+    folder = None if output is None else _own_folder(Path(output))
+    with tempfile.TemporaryDirectory(prefix="ltpipe-score-") as name:
+        work = Path(name)
+        gt = _open(Path(annotations), work / "val", options, images, progress)
+        counted = None if train is None else Path(train)
+        classes = _classes(gt, Path(annotations), counted, work, options, progress)
+        measured = _measure(gt, classes, Path(annotations), files, options)
+        if folder is not None:
+            _write(folder, measured, Path(annotations), counted, files, options)
+    scores: Scores = {stem: {} for stem in files}
+    for item in measured:
+        scores[item.checkpoint][item.iou_type] = flatten(item.metrics)
+    return scores
+
+
+def _by_stem(detections: Sequence[str | Path]) -> dict[str, Path]:
+    """Return the files by their names without suffixes."""
+    files: dict[str, Path] = {}
+    for item in detections:
+        path = stem = Path(item)
+        for suffix in SUFFIXES:
+            stem = stem.with_suffix("") if stem.suffix == suffix else stem
+        if stem.name in files:
+            got = f"{files[stem.name]} and {path}"
+            raise UserError("two files of detections have one name", got=got, fix="rename one: names tell them apart")
+        files[stem.name] = path
+    if not files:
+        raise UserError("no file of detections", fix="name one or several JSON files")
+    return files
+
+
+def _own_folder(folder: Path) -> Path:
+    """Return a folder that is new, empty, or was written by this command."""
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / RECORD).is_file())):
+        raise UserError("the output folder holds other files", where=folder, fix="name a new folder")
+    return folder
+
+
+def _own_file(path: Path) -> None:
+    """Refuse a file that is there and is none of this command: numbers by file, IoU type and metric."""
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        own = all(IOU_TYPES.index(kind) >= 0 and "AP" in kinds[kind] for kinds in scores.values() for kind in kinds)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError, TypeError):
+        own = False
+    if not own:
+        raise UserError("the output file is there and holds something else", where=path, fix="name a new file")
+
+
+def _open(
+    path: Path, folder: Path, options: Options, images: str | Path | None = None, progress: bool = False
+) -> AnnotationStore:
+    """Read annotations into a store; the COCO protocol needs no federated lists."""
+    fmt = "coco" if options.protocol == "coco" else annotation_format(path)
+    build_store(path, folder, fmt=fmt, image_folder=images, progress=progress)
+    return AnnotationStore.open(folder)
+
+
+def _classes(
+    gt: AnnotationStore, annotations: Path, train: Path | None, work: Path, options: Options, progress: bool
+) -> pd.DataFrame:
+    """Return what is known of the training of each class, as :func:`~ltpipe.data.statistics.class_statistics`."""
+    if train is None:
+        named = gt.info["frequency_from"] == "file"
+        ids, names = np.array(gt.category_ids), gt.category_names
+        frequency = gt.category_frequency if named else None
+        columns = {"category_id": ids, "name": names, "image_count": np.nan, "instance_count": np.nan}
+        return pd.DataFrame(columns | {"frequency": frequency})
+    store = _open(train, work / "train", Options("coco"), progress=progress)
+    known = Categories.of_store(store, "the training annotations")
+    labels_in(known, Categories.of_store(gt, f"{annotations}"), where=train, fix=ONE_LIST, part=True)
+    statistics = class_statistics(store)
+    return statistics.assign(frequency=frequency_groups(statistics["image_count"], options.frequency_limits))
+
+
+def _measure(
+    gt: AnnotationStore, classes: pd.DataFrame, annotations: Path, files: Mapping[str, Path], options: Options
+) -> list[Evaluation]:
+    """Measure every file on everything it holds, one file in memory at a time."""
+    known = KnownIds(gt, annotations)
+    measured: dict[str, list[Evaluation]] = {stem: [] for stem in files}
+    empty: dict[str, Predictions] = {}
+    for stem, path in files.items():
+        found = read_results(path, known)
+        if not len(found):
+            empty[stem] = found
+            continue
+        held = {"bbox": found.boxes, "segm": found.masks, "boundary": found.masks}
+        for kind in options.iou_types or [kind for kind in IOU_TYPES if held[kind] is not None]:
+            measured[stem].append(_evaluation(gt, classes, found, kind, annotations, stem, options))
+    # A detector that finds nothing is measured as the others are.
+    kinds = options.iou_types or tuple(
+        dict.fromkeys(item.metrics["iou_type"] for items in measured.values() for item in items)
+    )
+    for stem, found in empty.items():
+        measured[stem] = [
+            _evaluation(gt, classes, found, kind, annotations, stem, options) for kind in kinds or ("bbox",)
+        ]
+    return [item for items in measured.values() for item in items]
+
+
+def _evaluation(
+    gt: AnnotationStore,
+    classes: pd.DataFrame,
+    found: Predictions,
+    kind: IouType,
+    annotations: Path,
+    stem: str,
+    options: Options,
+) -> Evaluation:
+    tensors = evaluate(gt, found, kind, protocol=options.protocol)
+    metrics = summarize(tensors, classes, bins=options.bins)
+    return Evaluation(annotations.stem, stem, metrics, per_class_table(tensors, classes))
+
+
+def _write(
+    folder: Path,
+    measured: Sequence[Evaluation],
+    annotations: Path,
+    train: Path | None,
+    files: Mapping[str, Path],
+    options: Options,
+) -> None:
+    """Write the page, the tables and, last, the record of what they were made from."""
+    text = f"{len(files)} files of detections" if len(files) > 1 else next(iter(files.values())).name
+    written = build_report(
+        folder, measured, title=f"{annotations.name}: {text}", subtitle=f"Measured by ltpipe {__version__}."
+    )
+    tables = [item.per_class.assign(iou_type=item.iou_type, checkpoint=item.checkpoint) for item in measured]
+    write_csv(folder / "per_class.csv", pd.concat(tables))
+    inputs = {"annotations": annotations, "train": train} | {f"detections:{stem}": path for stem, path in files.items()}
+    record: dict[str, Any] = {
+        "ltpipe": __version__,
+        "inputs": {
+            key: {"path": str(path), "sha256": sha256_file(path)} for key, path in inputs.items() if path is not None
+        },
+        "options": vars(options),
+        "outputs": sorted(str(path.relative_to(folder)) for path in [*written, folder / "per_class.csv"]),
+    }
+    write_json(folder / RECORD, record)
+
+
+def table(scores: Scores) -> str:
+    """Return the numbers of the overview as text, files below each other, one block per IoU type."""
+    columns = [row.key for row in rows_in("overview")] + [row.key for row in rows_in("bins")]
+    width = max(len("detections"), *map(len, scores))
+    lines: list[str] = []
+    for kind in IOU_TYPES:
+        rows = {stem: numbers[kind] for stem, numbers in scores.items() if kind in numbers}
+        if not rows:
+            continue
+        lines += ["", f"{IOU_NAMES[kind].capitalize()}, percent"]
+        lines.append("detections".ljust(width) + "".join(key.rjust(7) for key in columns))
+        for stem, numbers in rows.items():
+            cells = (show(numbers.get(key), "percent") for key in columns)
+            lines.append(stem.ljust(width) + "".join(cell.rjust(7) for cell in cells))
+    return "\n".join(lines[1:])
+
+
+def run(arguments: Namespace) -> None:
+    """Run ``ltpipe score`` with parsed arguments."""
+    if arguments.json is not None:
+        _own_file(arguments.json)
+    scores = score(
+        arguments.annotations,
+        arguments.detections,
+        train=arguments.train,
+        images=arguments.images,
+        output=arguments.output,
+        protocol=arguments.protocol,
+        iou_types=arguments.iou_types,
+        bins=arguments.bins,
+        progress=True,
+    )
+    print(table(scores))
+    if arguments.json is not None:
+        write_json(arguments.json, scores)
+    if any(
+        None in (numbers["APr"], numbers["APc"], numbers["APf"])
+        for kinds in scores.values()
+        for numbers in kinds.values()
+    ):
+        print(f"\n{NOTHING}: no class with objects to find, or (without --train) no frequency in the annotations")
+    if arguments.output is not None:
+        print(f"\n{arguments.output / 'report.html'}")
