@@ -17,39 +17,12 @@ from typing import Any
 from ltpipe import __version__
 from ltpipe.command_options import convert_options, long_tail_options, score_options
 from ltpipe.errors import EXIT_CODE, UserError
+from ltpipe.pipeline.stages import CHECKPOINT, TABLE
 from ltpipe.run.files import write_json
 from ltpipe.run.launch import first_to_fail, join
 from ltpipe.run.time_limit import Stopped, set_deadline
 
 STOPPED = 75
-STAGES = {
-    "validate": "check an experiment and its detector in seconds, and write what it resolves to",
-    "index": "annotations to columnar stores and class statistics, once per data set",
-    "split": "class order, base and phases, replay lists",
-    "base": "base training",
-    "distill": "teacher similarities for one incremental phase",
-    "lst": "one incremental phase",
-    "features": "calibration plan and frozen RoI features",
-    "calibrate": "train or compute one calibrator",
-    "evaluate": "measure one checkpoint",
-    "report": "tables and plots",
-}
-# Option that a stage takes beside the experiment: flag, name of the argument of `run`, type, help.
-_KEYS = {
-    "split": (
-        "--phase",
-        "phase",
-        int,
-        "0: class order and phases only, k: replay list of phase k; default: everything",
-    ),
-    "distill": ("--phase", "phase", int, "phase, from 1"),
-    "lst": ("--phase", "phase", int, "phase, from 1"),
-    "calibrate": ("--name", "name", str, "name of the calibrator in the experiment"),
-    "evaluate": ("--checkpoint", "checkpoint", str, "base, phase1 .., or a calibrator's name"),
-}
-_RESUMING = ("base", "distill", "lst", "features", "calibrate", "evaluate")
-_PARALLEL = ("base", "lst")
-_WITHOUT_TORCH = ("index", "split", "report")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,25 +34,25 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"ltpipe {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
-    for stage, text in STAGES.items():
-        verb = verbs.add_parser(stage, help=text, description=text[0].upper() + text[1:] + ".")
+    for stage in TABLE.values():
+        verb = verbs.add_parser(stage.name, help=stage.help, description=stage.help[0].upper() + stage.help[1:] + ".")
         _experiment(verb)
-        if stage in _KEYS:
-            flag, name, kind, description = _KEYS[stage]
+        if stage.key is not None:
+            key = stage.key
             verb.add_argument(
-                flag, dest=name, type=kind, required=stage != "split", metavar=name.upper(), help=description
+                key.flag, dest=key.name, type=key.kind, required=key.required, metavar=key.name.upper(), help=key.help
             )
-        if stage == "evaluate":
+        if stage.name == "evaluate":
             verb.add_argument(
                 "--cross-check",
                 action="store_true",
                 help="compute the stored evaluation again with a second engine; every cell must be equal",
             )
-        if stage in _RESUMING:
+        if stage.resumes:
             verb.add_argument(
                 "--fresh", action="store_true", help="start anew instead of continuing where a killed run stopped"
             )
-        if stage in _PARALLEL:
+        if stage.processes:
             verb.add_argument(
                 "--processes",
                 type=int,
@@ -114,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _export_options(verb: argparse.ArgumentParser) -> None:
     _experiment(verb)
-    verb.add_argument("--checkpoint", required=True, help=_KEYS["evaluate"][3])
+    verb.add_argument("--checkpoint", required=True, help=CHECKPOINT.help)
     target = verb.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", type=Path, metavar="DIR", help="write config.py and model.pth for mmdet there")
     target.add_argument("--detections", type=Path, metavar="JSON", help="write the evaluated detections there")
@@ -205,8 +178,9 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         (watch_status if arguments.watch else print_status)(exp, paths)
         return 0
     keys: dict[str, Any] = {}
-    if verb in _KEYS:
-        name = _KEYS[verb][1]
+    stage = TABLE[verb]
+    if stage.key is not None:
+        name = stage.key.name
         keys[name] = getattr(arguments, name)
         if keys[name] is not None:
             _check_key(exp, verb, keys[name])
@@ -224,22 +198,22 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         return 0
     join()
     launched = "WORLD_SIZE" in os.environ
-    if verb in _RESUMING and arguments.fresh and not launched:
+    if stage.resumes and arguments.fresh and not launched:
         from ltpipe.run.stage_run import forget
 
         forget(verb, paths.folder(verb, *keys.values()))
     if not launched and done_by_another(exp, paths, verb, keys):
         return 0
-    if verb in _PARALLEL:
+    if stage.processes:
         set_deadline(arguments.time_limit)
-    if verb in _PARALLEL and not launched:
+    if stage.processes and not launched:
         block = exp.base if verb == "base" else exp.lst
         assert block is not None
         if verb != "base" or exp.base.checkpoint is None:  # otherwise nothing is trained
             code = _launch(arguments, block.schedule.batch_size, paths.folder(verb, *keys.values()))
             if code is not None:
                 return code
-    if verb not in _WITHOUT_TORCH:
+    if stage.torch:
         _load_formatter()
     run = importlib.import_module(f"ltpipe.stages.{verb}").run
     try:

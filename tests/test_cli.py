@@ -11,6 +11,7 @@ import yaml
 from ltpipe import cli
 from ltpipe.config.loading import load_experiment
 from ltpipe.errors import UserError
+from ltpipe.pipeline.stages import TABLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +23,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_stage_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in [*cli.STAGES, "status", "toy-data", "schema", "methods", "convert", "export", "recipes", "score"]:
+    for verb in [*TABLE, "status", "toy-data", "schema", "methods", "convert", "export", "recipes", "score"]:
         with pytest.raises(SystemExit) as stop:
             cli.main([verb, "--help"])
         assert stop.value.code == 0
@@ -32,8 +33,8 @@ def test_every_stage_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_stage_has_a_module_that_runs() -> None:
     import ast
 
-    keys = {stage: name for stage, (_, name, _, _) in cli._KEYS.items()}
-    for stage in cli.STAGES:
+    keys = {stage.name: stage.key.name for stage in TABLE.values() if stage.key is not None}
+    for stage in TABLE:
         tree = ast.parse((ROOT / "ltpipe" / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
         run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
         assert [a.arg for a in run.args.args] == ["exp", "paths", *([keys[stage]] if stage in keys else [])]

@@ -263,9 +263,12 @@ def class_of(config: Mapping[str, Any]) -> Any:
     Raises:
         UserError: There is no such class.
     """
-    found = config["type"] if isinstance(config["type"], type) else MMDET_MODELS.get(config["type"])
+    kind = config.get("type")
+    if kind is None:
+        raise UserError("a component of the detector has no type", where="model", got=", ".join(config) or "{}")
+    found = kind if isinstance(kind, type) else MMDET_MODELS.get(kind)
     if not isinstance(found, type):
-        raise unknown_name("component", config["type"], MMDET_MODELS.module_dict, where="model", shown=0)
+        raise unknown_name("component", kind, MMDET_MODELS.module_dict, where="model", shown=0)
     return found
 
 

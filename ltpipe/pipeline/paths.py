@@ -6,19 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from ltpipe.config.experiment import Experiment
+from ltpipe.pipeline.stages import TABLE
 
-STAGES = (
-    "validate",
-    "index",
-    "split",
-    "base",
-    "distill",
-    "lst",
-    "features",
-    "calibrate",
-    "evaluate",
-    "report",
-)
 Part = Literal["train", "val"]
 RESULTS = "results"
 
@@ -43,11 +32,11 @@ class Paths:
         """Folder of a stage: of this experiment, or of the one that it shares the stage with.
 
         Args:
-            stage: One of :data:`STAGES`.
+            stage: One of :data:`ltpipe.pipeline.stages.TABLE`.
             key: Phase number for ``split`` (its replay list), ``distill`` and ``lst``, calibrator name, or checkpoint
                 id for ``evaluate``.
         """
-        assert stage in STAGES, stage
+        assert stage in TABLE, stage
         if stage == "index":
             return self.dataset
         root = self.results / self._experiment.owners.get((stage, key), self.root.name)

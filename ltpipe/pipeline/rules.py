@@ -22,6 +22,7 @@ from ltpipe.config.start_weights import starting_experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest
 from ltpipe.pipeline.paths import RESULTS, Paths
+from ltpipe.pipeline.stages import TABLE
 from ltpipe.run.log_progress import holder
 from ltpipe.run.records import is_current
 from ltpipe.run.status import needs_features, stage_keys
@@ -142,6 +143,9 @@ class Pipeline:
     def drawn(self) -> list[str]:
         """Names of the data sets that `ltpipe toy-data` draws."""
         return [name for name in self.datasets if self.dataset(name).dataset.generate is not None]
+
+    stages = tuple(TABLE)
+    """Names of all stages."""
 
     def with_phase(self, phase: int) -> list[str]:
         """Experiments that have this phase."""

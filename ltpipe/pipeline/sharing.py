@@ -7,10 +7,8 @@ from collections.abc import Callable
 from ltpipe.config.experiment import Experiment, Owners
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest
+from ltpipe.pipeline.stages import TABLE
 from ltpipe.run.status import stage_keys
-
-SHARED = ("split", "base", "distill", "lst", "features")
-"""Stages whose results depend on nothing but their part of the experiment and what earlier ones of these have made."""
 
 
 def owners(exp: Experiment, load: Callable[[Experiment, str], Experiment], _seen: tuple[str, ...] = ()) -> Owners:
@@ -46,4 +44,4 @@ def owners(exp: Experiment, load: Callable[[Experiment, str], Experiment], _seen
 
 
 def _stages(exp: Experiment) -> list[tuple[str, str | int | None]]:
-    return [(stage, key) for stage, key in stage_keys(exp) if stage in SHARED]
+    return [(stage, key) for stage, key in stage_keys(exp) if TABLE[stage].shared]

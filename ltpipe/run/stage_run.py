@@ -20,7 +20,8 @@ from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import PeerLost, UserError
 from ltpipe.pipeline.digests import slice_digest
-from ltpipe.pipeline.paths import STAGES, Paths
+from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stages import TABLE
 from ltpipe.run.files import discard, move, sha256_file, write_json
 from ltpipe.run.loader_errors import from_loader
 from ltpipe.run.records import RECORD, read_json, recorded_checksum
@@ -179,7 +180,7 @@ def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> di
     checksums = {}
     for maker, path in inputs.items():
         name = maker.split(":")[0]
-        made = name in (*STAGES, "toy-data")
+        made = name in (*TABLE, "toy-data")
         if not path.is_file():
             raise UserError(
                 f"missing input of stage {stage}",

@@ -1,7 +1,7 @@
 # Further targets by name: `phase_<k>` (up to that phase) and `all_<stage>` (up to that stage).
 
 
-for stage in ("validate", "index", "split", "base", "distill", "lst", "features", "calibrate", "evaluate", "report"):
+for stage in PIPELINE.stages:
 
     rule:
         name:
