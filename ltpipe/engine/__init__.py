@@ -10,6 +10,7 @@ from ltpipe.engine import (
     loading,
     roi_sampling,
     training_stream,
+    transforms,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "loading",
     "roi_sampling",
     "training_stream",
+    "transforms",
 ]

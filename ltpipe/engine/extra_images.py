@@ -18,7 +18,7 @@ from ltpipe.data.phase import PhaseView
 from ltpipe.engine.dataset import AnnotatedDataset
 from ltpipe.engine.dataset_configs import common_config
 from ltpipe.engine.loading import loader_config
-from ltpipe.engine.model_config import with_our_packing
+from ltpipe.engine.model_config import with_our_steps
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import DATASETS, MODELS
 
@@ -88,7 +88,7 @@ def extra_loader(
         "phase": phase,
         "seed": seed,
         "only": str(paths.holdout) if images == "holdout" else None,
-        "pipeline": with_our_packing(fragment.train_pipeline),
+        "pipeline": with_our_steps(fragment.train_pipeline),
     }
     return {
         "batch_size": 1,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ltpipe.config.experiment import Experiment, Owners
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest
-from ltpipe.run.status import stage_keys
+from ltpipe.pipeline.stage_keys import stage_keys
 
 SHARED = ("split", "base", "distill", "lst", "features")
 """Stages whose results depend on nothing but their part of the experiment and what earlier ones of these have made."""
