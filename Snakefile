@@ -24,12 +24,22 @@ include: "workflow/rules/common.smk"
 
 onstart:
     # Nothing is queued before every experiment has been checked, detector included; `keep-going` would not stop for it.
-    PIPELINE.validate()
-    # A killed stage continues where it stopped, unless -R, -f or -F asks for it again.
-    PIPELINE.forget(
-        {*workflow.dag_settings.forcerun, *(workflow.dag_settings.targets if workflow.dag_settings.forcetargets else ())},
-        everything=workflow.dag_settings.forceall,
-    )
+    # Inputs are checked before anything is removed. A killed stage continues where it stopped, unless -R, -f or -F asks
+    # for it again.
+    try:
+        PIPELINE.validate()
+        PIPELINE.reruns.begin(file for job in workflow.dag.needrun_jobs() for file in job.output)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+# What was finished before a stage that has failed is put back.
+onsuccess:
+    PIPELINE.reruns.end()
+
+
+onerror:
+    PIPELINE.reruns.end()
 
 
 rule all:

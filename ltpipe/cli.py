@@ -164,7 +164,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 def _stage(verb: str, arguments: argparse.Namespace) -> int:
     from ltpipe.config.loading import load_beside, load_experiment
     from ltpipe.pipeline.paths import Paths
-    from ltpipe.run.stage_lock import AlreadyRunning, done_by_another
+    from ltpipe.run.stage_lock import AlreadyRunning, is_done
 
     exp = load_experiment(arguments.experiment or arguments.option)
     paths = Paths(arguments.results, exp)
@@ -202,7 +202,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         from ltpipe.run.stage_run import forget
 
         forget(verb, paths.folder(verb, *keys.values()))
-    if not launched and done_by_another(exp, paths, verb, keys):
+    if not launched and is_done(exp, paths, verb, keys, fresh=getattr(arguments, "fresh", False)):
         return 0
     if stage.processes:
         set_deadline(arguments.time_limit)
@@ -222,7 +222,7 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         if launched:
             raise
         # Both were started at the same moment, and the other one was faster.
-        if not done_by_another(exp, paths, verb, keys):
+        if not is_done(exp, paths, verb, keys):
             run(exp, paths, **keys)
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import re
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltpipe.errors import UserError
-from ltpipe.run.files import write_json
+from ltpipe.run.checksums import remembered
 
 if TYPE_CHECKING:
     from ltpipe.config.blocks import Dataset
 
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*\[\s*\{')
-CACHE = Path(".ltpipe") / "categories"
 
 
 def read_class_list(path: Path) -> list[dict[str, Any]]:
@@ -75,16 +73,11 @@ def scan_categories(path: Path) -> list[dict[str, Any]]:
 
 def annotation_categories(path: Path) -> list[dict[str, Any]]:
     """As :func:`scan_categories`, remembering ``id`` and ``name`` in a small file until the annotation file changes."""
-    stat = path.stat()
-    key = {"file": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    cache = CACHE / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.json"
-    if cache.is_file():
-        kept = json.loads(cache.read_text(encoding="utf-8"))
-        if kept["source"] == key:
-            return list(kept["categories"])
-    categories = [{"id": c["id"], "name": c["name"]} for c in scan_categories(path)]
-    write_json(cache, {"source": key, "categories": categories})
-    return categories
+
+    def categories(file: Path) -> list[dict[str, Any]]:
+        return [{"id": c["id"], "name": c["name"]} for c in scan_categories(file)]
+
+    return list(remembered(path, "categories", categories))
 
 
 def generated_classes(options: dict[str, Any]) -> int:

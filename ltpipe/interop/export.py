@@ -28,6 +28,7 @@ from ltpipe.methods.class_rows import reorder_classes
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import atomic_path, sha256_file
+from ltpipe.run.input_checks import checked_input
 
 ANNOTATIONS = "val.json"
 BESIDE = f"BESIDE/{ANNOTATIONS}"  # until the config is text
@@ -52,8 +53,12 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     Raises:
         UserError: The checkpoint is not there, or is not plain.
     """
-    for path in (paths.model(checkpoint), paths.config(checkpoint), paths.split):
+    maker, _ = paths.producer(checkpoint)
+    read = {maker: paths.model(checkpoint), f"{maker}:config": paths.config(checkpoint), "split": paths.split}
+    read["index"] = paths.statistics("train")
+    for name, path in read.items():
         _there(path, exp, checkpoint)
+        checked_input(exp, paths, "export", name, path)
     config, content = read_config(paths.config(checkpoint)), read_checkpoint(paths.model(checkpoint))
     known, classes = _classes(paths, content["meta"], paths.model(checkpoint))
     order = labels_in(known, classes, where=paths.model(checkpoint), fix=ONE_LIST)
@@ -115,6 +120,7 @@ def export_detections(exp: Experiment, paths: Paths, checkpoint: str, file: Path
         UserError: The checkpoint was not evaluated, or without masks.
     """
     _there(paths.predictions(checkpoint), exp, checkpoint, stage="evaluate")
+    checked_input(exp, paths, "export", "evaluate", paths.predictions(checkpoint))
     found = Predictions.open(paths.predictions(checkpoint))
     if iou_type == "segm" and found.masks is None:
         raise UserError("the detections have no masks", where=paths.predictions(checkpoint), fix="--iou-type bbox")

@@ -20,6 +20,8 @@ class Paths:
         exp: The experiment.
     """
 
+    LOCK = "experiment.lock.yaml"
+
     def __init__(self, results: str | Path, exp: Experiment) -> None:
         self.results = Path(results)
         self.root = self.results / exp.name
@@ -64,7 +66,7 @@ class Paths:
     @property
     def lock(self) -> Path:
         """The resolved experiment: all defaults and parents merged in."""
-        return self.root / "experiment.lock.yaml"
+        return self.root / self.LOCK
 
     def store(self, part: Part) -> Path:
         """Folder of the columnar annotation store of the training or validation part."""

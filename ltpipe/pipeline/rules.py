@@ -1,17 +1,12 @@
-"""What the Snakemake rules ask: active experiments, their paths and digests. Rules hold no logic of their own."""
+"""What the Snakemake rules ask: active experiments, their paths and inputs. Rules hold no logic of their own."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from ltpipe.config.checks import check_settings
 from ltpipe.config.choices import extra_images
@@ -21,11 +16,12 @@ from ltpipe.config.outside_checkpoints import given_checkpoints
 from ltpipe.config.start_weights import starting_experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest
+from ltpipe.pipeline.inputs import is_made_always, stage_inputs
 from ltpipe.pipeline.paths import RESULTS, Paths
+from ltpipe.pipeline.reruns import Reruns
+from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.pipeline.stages import TABLE
-from ltpipe.run.log_progress import holder
 from ltpipe.run.records import is_current
-from ltpipe.run.status import needs_features, stage_keys
 
 Wildcards = Any
 Files = list[str]
@@ -73,6 +69,7 @@ class Pipeline:
         for exp in self.experiments.values():
             self._check_names(exp)
             check_settings(exp, list_experiments())
+        self.reruns = Reruns(self.experiments)
 
     def _add_needed(self, exp: Experiment) -> None:
         """Add the experiments whose results this one shares or starts from, and what they need."""
@@ -182,111 +179,43 @@ class Pipeline:
         """
         return str(self.of(wildcards)[0].file)
 
-    def digest(self, stage: str, key: str | int | None = None) -> Callable[[Wildcards], str]:
-        """Digest of what a stage reads; ``key`` is a phase, or the name of the wildcard that holds the key."""
+    def digest(self, stage: str, key: str | int | None = None) -> Callable[[Wildcards, int], str]:
+        """Digest of what a stage reads; ``key`` is a phase, or the name of the wildcard that holds the key.
 
-        def of_wildcards(wildcards: Wildcards) -> str:
+        It tells the executor whether a job that still runs is the one that is wanted. As with :meth:`file`, Snakemake
+        compares nothing.
+        """
+
+        def of_wildcards(wildcards: Wildcards, threads: int) -> str:
             value = getattr(wildcards, key) if isinstance(key, str) else key
             return stage_digest(self.of(wildcards)[0], stage, value)
 
         return of_wildcards
 
-    def annotations(self, wildcards: Wildcards) -> Files:
-        """Annotation files of a data set; only those that exist or are drawn, so that a dry run needs no data."""
-        data = self.of(wildcards)[0].dataset
-        files = [data.train.annotations, data.val.annotations]
-        return [str(file) for file in files if data.generate is not None or file.is_file()]
+    def toy_digest(self, wildcards: Wildcards) -> str:
+        """Digest of the options of toy data, which have no record."""
+        return stage_digest(self.of(wildcards)[0], "toy_data")
 
-    def store(self, part: str) -> Callable[[Wildcards], Files]:
-        """Marker and statistics of an annotation store."""
+    def inputs(self, stage: str, key: str | int | None, wildcards: Wildcards) -> dict[str, bool]:
+        """Files that a stage reads and a rule makes, and whether they stay; others are compared by ltpipe alone.
 
-        def of_wildcards(wildcards: Wildcards) -> Files:
-            _, paths = self.of(wildcards)
-            folder = paths.store(cast(Any, part))
-            return [str(folder / "info.json"), str(folder / "statistics.csv")]
+        Also has Snakemake run the stage if it is due: this is asked for each job of the graph, before Snakemake decides
+        which of them have to run.
 
-        return of_wildcards
-
-    def start(self, wildcards: Wildcards) -> Files:
-        """Checkpoints that the base starts from or takes over: made by another experiment, or there already."""
-        exp, _ = self.of(wildcards)
-        made = starting_experiment(exp) is not None
-        given = {key: path for key, path in given_checkpoints(exp).items() if not key.startswith("calibrate.")}
-        return [str(path) for key, path in given.items() if path.is_file() or (made and key == "detector.load_from")]
-
-    def head(self, wildcards: Wildcards) -> Files:
-        """The trained head that a calibrator takes over, if it is there already."""
-        file = self.of(wildcards)[0].calibrate[wildcards.calibrator].checkpoint
-        return [] if file is None or not file.is_file() else [str(file)]
-
-    def split(self, wildcards: Wildcards) -> str:
-        """Class order and phases."""
-        return str(self.of(wildcards)[1].split)
-
-    def before(self, phase: int) -> Callable[[Wildcards], Files]:
-        """Weights and config that a phase starts from."""
-        previous = "base" if phase == 1 else f"phase{phase - 1}"
-
-        def of_wildcards(wildcards: Wildcards) -> Files:
-            _, paths = self.of(wildcards)
-            return [str(paths.model(previous)), str(paths.config(previous))]
-
-        return of_wildcards
-
-    def replay(self, phase: int) -> Callable[[Wildcards], str]:
-        """Replay list of a phase."""
-        return lambda wildcards: str(self.of(wildcards)[1].replay(phase))
-
-    def holdout(self, wildcards: Wildcards) -> Files:
-        """The list of the images held out of training, if the experiment has one."""
-        exp, paths = self.of(wildcards)
-        return [str(paths.holdout)] if extra_images(exp) == "holdout" else []
-
-    def teacher(self, phase: int) -> Callable[[Wildcards], Files]:
-        """The cached teacher of a phase, if the experiment uses one."""
-
-        def of_wildcards(wildcards: Wildcards) -> Files:
-            exp, paths = self.of(wildcards)
-            return [str(paths.teacher(phase))] if ("distill", phase) in set(stage_keys(exp)) else []
-
-        return of_wildcards
-
-    def model(self, wildcards: Wildcards) -> Files:
-        """Weights and config of the checkpoint that the wildcard names, or of the one the calibrators start from."""
-        exp, paths = self.of(wildcards)
-        checkpoint = getattr(wildcards, "checkpoint", exp.final_checkpoint())
-        return [str(paths.model(checkpoint)), str(paths.config(checkpoint))]
-
-    def features(self, wildcards: Wildcards) -> Files:
-        """The features, if the calibrator is trained on them."""
-        exp, paths = self.of(wildcards)
-        only = exp.model_copy(update={"calibrate": {wildcards.calibrator: exp.calibrate[wildcards.calibrator]}})
-        return [str(paths.plan), str(paths.record("features"))] if needs_features(only) else []
-
-    def measurements(self, wildcards: Wildcards) -> Files:
-        """Metrics of the experiment and of those it is compared with."""
-        exp, _ = self.of(wildcards)
-        files = []
-        for name in (exp.name, *exp.report.compare):
-            other, paths = self.of(SimpleNamespace(experiment=name))
-            for checkpoint in other.evaluated_checkpoints():
-                files += [str(paths.metrics(checkpoint)), str(paths.per_class(checkpoint))]
-        return files
-
-    # ---- clocks ------------------------------------------------------------------------------------------------------
-
-    def bring_to_the_past(self) -> None:
-        """Give results from the future, made while a clock was ahead, times just before now, in the same order.
-
-        Snakemake takes a job for failed, and deletes its results, when an input is younger than they are.
+        Args:
+            stage: A stage, or ``toy_data``.
+            key: A phase, or the name of the wildcard that holds the key.
+            wildcards: Those of the job.
         """
-        now = time.time_ns()
-        times = {file: file.stat().st_mtime_ns for file in Path(RESULTS).rglob("*") if file.is_file()}
-        ahead = sorted((file for file, when in times.items() if when > now), key=times.__getitem__)
-        distinct = sorted({times[file] for file in ahead})
-        for file in ahead:
-            when = now - 1000 * (len(distinct) - distinct.index(times[file]))
-            os.utime(file, ns=(when, when))
+        exp, paths = self.of(wildcards)
+        if stage == "toy_data":
+            self.reruns.consider(exp.dataset.train.annotations)
+            return {}
+        value = getattr(wildcards, key) if isinstance(key, str) else key
+        self.reruns.consider(paths.record(stage, value))
+        files = filter(is_made_always, stage_inputs(exp, paths, stage, value).values())
+        makers = {file: maker for file in files if (maker := self.reruns.maker(file)) is not None}
+        return {str(file): self.reruns.stays(maker) for file, maker in makers.items()}
 
     # ---- before anything is queued -----------------------------------------------------------------------------------
 
@@ -308,24 +237,6 @@ class Pipeline:
             if code:
                 message = log.read_text(encoding="utf-8").rpartition("ltpipe validate: ")[2].strip()
                 raise UserError(f"{exp.name} is refused before anything is queued\n{message}", fix=f"see {log}")
-
-    # ---- from scratch ------------------------------------------------------------------------------------------------
-
-    def forget(self, forced: Collection[str], *, everything: bool = False) -> None:
-        """Remove what killed stages would continue from, for stages that shall run anew.
-
-        Args:
-            forced: Rules and output files, as ``-R`` takes them.
-            everything: All stages, as with ``-F``.
-        """
-        folders = {Path(name).parent for name in forced}
-        for exp in self.experiments.values():
-            paths = Paths(RESULTS, exp)
-            for stage, key in stage_keys(exp):
-                rule = f"{stage}_phase_{key}" if isinstance(key, int) else stage
-                folder, work = paths.folder(stage, key), paths.work(stage, key)
-                if (everything or rule in forced or folder in folders) and work.is_dir() and holder(folder) is None:
-                    shutil.rmtree(work)
 
     # ---- targets -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ltpipe.errors import UserError
 
 ATTEMPT = ".attempt-"
 _FENCE_SECONDS = 30.0
+Changing = Callable[[Path, Path | None], None]
 
 
 class Overtaken(UserError):
@@ -25,13 +26,17 @@ class Overtaken(UserError):
 
 
 class _Attempt:
-    """The folder through which this process changes the results of its stage; ``path`` is None outside a stage."""
+    """The folder through which this process changes the results of its stage; ``path`` is None outside a stage.
+
+    ``changing`` is told of each change just before it takes effect.
+    """
 
     path: Path | None = None
+    changing: Changing | None = None
 
 
 @contextmanager
-def attempt(folder: Path) -> Iterator[Path]:
+def attempt(folder: Path, changing: Changing | None = None) -> Iterator[Path]:
     """Make this process the only one that can change the results in a folder.
 
     Inside, :func:`atomic_path` and :func:`discard` reach the results only by renames out of and into a folder of this
@@ -43,6 +48,8 @@ def attempt(folder: Path) -> Iterator[Path]:
 
     Args:
         folder: The stage's results.
+        changing: Called with a file or folder below ``folder`` that is about to be replaced or removed, and with what
+            comes in its place, if anything.
 
     Raises:
         UserError: The folder of an earlier attempt cannot be removed.
@@ -54,14 +61,14 @@ def attempt(folder: Path) -> Iterator[Path]:
         for other in folder.glob(f"{ATTEMPT}*"):
             if other != own:
                 _remove(other)
-        _Attempt.path = own
+        _Attempt.path, _Attempt.changing = own, changing
         yield own
     except Exception as error:
         if own.is_dir() or isinstance(error, Overtaken):
             raise
         raise _overtaken(folder) from error
     finally:
-        _Attempt.path = None
+        _Attempt.path = _Attempt.changing = None
         shutil.rmtree(own, ignore_errors=True)
 
 
@@ -99,6 +106,13 @@ def _own_folder(path: Path) -> Path | None:
     return own if own is not None and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(own.parent)) else None
 
 
+def _tell(own: Path | None, path: Path, new: Path | None) -> None:
+    """Tell of a change of this attempt's results."""
+    if own is not None and _Attempt.changing is not None:
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(own)):
+            _Attempt.changing(path, new)
+
+
 def discard(path: Path) -> None:
     """Remove a file or folder at once, as a whole; a missing one is fine.
 
@@ -107,6 +121,8 @@ def discard(path: Path) -> None:
     """
     own = _own_folder(path)
     gone = (own or path.parent) / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    if path.exists():
+        _tell(own, path, None)
     try:
         path.rename(gone)
     except FileNotFoundError:
@@ -142,6 +158,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary.is_file():
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
+        _tell(own, final, temporary)
         os.replace(temporary, final)
     except OSError as error:
         if own is not None and not own.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import slice_digest, stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.files import sha256_file
+from ltpipe.run.checksums import checksum
 
 RECORD = "stage.json"
+# Folder for what was finished before Snakemake started the stage again.
+EARLIER = ".earlier"
+# In the folder for resume state: what that belongs to.
+RUN_KEY = "run_key.json"
 _SHOWN = 60
 _ABSENT = object()
 # Keys of a slice that are spelled otherwise in an experiment.
@@ -27,59 +32,109 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def recorded_checksum(path: Path) -> str | None:
-    """Return the checksum that the stage which made a file recorded, None if no stage did."""
-    for folder in (path.parent, path.parent.parent):
-        outputs = (read_json(folder / RECORD) or {}).get("outputs", {})
-        if str(path.relative_to(folder)) in outputs:
-            return str(outputs[str(path.relative_to(folder))])
+def recorded_outputs(file: Path) -> dict[str, str]:
+    """Return the outputs in a record with their checksums; empty if there is no record."""
+    return dict((read_json(file) or {}).get("outputs", {}))
+
+
+def maker_of(path: Path) -> Path | None:
+    """Return the record that names a file among its outputs, None if no stage made it."""
+    for folder in (path.parent, *path.parent.parents[:2]):
+        if path.relative_to(folder).as_posix() in recorded_outputs(folder / RECORD):
+            return folder / RECORD
     return None
 
 
-def changes(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> list[str]:
+def recorded_checksum(path: Path) -> str | None:
+    """Return the checksum that the stage which made a file recorded, None if no stage did."""
+    record = maker_of(path)
+    return None if record is None else recorded_outputs(record)[path.relative_to(record.parent).as_posix()]
+
+
+def is_cut_off(folder: Path) -> bool:
+    """Whether a stage was to run and has not ended: what lies in its folder belongs to no record."""
+    begun = (folder / "work" / RUN_KEY).is_file() or (folder / EARLIER).is_dir()
+    return begun and not (folder / RECORD).is_file()
+
+
+def place(paths: Paths) -> dict[str, str]:
+    """Return what a record keeps to say where its inputs lay, which :func:`located` finds again."""
+    return {"results": os.path.abspath(paths.results), "project": os.getcwd()}
+
+
+def located(name: str, record: Mapping[str, Any], paths: Paths) -> Path:
+    """Return where a recorded input lies today: results and project may have been moved since, or be called otherwise.
+
+    Args:
+        name: Its path when it was recorded.
+        record: The record.
+        paths: Paths of today.
+    """
+    then = record.get("place")
+    if then is None:
+        return Path(name)
+    path = Path(then["project"], name)
+    for root, today in ((then["results"], paths.results), (then["project"], Path())):
+        if path.is_relative_to(root):
+            return today / path.relative_to(root)
+    return path
+
+
+def changes(exp: Experiment, paths: Paths, stage: str, key: str | int | None, *, gone: bool = True) -> list[str]:
     """Return what a finished stage would read differently today, one text per setting or input.
 
-    Files that a stage wrote are compared by the checksum in that stage's record. Others are read only when they are
-    younger than the record.
+    Contents are compared, with the record of the stage that has read them and with that of the stage that made them.
 
     Args:
         exp: The experiment.
         paths: Its paths.
         stage: A stage with a record.
         key: Its phase, calibrator or checkpoint.
+        gone: Tell of inputs that are not there any more, too.
     """
     file = paths.record(stage, key)
     record = read_json(file)
-    if record is None:
-        return [f"{file} cannot be read"]
+    return [f"{file} cannot be read"] if record is None else changed_since(record, exp, paths, stage, key, gone=gone)
+
+
+def changed_since(
+    record: Mapping[str, Any], exp: Experiment, paths: Paths, stage: str, key: str | int | None, *, gone: bool = True
+) -> list[str]:
+    """As :func:`changes`, for a record that was read already."""
     today = stage_slice(exp, stage, key)
     found = []
     if record["digest"] != slice_digest(today):
         known = isinstance(record.get("settings"), dict)
         found += changed_settings(record["settings"], today, key) if known else []
         found = found or ["its part of the experiment has changed"]
-    written = file.stat().st_mtime
-    for name, checksum in record["inputs"].items():
-        path = Path(name)
-        if not path.exists():
+    for name, before in record["inputs"].items():
+        path = located(name, record, paths)
+        if path.exists():
+            made, now = recorded_checksum(path), checksum(path)
+            if made is not None and now != made:
+                found.append(f"its input {path} is not as its stage wrote it")
+            elif now != before:
+                found.append(f"its input {path} has changed")
+        elif gone:
             found.append(f"its input {path} is gone")
-            continue
-        made = recorded_checksum(path)
-        if made is None and path.stat().st_mtime > written:
-            made = sha256_file(path)
-        if made not in (None, checksum):
-            found.append(f"its input {path} has changed")
+    return found
+
+
+def damages(paths: Paths, stage: str, key: str | int | None) -> list[str]:
+    """Return what is no longer there of a finished stage's results as it wrote them, one text per file."""
+    folder = paths.folder(stage, key)
+    found = []
+    for name, before in recorded_outputs(folder / RECORD).items():
+        if not (folder / name).is_file():
+            found.append(f"its result {folder / name} is gone")
+        elif checksum(folder / name) != before:
+            found.append(f"its result {folder / name} has been changed")
     return found
 
 
 def is_current(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> bool:
     """Whether a stage is finished, with today's settings and inputs, and its results are as it wrote them."""
-    folder = paths.folder(stage, key)
-    record = read_json(folder / RECORD)
-    if record is None or changes(exp, paths, stage, key):
-        return False
-    files = {folder / name: checksum for name, checksum in record["outputs"].items()}
-    return all(file.is_file() and sha256_file(file) == checksum for file, checksum in files.items())
+    return not changes(exp, paths, stage, key) and not damages(paths, stage, key)
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], key: str | int | None = None) -> list[str]:

@@ -19,6 +19,22 @@ from typing import IO
 from ltpipe.errors import UserError
 
 FOLDER = Path(".snakemake")
+LOCK = "ltpipe.lock"
+
+
+def check_owner(folder: Path = FOLDER) -> None:
+    """Refuse to work in the results of somebody else, without changing anything.
+
+    Args:
+        folder: Snakemake's folder.
+
+    Raises:
+        UserError: There is no permission to write there.
+    """
+    file = folder / LOCK
+    places = [file, folder] if file.exists() else [folder] if folder.exists() else [folder.parent]
+    if not all(os.access(path, os.W_OK) for path in places):
+        raise _of_another(folder)
 
 
 def hold_run_lock(folder: Path = FOLDER) -> IO[str] | None:
@@ -33,17 +49,12 @@ def hold_run_lock(folder: Path = FOLDER) -> IO[str] | None:
     Raises:
         UserError: The folder is another user's.
     """
-    file = folder / "ltpipe.lock"
+    file = folder / LOCK
     try:
         folder.mkdir(exist_ok=True)
         handle = open(file, "a+", encoding="utf-8")
     except PermissionError:
-        raise UserError(
-            "these results belong to another user",
-            where=folder.absolute(),
-            got=f"no permission to write; the owner is {_owner(file if file.exists() else folder.parent)}",
-            fix="work in a clone of your own, or let the owner give your group write access to the whole folder",
-        ) from None
+        raise _of_another(folder) from None
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,6 +74,16 @@ def hold_run_lock(folder: Path = FOLDER) -> IO[str] | None:
         handle.close()
         return None
     return handle
+
+
+def _of_another(folder: Path) -> UserError:
+    file = folder / LOCK
+    return UserError(
+        "these results belong to another user",
+        where=folder.absolute(),
+        got=f"no permission to write; the owner is {_owner(file if file.exists() else folder.parent)}",
+        fix="work in a clone of your own, or let the owner give your group write access to the whole folder",
+    )
 
 
 def _owner(path: Path) -> str:

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.files import attempt
+from ltpipe.run.earlier_results import put_back, would_do
+from ltpipe.run.files import Changing, attempt
 from ltpipe.run.log_progress import LOCK, describe, holder
 from ltpipe.run.records import is_current
 from ltpipe.run.slurm import execution, is_over
@@ -31,7 +32,7 @@ class AlreadyRunning(UserError):
 
 
 @contextmanager
-def exclusive(folder: Path, stage: str) -> Iterator[None]:
+def exclusive(folder: Path, stage: str, changing: Changing | None = None) -> Iterator[None]:
     """Be the only process that runs a stage.
 
     A lock refuses a second process while the first one runs. Where Slurm says that the job of the first one is over, it
@@ -42,13 +43,14 @@ def exclusive(folder: Path, stage: str) -> Iterator[None]:
     Args:
         folder: The stage's results.
         stage: Its name.
+        changing: Called before each change of the results, see :func:`~ltpipe.run.files.attempt`.
 
     Raises:
         AlreadyRunning: Another process runs the stage.
         Overtaken: Another process has taken this one's place.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, stage), attempt(folder):
+    with _locked(folder, stage), attempt(folder, changing):
         yield
 
 
@@ -69,22 +71,38 @@ def wait_for_holder(folder: Path, stage: str) -> bool:
     return True
 
 
-def done_by_another(exp: Experiment, paths: Paths, stage: str, keys: dict[str, Any]) -> bool:
+def is_done(exp: Experiment, paths: Paths, stage: str, keys: dict[str, Any], *, fresh: bool = False) -> bool:
     """Wait for a process that runs the same stage (its Snakemake was killed, say); whether nothing is left to do.
+
+    Nothing is left, either, where the results are those of before: of inputs that were made again and are as they were.
 
     Args:
         exp: The experiment.
         paths: Its artefacts.
         stage: Name of the stage.
         keys: What the command line names, if anything: phase, calibrator or checkpoint.
+        fresh: Results of before will not do.
     """
     # Without a phase `split` makes several results; phase 0 is that without a key.
     key = next(iter(keys.values()), None) or None
-    if not wait_for_holder(paths.folder(stage, key), stage) or None in keys.values():
+    waited = wait_for_holder(paths.folder(stage, key), stage)
+    if None in keys.values():
         return False
-    done = is_current(exp, paths, stage, key)
-    if done:
+    if waited and is_current(exp, paths, stage, key):
         print("it has ended well: nothing is left to do")
+        return True
+    return not fresh and _done_before(exp, paths, stage, key)
+
+
+def _done_before(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> bool:
+    """Put back results that Snakemake has removed although this run would only make them again; whether there are."""
+    if not would_do(exp, paths, stage, key):
+        return False
+    folder = paths.folder(stage, key)
+    with exclusive(folder, stage):
+        done = put_back(folder)
+    if done:
+        print("settings and inputs are those of the earlier result, which stays: nothing is left to do")
     return done
 
 

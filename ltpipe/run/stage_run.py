@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import PeerLost, UserError
-from ltpipe.pipeline.digests import slice_digest
+from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stages import TABLE
-from ltpipe.run.files import discard, move, sha256_file, write_json
+from ltpipe.run.checksums import checksum
+from ltpipe.run.files import discard, move, write_json
+from ltpipe.run.input_checks import checked_inputs
 from ltpipe.run.loader_errors import from_loader
-from ltpipe.run.records import RECORD, read_json, recorded_checksum
+from ltpipe.run.records import EARLIER, RECORD, RUN_KEY, place
+from ltpipe.run.resume import described, replaced_record, run_key, why_discarded
 from ltpipe.run.stage_lock import exclusive
 from ltpipe.run.threads import same_threads
 
@@ -52,28 +55,19 @@ class StageRun:
 
 @contextmanager
 def stage_run(
-    stage: str,
-    folder: Path,
-    *,
-    experiment: str,
-    settings: Mapping[str, Any],
-    seed: int,
-    inputs: Mapping[str, Path],
-    parallel: bool = False,
+    stage: str, exp: Experiment, paths: Paths, key: str | int | None = None, *, parallel: bool = False
 ) -> Iterator[StageRun]:
     """Run a stage: check its inputs, keep its resume state, write ``stage.json`` last.
 
-    The resume state is kept under a key made of the settings' digest and the inputs' checksums; it is removed when the
-    key changes and when the stage completes, so a repeated run starts afresh while a killed one continues.
+    An earlier result stays complete, with its record, until the first file of it is replaced. The resume state is kept
+    under a key made of the settings' digest and the inputs' checksums; it is removed when the key changes and when the
+    stage completes, so a repeated run starts afresh while a killed one continues.
 
     Args:
         stage: Name of the stage.
-        folder: Folder of the stage's results.
-        experiment: Name of the experiment (or of the data set).
-        settings: The part of the experiment that the stage reads.
-        seed: Seed of the run.
-        inputs: Input files by the stage that makes them, or by the experiment's key that names them (a repeated one may
-            carry a suffix after ``:``).
+        exp: The experiment.
+        paths: Its paths.
+        key: Phase, calibrator or checkpoint.
         parallel: Whether several processes of a torchrun launch may run it. Only the first of them keeps the state and
             the record; the others must wait for it before they use ``work``.
 
@@ -83,27 +77,30 @@ def stage_run(
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not parallel:
         raise UserError(f"stage {stage} runs in one process", got=f"{processes} processes", fix="no torchrun")
+    folder = paths.folder(stage, key)
     with _clear_errors(folder):
         if rank > 0:
             yield StageRun(folder, folder / "work")
             return
-        checksums, digest = _check_inputs(stage, experiment, inputs), slice_digest(settings)
+        inputs = stage_inputs(exp, paths, stage, key)
+        today = run_key(exp, stage, key, checked_inputs(exp, paths, stage, inputs))
         started, clock = datetime.now(UTC), time.monotonic()
-        with exclusive(folder, stage):
+        with exclusive(folder, stage, partial(_drop_record, folder)):
             run = StageRun(folder, folder / "work")
-            _prepare(run, {"stage": stage, "digest": digest, "seed": seed, "inputs": checksums})
+            _prepare(run, today, key)
             with same_threads(run.work) as threads:
                 yield run
             run.outputs += _keep_history(run)
             record = {
                 "stage": stage,
                 "label": stage if folder.name == stage else f"{stage} {folder.name}",
-                "experiment": experiment,
-                "digest": digest,
-                "settings": settings,
-                "seed": seed,
-                "inputs": checksums,
-                "outputs": {str(path.relative_to(folder)): sha256_file(path) for path in run.outputs},
+                "experiment": exp.name,
+                "digest": today["digest"],
+                "settings": today["settings"],
+                "seed": today["seed"],
+                "inputs": {str(path): today["inputs"][name] for name, path in inputs.items()},
+                "place": place(paths),
+                "outputs": {path.relative_to(folder).as_posix(): checksum(path) for path in run.outputs},
                 "versions": {"python": platform.python_version(), **installed_versions()},
                 "device": _device(),
                 "processes": processes,
@@ -115,6 +112,23 @@ def stage_run(
             }
             write_json(folder / RECORD, record)
             discard(run.work)
+            discard(folder / EARLIER)
+
+
+def _drop_record(folder: Path, path: Path, new: Path | None) -> None:
+    """Remove the record of an earlier run when one of its results is about to change.
+
+    Args:
+        folder: The stage's results.
+        path: File or folder that is about to be replaced or removed.
+        new: What comes in its place.
+    """
+    record, part = folder / RECORD, Path(os.path.abspath(path)).relative_to(os.path.abspath(folder)).parts[0]
+    if part in (RECORD, EARLIER, "work") or not record.is_file():
+        return
+    same = new is not None and new.is_file() and path.is_file() and filecmp.cmp(new, path, shallow=False)
+    if not same:
+        discard(record)
 
 
 def _keep_history(run: StageRun) -> list[Path]:
@@ -170,53 +184,16 @@ def _clear_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def held_out_input(exp: Experiment, paths: Paths) -> dict[str, Path]:
-    """Return the list of held-out images as an input of a stage, if the experiment has one."""
-    return {"split:holdout": paths.holdout} if extra_images(exp) == "holdout" else {}
-
-
-def _check_inputs(stage: str, experiment: str, inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Return the inputs' checksums; refuse missing inputs and those that are not as their stage wrote them."""
-    checksums = {}
-    for maker, path in inputs.items():
-        name = maker.split(":")[0]
-        made = name in (*TABLE, "toy-data")
-        if not path.is_file():
-            raise UserError(
-                f"missing input of stage {stage}",
-                where=path,
-                got="no such file",
-                fix=f"run `{_command(name, experiment, path)}` first, or let snakemake do it"
-                if made
-                else f"check {name} of the experiment",
-            )
-        checksums[str(path)] = found = sha256_file(path)
-        if recorded_checksum(path) not in (None, found):
-            raise UserError(
-                f"damaged input of stage {stage}",
-                where=path,
-                got=f"{path.stat().st_size} bytes that differ from those its stage wrote",
-                fix=f"run `{_command(name, experiment, path)}` again; if it is meant, remove {RECORD} there",
-            )
-    return checksums
-
-
-def _command(stage: str, experiment: str, output: Path) -> str:
-    """Return the command line that makes an output."""
-    key = output.parent.name
-    options = {"calibrate": f" --name {key}", "evaluate": f" --checkpoint {key}"}
-    phase = f" --phase {key.removeprefix('phase')}" if key.startswith("phase") else ""
-    return f"ltpipe {stage} --experiment {experiment}{options.get(stage, phase)}"
-
-
-def _prepare(run: StageRun, key: dict[str, Any]) -> None:
-    """Drop the record of an earlier run, and the resume state unless it belongs to the same run."""
-    record, key_file = run.folder / RECORD, run.work / "run_key.json"
-    if record.is_file() or read_json(key_file) != key:
+def _prepare(run: StageRun, today: dict[str, Any], key: str | int | None) -> None:
+    """Keep the resume state if it belongs to this run; otherwise say what is discarded, and why."""
+    reasons = why_discarded(run.folder, run.work, today, key)
+    if reasons:
+        what = "\n  ".join((f"{described(run.work)} is discarded, this run starts afresh:", *reasons))
+        print(f"stage {today['stage']}: {what}", flush=True)
+    if reasons or reasons is None:
         discard(run.work)
         run.work.mkdir()
-        write_json(key_file, key)
-    discard(record)
+        write_json(run.work / RUN_KEY, {**today, "replaces": replaced_record(run.folder)})
 
 
 def installed_versions() -> dict[str, str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.run.log_progress import describe, failure, holder, rate, submitted_jobs
-from ltpipe.run.records import changes, read_json
+from ltpipe.run.records import changed_since, damages, located, read_json
+from ltpipe.run.resume import state_of
 
 # Changes that are told of one stage.
 REASONS = 6
@@ -33,29 +34,6 @@ class StageStatus:
     reason: str
 
 
-def stage_keys(exp: Experiment) -> Iterator[tuple[str, str | int | None]]:
-    """All stages of an experiment with their keys, in the order they run."""
-    yield from (("validate", None), ("index", None), ("split", None), ("base", None))
-    for phase in range(1, exp.num_phases() + 1):
-        yield "split", phase
-        if exp.lst is not None and exp.lst.distill.teacher == "cached":
-            yield "distill", phase
-        yield "lst", phase
-    if needs_features(exp):
-        yield "features", None
-    yield from (("calibrate", name) for name in exp.calibrate)
-    yield from (("evaluate", checkpoint) for checkpoint in exp.evaluated_checkpoints())
-    yield "report", None
-
-
-def needs_features(exp: Experiment) -> bool:
-    """Whether any calibrator is trained here on RoI features."""
-    from ltpipe.config.catalogue import find
-
-    trained = [calibrator for calibrator in exp.calibrate.values() if calibrator.checkpoint is None]
-    return any(find("calibrator", c.type).flags.get("needs_features", True) for c in trained)
-
-
 def status(exp: Experiment, paths: Paths) -> list[StageStatus]:
     """State of every stage; a stage is stale when its part of the experiment or an input has changed."""
     found = []
@@ -64,11 +42,14 @@ def status(exp: Experiment, paths: Paths) -> list[StageStatus]:
     for stage, key in stage_keys(exp):
         suffix = "" if key is None else f" phase{key}" if isinstance(key, int) else f" {key}"
         record = paths.record(stage, key)
-        state, reason = _unfinished(paths, stage, key, jobs)
+        state, reason = _unfinished(exp, paths, stage, key, jobs)
         content = read_json(record)
         if state != "running" and content is not None:
             reasons = _stale(exp, paths, stage, key, content, unfinished)
-            state = "stale" if reasons else "done"
+            if state == "failed" and reasons:
+                reasons = [reason, *reasons]
+            else:
+                state = "stale" if reasons else "done"
             reason = "\n".join(reasons) or f"took {content['seconds']} s"
         owner = exp.owners.get((stage, key))
         if owner is not None:
@@ -79,33 +60,34 @@ def status(exp: Experiment, paths: Paths) -> list[StageStatus]:
     return found
 
 
-def _unfinished(paths: Paths, stage: str, key: str | int | None, jobs: dict[str, str]) -> tuple[str, str]:
+def _unfinished(
+    exp: Experiment, paths: Paths, stage: str, key: str | int | None, jobs: dict[str, str]
+) -> tuple[str, str]:
     """State and reason of a stage without a record."""
-    record, log, work = paths.record(stage, key), paths.log(stage, key), paths.work(stage, key)
+    record, log = paths.record(stage, key), paths.log(stage, key)
     who = holder(record.parent)
     if who is not None:
         progress = rate(log)
         return "running", describe(who) + (f"; {progress}" if progress else "")
     if str(record) in jobs:
         return "waiting", jobs[str(record)]
-    error = failure(log)
+    error, left = failure(log), state_of(exp, paths, stage, key)
     if error is not None:
-        return "failed", error
-    if work.is_dir() and any(work.iterdir()):
-        return "stopped", "continues from its last checkpoint"
-    return "waiting", f"no {record}"
+        return "failed", error if left is None else f"{error}\n{left}"
+    return ("waiting", f"no {record}") if left is None else ("stopped", left)
 
 
 def _stale(
-    exp: Experiment, paths: Paths, stage: str, key: str | int | None, record: dict[str, object], unfinished: set[str]
+    exp: Experiment, paths: Paths, stage: str, key: str | int | None, record: dict[str, Any], unfinished: set[str]
 ) -> list[str]:
-    """Why a finished stage would run again; empty when it would not."""
-    reasons = changes(exp, paths, stage, key)
-    inputs = record.get("inputs")
-    assert isinstance(inputs, dict)
+    """Why a finished stage is not what a run would leave today; empty when it is."""
+    reasons = changed_since(record, exp, paths, stage, key) + damages(paths, stage, key)
+    read = [located(name, record, paths) for name in record["inputs"]]
     reasons += sorted(
-        {f"{maker} is not up to date" for maker in unfinished for name in inputs if Path(name).is_relative_to(maker)}
+        {f"{maker} is not up to date" for maker in unfinished for path in read if path.is_relative_to(maker)}
     )
+    left = state_of(exp, paths, stage, key)
+    reasons += [f"a later run was stopped: {left}"] if reasons and left is not None else []
     return reasons if len(reasons) <= REASONS else [*reasons[: REASONS - 1], f"and {len(reasons) - REASONS + 1} more"]
 
 

@@ -19,32 +19,15 @@ from ltpipe.engine.last_layers import check_fixed_layers, with_trained_layers, w
 from ltpipe.engine.model_config import assemble_model, component_modules, training_config
 from ltpipe.engine.training import fitting_weights, train, write_checkpoint
 from ltpipe.interop.finished_checkpoints import start_state, taken_over
-from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.run.files import atomic_path
-from ltpipe.run.stage_run import held_out_input, stage_run
+from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Train from ``detector.load_from`` or from scratch, or take over ``base.checkpoint``."""
-    inputs = {"index": paths.store("train") / "info.json", "split": paths.split, **held_out_input(exp, paths)}
-    if exp.detector.load_from and exp.detector.load_from.is_file():
-        inputs["detector.load_from"] = exp.detector.load_from
-    if exp.base.checkpoint:
-        inputs["base.checkpoint"] = exp.base.checkpoint
-    with (
-        stage_run(
-            "base",
-            paths.folder("base"),
-            experiment=exp.name,
-            settings=stage_slice(exp, "base"),
-            seed=exp.seed,
-            inputs=inputs,
-            parallel=True,
-        ) as stage,
-        process_group(),
-    ):
+    with stage_run("base", exp, paths, parallel=True) as stage, process_group():
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))

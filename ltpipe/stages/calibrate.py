@@ -20,8 +20,9 @@ from ltpipe.engine.training import read_checkpoint, write_checkpoint
 from ltpipe.interop.finished_checkpoints import head_of_stage, in_order
 from ltpipe.methods.box_layers import read_features
 from ltpipe.methods.calibration import Calibrator
-from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.digests import stage_seed
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stage_keys import is_trained_on_features
 from ltpipe.registry import MODELS
 from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import StageRun, stage_run
@@ -33,31 +34,12 @@ Rows = StoredRows | LiveRows
 def run(exp: Experiment, paths: Paths, name: str) -> None:
     """Make one calibrated checkpoint."""
     source = exp.final_checkpoint()
-    maker, _ = paths.producer(source)
-    inputs = {"split": paths.split, maker: paths.model(source), f"{maker}:config": paths.config(source)}
-    spec = exp.calibrate[name]
-    split = Split.load(paths.split) if paths.split.is_file() else None
-    counts = class_counts(paths, split, split.num_classes) if split else None
-    component = build_component("calibrator", spec, counts) if counts else None
-    given = spec.checkpoint
-    trained = component is not None and MODELS.get(component["type"]).needs_features and given is None
-    if trained:
-        inputs["features"] = paths.plan
-        later = sorted(paths.plan.parent.glob(f"{paths.plan.stem}_stage*{paths.plan.suffix}"))
-        inputs |= {f"features:{plan.stem}": plan for plan in later}
-    if given is not None:
-        inputs[f"calibrate.{name}.checkpoint"] = given
-    seed = exp.seed if spec.seed is None else spec.seed
-    with stage_run(
-        "calibrate",
-        paths.folder("calibrate", name),
-        experiment=exp.name,
-        settings=stage_slice(exp, "calibrate", name),
-        seed=seed,
-        inputs=inputs,
-    ) as stage:
+    spec, seed = exp.calibrate[name], stage_seed(exp, "calibrate", name)
+    given, trained = spec.checkpoint, is_trained_on_features(spec.type, spec.checkpoint)
+    with stage_run("calibrate", exp, paths, name) as stage:
+        split = Split.load(paths.split)
+        component = build_component("calibrator", spec, class_counts(paths, split, split.num_classes))
         config = read_config(paths.config(source))
-        assert split is not None
         classes = known_classes(paths, split, split.num_classes)
         detector: Any = load_model(config.model, paths.model(source), classes)
         checkpoint = read_checkpoint(paths.model(source))

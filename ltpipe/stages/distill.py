@@ -19,29 +19,16 @@ from ltpipe.engine.model_config import read_detector
 from ltpipe.engine.shards import in_shards
 from ltpipe.methods.lst.distillation import teacher_rows
 from ltpipe.methods.lst.teacher import ImageRows, TeacherLogits
-from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.files import atomic_path, sha256_file
+from ltpipe.run.checksums import checksum
+from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int) -> None:
     """Store the teacher rows of one phase."""
     teacher = "base" if phase == 1 else f"phase{phase - 1}"
-    stage_name, key = paths.producer(teacher)
-    with stage_run(
-        "distill",
-        paths.folder("distill", phase),
-        experiment=exp.name,
-        settings=stage_slice(exp, "distill", phase),
-        seed=exp.seed,
-        inputs={
-            "index": paths.store("train") / "info.json",
-            "split": paths.split,
-            stage_name: paths.model(teacher),
-            f"{stage_name}:config": paths.config(teacher),
-        },
-    ) as stage:
+    with stage_run("distill", exp, paths, phase) as stage:
         split = Split.load(paths.split)
         num_old = split.classes_known(phase - 1)
         fragment = read_detector(exp.detector.config)
@@ -50,7 +37,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         detector = FrozenDetector(model, build_dataset(data))
         metadata = {
             "teacher": teacher,
-            "teacher_sha256": sha256_file(paths.model(teacher)),
+            "teacher_sha256": checksum(paths.model(teacher)),
             "split": split.digest,
             "pipeline": repr(Config(dict(p=data["pipeline"])).p),
         }

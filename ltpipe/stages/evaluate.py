@@ -31,7 +31,6 @@ from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter, merge_predictions
 from ltpipe.metrics.table import per_class_table, summarize
 from ltpipe.metrics.tensors import Tensors, save_tensors
-from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard, write_json
 from ltpipe.run.stage_run import stage_run
@@ -42,26 +41,12 @@ Detections = list[dict[str, Any]]
 
 def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
     """Measure one checkpoint."""
-    maker, key = paths.producer(checkpoint)
-    inputs = {
-        "index": paths.store("val") / "info.json",
-        "split": paths.split,
-        maker: paths.model(checkpoint),
-        f"{maker}:config": paths.config(checkpoint),
-    }
-    with stage_run(
-        "evaluate",
-        paths.folder("evaluate", checkpoint),
-        experiment=exp.name,
-        settings=stage_slice(exp, "evaluate", checkpoint),
-        seed=exp.seed,
-        inputs=inputs,
-    ) as stage:
-        discard(paths.sweep(checkpoint))
-        discard(paths.affinity(checkpoint))
+    with stage_run("evaluate", exp, paths, checkpoint) as stage:
         split = Split.load(paths.split)
         known, scored, affinity = predict(exp, paths, checkpoint, split, stage.work)
         tensors = measure(exp, paths, paths.predictions(checkpoint), known)
+        discard(paths.sweep(checkpoint))
+        discard(paths.affinity(checkpoint))
         write_tables(exp, paths, checkpoint, split, tensors)
         save_tensors(paths.tensors(checkpoint), tensors)
         stage.outputs += [f(checkpoint) for f in (paths.predictions, paths.metrics, paths.per_class, paths.tensors)]

@@ -15,7 +15,6 @@ from ltpipe.engine.dataset_configs import annotated_config, known_classes
 from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
 from ltpipe.engine.inference import build_dataset, load_model
 from ltpipe.engine.model_config import read_detector
-from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard
 from ltpipe.run.stage_run import stage_run
@@ -25,21 +24,7 @@ def run(exp: Experiment, paths: Paths) -> None:
     """Plan all calibration steps; with ``storage: cached`` also pool their features."""
     spec = exp.features
     assert spec is not None, "validate refuses calibrators without a features block"
-    source = exp.final_checkpoint()
-    maker, _ = paths.producer(source)
-    with stage_run(
-        "features",
-        paths.folder("features"),
-        experiment=exp.name,
-        settings=stage_slice(exp, "features"),
-        seed=spec.seed,
-        inputs={
-            "index": paths.store("train") / "info.json",
-            "split": paths.split,
-            maker: paths.model(source),
-            f"{maker}:config": paths.config(source),
-        },
-    ) as stage:
+    with stage_run("features", exp, paths) as stage:
         detector = frozen_detector(exp, paths)
         view = detector.dataset.view
         info = PlanInfo(

@@ -19,10 +19,10 @@ from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import assemble_model, component_modules, training_config
 from ltpipe.engine.training import read_checkpoint, train
 from ltpipe.methods.lst.freezing import freezing_options
-from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.digests import stage_seed
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.files import sha256_file
-from ltpipe.run.stage_run import held_out_input, stage_run
+from ltpipe.run.checksums import checksum
+from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int) -> None:
@@ -30,31 +30,8 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
     lst = exp.lst
     assert lst is not None, "validate refuses phases without an lst block"
     name, previous = f"phase{phase}", "base" if phase == 1 else f"phase{phase - 1}"
-    maker, _ = paths.producer(previous)
-    inputs = {
-        "index": paths.store("train") / "info.json",
-        "split": paths.split,
-        "split:replay": paths.replay(phase),
-        **held_out_input(exp, paths),
-        maker: paths.model(previous),
-    }
-    if lst.distill.teacher == "cached":
-        inputs["distill"] = paths.teacher(phase)
-    elif lst.distill.teacher == "online":
-        inputs[f"{maker}:config"] = paths.config(previous)
-    seed = exp.seed + phase
-    with (
-        stage_run(
-            "lst",
-            paths.folder("lst", phase),
-            experiment=exp.name,
-            settings=stage_slice(exp, "lst", phase),
-            seed=seed,
-            inputs=inputs,
-            parallel=True,
-        ) as stage,
-        process_group(),
-    ):
+    seed = stage_seed(exp, "lst", phase)
+    with stage_run("lst", exp, paths, phase, parallel=True) as stage, process_group():
         split = Split.load(paths.split)
         num_old, num_classes = split.classes_known(phase - 1), split.classes_known(phase)
         before = paths.model(previous)
@@ -110,7 +87,7 @@ def restrict(model: ConfigDict, lst: Lst) -> None:
 def distillation(lst: Lst, paths: Paths, phase: int, previous: str, split: Split, stages: int) -> dict[str, Any]:
     """Return the config of the distillation part for a detector of so many stages."""
     if lst.distill.teacher == "cached":
-        expected = {"split": split.digest, "teacher_sha256": sha256_file(paths.model(previous))}
+        expected = {"split": split.digest, "teacher_sha256": checksum(paths.model(previous))}
         teacher = dict(type="ltpipe.CachedTeacher", path=str(paths.teacher(phase)), expected=expected, stages=stages)
     else:
         teacher = dict(

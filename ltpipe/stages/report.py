@@ -14,40 +14,28 @@ from ltpipe.data.categories import Categories, labels_in
 from ltpipe.data.split import Split
 from ltpipe.data.tables import read_csv
 from ltpipe.metrics.class_affinity import load_affinity
-from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.run.stage_run import stage_run
-from ltpipe.run.status import stage_keys
 
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Write the report page, the summary table and the figures."""
     others = [load_beside(exp, name) for name in exp.report.compare]
     shown = [*((other, Paths(paths.results, other)) for other in others), (exp, paths)]
-    inputs = {
-        f"evaluate:{one.name}/{checkpoint}": place.metrics(checkpoint)
-        for one, place in shown
-        for checkpoint in one.evaluated_checkpoints()
-    }
+    read = set(stage_inputs(exp, paths, "report").values())
     swept, alike = (
         [
             (one.name, checkpoint, table(place, checkpoint))
             for one, place in shown
             for checkpoint in one.evaluated_checkpoints()
-            if table(place, checkpoint).is_file()
+            if table(place, checkpoint) in read
         ]
         for table in (Paths.sweep, Paths.affinity)
     )
-    inputs |= {f"evaluate:{name}/{checkpoint}/{file.stem}": file for name, checkpoint, file in (*swept, *alike)}
-    with stage_run(
-        "report",
-        paths.folder("report"),
-        experiment=exp.name,
-        settings=stage_slice(exp, "report"),
-        seed=0,
-        inputs=inputs,
-    ) as stage:
+    with stage_run("report", exp, paths) as stage:
         measured = [item for one, place in shown for item in evaluations(one, place)]
         same_classes(exp, measured)
         stage.outputs += build_report(

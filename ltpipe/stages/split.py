@@ -14,9 +14,8 @@ from ltpipe.data.replay import build_replay
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
-from ltpipe.pipeline.digests import stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.run.stage_run import held_out_input, stage_run
+from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:
@@ -40,14 +39,7 @@ def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:
 
 def write_split(exp: Experiment, paths: Paths) -> None:
     """Write ``split.json``, and the images held out of training if a method asks for some."""
-    with stage_run(
-        "split",
-        paths.folder("split"),
-        experiment=exp.name,
-        settings=stage_slice(exp, "split"),
-        seed=0,
-        inputs={"index": paths.store("train") / "info.json", "index:statistics": paths.statistics("train")},
-    ) as stage:
+    with stage_run("split", exp, paths) as stage:
         table = read_csv(paths.statistics("train"))
         spec = exp.split.model_dump(exclude_none=True, exclude={"ignore_future_gt"}) if exp.split else {}
         if "boundaries" in spec:
@@ -71,14 +63,7 @@ def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
     """Write as many epochs of (image, class) pairs as the phase trains."""
     lst = exp.lst
     assert lst is not None, "phases without an lst block do not load"
-    with stage_run(
-        "split",
-        paths.folder("split", phase),
-        experiment=exp.name,
-        settings=stage_slice(exp, "split", phase),
-        seed=lst.replay.seed,
-        inputs={"index": paths.store("train") / "info.json", "split": paths.split, **held_out_input(exp, paths)},
-    ) as stage:
+    with stage_run("split", exp, paths, phase) as stage:
         store, split = AnnotationStore.open(paths.store("train")), Split.load(paths.split)
         exclude = load_holdout(paths.holdout) if extra_images(exp) == "holdout" else None
         view = PhaseView(store, split, phase, exclude=exclude)

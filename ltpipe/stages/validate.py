@@ -25,14 +25,7 @@ INSPECTED = Path(".ltpipe") / "detectors"
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Check the experiment and write ``experiment.lock.yaml``: the same experiment without parents and defaults."""
-    with stage_run(
-        "validate",
-        paths.folder("validate"),
-        experiment=exp.name,
-        settings=stage_slice(exp, "validate"),
-        seed=exp.seed,
-        inputs={},
-    ) as stage:
+    with stage_run("validate", exp, paths) as stage:
         for leftover in paths.root.glob(f".{paths.lock.name}.*"):
             discard(leftover)
         remarks = check_experiment(exp, list_experiments())

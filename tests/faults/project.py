@@ -21,9 +21,9 @@ import yaml
 
 from ltpipe.config.loading import load_experiment
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.run.cores import VARIABLE
 from ltpipe.run.records import read_json
-from ltpipe.run.status import stage_keys
 from tests.faults.client import start
 from tests.helpers.tiny_project import EXPERIMENT, write_project
 from tests.slurm.cluster import Cluster

@@ -55,13 +55,16 @@ EDITS = [
     ("{iterations: 10}", "{iterations: 10}\n  distill: {weight: 2}", {"lst 1", "lst 2"}),
     ("{epochs: 2}", "{epochs: 3}", {"base"}),
     ("threshold: 0.01", "threshold: 0.02", {"base"}),
-    ("type: cosine", "type: cosine, scale: 9", {"base"}),
+    ("type: cosine", "type: cosine, scale: 9", {"base", "lst 1", "lst 2"}),
     ("step: 3", "step: 2", {"split", "base"}),
     ("{iterations: 20}", "{iterations: 19}", {"calibrate head"}),
     ("calibrate:", "features: {rois: 99}\ncalibrate:", {"features"}),
     ("calibrate:", "features: {level: last}\ncalibrate:", {"features", "calibrate head"}),
     ("schedule: {iterations: 20}", "seed: 4, schedule: {iterations: 20}", {"calibrate head"}),
-    ("dataset:", "seed: 5\ndataset:", {"base"}),
+    ("dataset:", "seed: 5\ndataset:", {"base", "lst 1", "lst 2", "calibrate head"}),
+    ("step: 3", "step: 3, ignore_future_gt: true", {"base", "lst 1", "lst 2"}),
+    ("model:", "model:\n  loss_average: batch", {"base", "lst 1", "lst 2"}),
+    ("model:", "model:\n  parts: [{type: fasa}]", {"split", "split 1", "split 2", "base", "lst 1", "lst 2"}),
     ("data/train.json", "data/other.json", {"index"}),
 ]
 
@@ -100,7 +103,8 @@ def test_the_detector_file_and_its_parents_count(load: Load) -> None:
     Path("parent.py").write_text(text.replace("prob=0.5", "prob=0.25"))
     after = digests(exp)
     assert before == middle, "what it resolves to counts, not how it is written"
-    assert {stage for stage in middle if middle[stage] != after[stage]} == {"base", "validate"}
+    changed = {stage for stage in middle if middle[stage] != after[stage]}
+    assert changed == {"base", "distill 1", "distill 2", "lst 1", "lst 2", "features", "validate"}
 
 
 def test_every_slice_exists(load: Load) -> None:

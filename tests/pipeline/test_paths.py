@@ -11,8 +11,10 @@ import pytest
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import slice_digest, stage_slice
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.run.files import sha256_file
-from ltpipe.run.status import stage_keys, status
+from ltpipe.run.records import place
+from ltpipe.run.status import status
 from tests.helpers.small_project import Load
 
 
@@ -35,18 +37,20 @@ def test_no_two_stages_share_a_record(load: Load) -> None:
 
 
 def finish(exp: Experiment, paths: Paths) -> None:
-    """Write the records of all stages as if they had run."""
-    inputs = {"base": [paths.split], "lst": [paths.model("base")], "evaluate": [paths.model("base")]}
+    """Write the results and records of all stages as if they had run."""
     for stage, key in stage_keys(exp):
         record = paths.record(stage, key)
         record.parent.mkdir(parents=True, exist_ok=True)
         for name in ("model.pth", "split.json"):
-            (record.parent / name).touch()
+            (record.parent / name).write_text(f"{name} of {stage} {key}")
+    inputs = {"base": [paths.split], "lst": [paths.model("base")], "evaluate": [paths.model("base")]}
+    for stage, key in stage_keys(exp):
+        record = paths.record(stage, key)
         content = {
             "digest": slice_digest(stage_slice(exp, stage, key)),
             "settings": stage_slice(exp, stage, key),
-            "inputs": {str(path): "1" for path in inputs.get(stage, [])},
-            "outputs": {"model.pth": "1", "split.json": "1"},
+            "inputs": {str(path): sha256_file(path) for path in inputs.get(stage, [])},
+            "outputs": {name: sha256_file(record.parent / name) for name in ("model.pth", "split.json")},
             "seconds": 3,
         }
         record.write_text(json.dumps(content))
@@ -85,11 +89,39 @@ def test_a_remade_input_makes_what_follows_stale(load: Load) -> None:
     exp = load()
     paths = Paths("out", exp)
     finish(exp, paths)
+    paths.model("base").write_text("another")
     record = json.loads(paths.record("base").read_text())
-    record["outputs"]["model.pth"] = "2"
+    record["outputs"]["model.pth"] = sha256_file(paths.model("base"))
     paths.record("base").write_text(json.dumps(record))
     found = states(exp, paths)
     assert found["base"] == "done" and found["lst phase1"] == "stale" and found["features"] == "done"
+
+
+def test_an_edited_result_is_told_of_where_it_is_made_and_where_it_is_read(load: Load) -> None:
+    exp = load()
+    paths = Paths("out", exp)
+    finish(exp, paths)
+    stat, text = paths.model("base").stat(), paths.model("base").read_text()
+    paths.model("base").write_text(text.swapcase())
+    os.utime(paths.model("base"), ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    found = reasons(exp)
+    assert found["base"] == f"its result {paths.model('base')} has been changed"
+    assert found["lst phase1"].startswith(f"its input {paths.model('base')} is not as its stage wrote it")
+    paths.model("base").unlink()
+    assert reasons(exp)["base"] == f"its result {paths.model('base')} is gone"
+
+
+def test_results_and_projects_that_were_moved_are_done(load: Load, tmp_path: Path) -> None:
+    """Records made under one name of the folder are read under another."""
+    exp = load()
+    here = Paths(Path("out").absolute(), exp)
+    finish(exp, here)
+    for stage, key in stage_keys(exp):
+        record = json.loads(here.record(stage, key).read_text())
+        here.record(stage, key).write_text(json.dumps(record | {"place": place(here)}))
+    assert set(states(exp, Paths("out", exp)).values()) == {"done"}
+    Path("out").rename("elsewhere")
+    assert set(states(exp, Paths("elsewhere", exp)).values()) == {"done"}
 
 
 def reasons(exp: Experiment) -> dict[str, str]:
@@ -111,7 +143,10 @@ def test_stale_stages_name_the_settings_that_changed(load: Load) -> None:
     ]
     assert found["calibrate head"] == "calibrate.head.schedule.lr: 0.01 -> 0.5"
     assert found["split"] == "split.step: 3 -> 2"
-    assert found["lst phase1"] == "out/small/base is not up to date"
+    assert found["lst phase1"].splitlines() == [
+        "model.classifier.scale: 10.0 -> 9.0",
+        "out/small/base is not up to date",
+    ]
 
 
 def test_a_phase_names_its_own_iterations(load: Load) -> None:
@@ -135,19 +170,23 @@ def test_many_changes_are_counted(load: Load) -> None:
     assert len(lines) == 6 and lines[-1] == "and 2 more"
 
 
-def test_files_that_no_stage_made_are_compared_when_they_are_younger(load: Load) -> None:
+def test_files_that_no_stage_made_are_compared_by_content(load: Load) -> None:
     exp = load()
     paths, data = Paths("out", exp), Path("data/val.json")
     finish(exp, paths)
     record = json.loads(paths.record("index").read_text())
     paths.record("index").write_text(json.dumps(record | {"inputs": {str(data): sha256_file(data)}}))
+    before, text = data.stat(), data.read_text()
     os.utime(data, (2e9, 2e9))
     assert "index" not in reasons(exp), "touched only"
-    data.write_text(data.read_text() + "\n")
-    os.utime(data, (1e9, 1e9))
-    assert "index" not in reasons(exp), "as Snakemake has it"
-    os.utime(data, (2e9, 2e9))
-    assert reasons(exp)["index"] == f"its input {data} has changed"
+    for when in (1e18, before.st_mtime_ns, 2e18):
+        other = data.with_name("other.json")
+        other.write_text(text.swapcase())
+        os.utime(other, ns=(int(when), int(when)))
+        other.rename(data)
+        assert reasons(exp)["index"] == f"its input {data} has changed", "whatever its time"
+        data.write_text(text)
+        assert "index" not in reasons(exp), "put back"
     data.unlink()
     assert reasons(exp)["index"] == f"its input {data} is gone"
 

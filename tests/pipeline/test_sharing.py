@@ -64,8 +64,11 @@ def test_paths_and_jobs(project: Path) -> None:
     pipeline = Pipeline("other")
     assert list(pipeline.experiments) == ["other", "small"] and [one.name for one in pipeline.active] == ["other"]
     wildcards = SimpleNamespace(experiment="other")
-    assert pipeline.before(1)(wildcards) == ["results/small/base/model.pth", "results/small/base/config.py"]
-    assert pipeline.split(wildcards) == "results/small/split/split.json"
+    read = pipeline.inputs("lst", 1, wildcards)
+    assert {"results/small/base/model.pth", "results/small/base/config.py", "results/small/split/split.json"} <= set(
+        read
+    )
+    assert "results/other/split/phase1/replay.npz" not in read
     assert pipeline.records("base") == ["results/small/base/stage.json"]
 
 
@@ -120,3 +123,28 @@ def test_a_stage_by_hand_runs_where_it_is_shared(
     assert not Path("results/other/split/split.json").exists()
     assert main(["status", "other"]) == 0
     assert "of small; took" in capsys.readouterr().out
+
+
+def test_an_index_of_another_experiment_is_not_replaced(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two experiments that call different files by one name."""
+    for part in ("train", "val"):
+        annotate(Path(f"data/{part}.json"))
+        for image in (1, 2):
+            Path(f"data/{part}/{image}.png").touch()
+        Path(f"data/{part}2.json").write_text(Path(f"data/{part}.json").read_text() + " ")
+    other = Path("configs/experiments/other.yaml")
+    files = ", ".join(f"{part}: {{annotations: data/{part}2.json}}" for part in ("train", "val"))
+    other.write_text(f"extends: small.yaml\ndataset: {{{files}}}\n", encoding="utf-8")
+    assert main(["index", "small"]) == 0
+    before = Path("results/datasets/small/stage.json").read_bytes()
+    capsys.readouterr()
+    assert main(["index", "other"]) == 2
+    told = capsys.readouterr().err
+    assert "describe one data set differently" in told and "small has indexed" in told and "another name" in told
+    assert Path("results/datasets/small/stage.json").read_bytes() == before
+    assert main(["split", "other", "--phase", "0"]) == 2
+    assert "data/train2.json" in capsys.readouterr().err
+    small = Path("configs/experiments/small.yaml")
+    other.write_text(small.read_text(encoding="utf-8").replace(".json", "2.json"), encoding="utf-8")
+    small.unlink()
+    assert main(["index", "other"]) == 0, "an experiment that is gone keeps nobody from its data set"

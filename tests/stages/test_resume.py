@@ -14,13 +14,16 @@ import pytest
 import torch
 
 from ltpipe.checkpoints.torch_files import load_plain
+from ltpipe.config.experiment import Experiment
 from ltpipe.engine import shards
 from ltpipe.engine.calibrator_training import _step, train_head
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import ATTEMPT
+from ltpipe.run.records import is_current
 from ltpipe.run.stage_lock import exclusive
+from ltpipe.run.status import status
 from tests.helpers.tiny_project import (
     assert_same_state,
     command_line,
@@ -53,12 +56,12 @@ def test_a_training_cut_short_continues_to_the_same_bits(
     chain: Chain, tmp_path: Path, stage: str, key: int | None, end: Callable[[], None], code: int
 ) -> None:
     paths, at = chain.copy(tmp_path), 2
+    record = paths.record(stage, key).read_bytes()
     assert cut_short(chain.exp, paths, stage, key, at, end) == code
-    assert not paths.record(stage, key).exists()
-    assert model_of(paths, stage, key).is_file(), "the earlier result stays"
+    assert paths.record(stage, key).read_bytes() == record, "the earlier result stays complete"
     assert iterations_of(chain.exp, paths, stage, key)[0] == at
     assert_same_state(model_of(paths, stage, key), model_of(chain.paths, stage, key))
-    assert paths.record(stage, key).is_file() and not paths.work(stage, key).exists()
+    assert paths.record(stage, key).read_bytes() != record and not paths.work(stage, key).exists()
 
 
 def test_a_training_keeps_its_number_of_threads(chain: Chain, tmp_path: Path) -> None:
@@ -138,19 +141,67 @@ def test_a_finished_training_starts_anew(chain: Chain, tmp_path: Path) -> None:
     assert iterations_of(chain.exp, paths, "base") == [0, 1, 2, 3]
 
 
-def test_another_experiment_does_not_continue(chain: Chain, tmp_path: Path) -> None:
+def of_status(exp: Experiment, paths: Paths, label: str) -> tuple[str, str]:
+    """State and reason of a stage."""
+    return next((row.state, row.reason) for row in status(exp, paths) if row.label == label)
+
+
+def test_another_experiment_does_not_continue(chain: Chain, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What will be discarded, and why, is told by status and by the stage before it is."""
     paths = chain.copy(tmp_path)
+    paths.record("base").unlink()
     assert cut_short(chain.exp, paths, "base", None, 2, kill_here) == -9
+    assert of_status(chain.exp, paths, "base") == ("stopped", "continues from its last checkpoint")
     changed = experiment(chain.folder, base={"schedule": {"lr": 0.02}})
+    why = "the state of iteration 2 would be discarded:\nbase.schedule.lr: 0.01 -> 0.02"
+    assert of_status(changed, paths, "base") == ("stopped", why)
+    assert list(paths.work("base").glob("iter_2.pth")), "looking changes nothing"
     assert iterations_of(changed, paths, "base") == [0, 1, 2, 3]
+    said = (
+        "stage base: the state of iteration 2 is discarded, this run starts afresh:\n  base.schedule.lr: 0.01 -> 0.02"
+    )
+    assert said in capfd.readouterr().out
 
 
-def test_another_input_does_not_continue(chain: Chain, tmp_path: Path) -> None:
+def test_another_input_does_not_continue(chain: Chain, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     paths = chain.copy(tmp_path)
+    paths.record("base").unlink()
     assert cut_short(chain.exp, paths, "base", None, 2, kill_here) == -9
     paths.split.write_text(paths.split.read_text() + "\n")
     paths.record("split").unlink()
+    assert "would be discarded:\nits input split has changed" in of_status(chain.exp, paths, "base")[1]
     assert iterations_of(chain.exp, paths, "base") == [0, 1, 2, 3]
+    assert "is discarded, this run starts afresh:\n  its input split has changed" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["absolute", "link", "moved", "project moved"])
+def test_state_does_not_depend_on_what_its_folder_is_called(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    copied = chain.copy(project)
+    copied.record("base").unlink()
+    assert cut_short(chain.exp, Paths("results", chain.exp), "base", None, 2, kill_here) == -9
+    again = {
+        "absolute": project / "results",
+        "link": Path("link"),
+        "moved": tmp_path / "other",
+        "project moved": "results",
+    }
+    if way == "link":
+        Path("link").symlink_to("results")
+    elif way == "moved":
+        (project / "results").rename(tmp_path / "other")
+    elif way == "project moved":
+        project.rename(tmp_path / "renamed")
+        monkeypatch.chdir(tmp_path / "renamed")
+    paths = Paths(again[way], chain.exp)
+    assert of_status(chain.exp, paths, "base") == ("stopped", "continues from its last checkpoint")
+    assert iterations_of(chain.exp, paths, "base") == [2, 3]
+    assert_same_state(paths.model("base"), chain.paths.model("base"))
+    assert of_status(chain.exp, paths, "base")[0] == of_status(chain.exp, paths, "split")[0] == "done"
 
 
 def test_fresh_starts_anew(chain: Chain, tmp_path: Path) -> None:
@@ -311,7 +362,7 @@ def test_features_cut_short_continue_to_the_same_bytes(chain: Chain, tmp_path: P
         return done
 
     assert ended(in_child(lambda: calls(5))) == -9
-    assert not paths.record("features").exists()
+    assert is_current(chain.exp, paths, "features", None), "the earlier result stays complete"
     again = len(calls(None))
     # Units without a drawn box are not pooled.
     assert again == len(chain_units(chain)) - 4 if during == "proposals" else 0 < again < len(chain_units(chain)) - 3

@@ -10,8 +10,13 @@ from pathlib import Path
 from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import load_experiment
-from ltpipe.pipeline.digests import stage_digest
+from ltpipe.pipeline.digests import stage_digest, stage_slice
+from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
+from ltpipe.run.checksums import checksum
+from ltpipe.run.files import discard
+from ltpipe.run.records import EARLIER, place
+from ltpipe.run.stage_lock import is_done
 
 
 def outputs(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> list[Path]:
@@ -47,6 +52,11 @@ def outputs(exp: Experiment, paths: Paths, stage: str, key: str | int | None) ->
     }[stage]
 
 
+def inside(file: Path, record: Path) -> bool:
+    """Whether a file lies where a record can name it."""
+    return file.is_relative_to(record.parent)
+
+
 def main() -> None:
     """Behave like ``ltpipe STAGE``."""
     parser = argparse.ArgumentParser()
@@ -66,6 +76,8 @@ def main() -> None:
         paths = Paths("results", exp)
         # Phase 0 of `split` is the stage itself.
         key = given.phase or given.name or given.checkpoint
+        if is_done(exp, paths, given.stage, {} if key is None else {"key": key}):
+            return
         files = outputs(exp, paths, given.stage, key)
         record = paths.record(given.stage, key)
     for file in files:
@@ -73,8 +85,18 @@ def main() -> None:
         file.write_text(f"{given.stage} {given.experiment}\n", encoding="utf-8")
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
-        content = {"digest": stage_digest(exp, given.stage, key), "inputs": {}, "outputs": {}, "seconds": 0}
+        content = {
+            "digest": stage_digest(exp, given.stage, key),
+            "settings": stage_slice(exp, given.stage, key),
+            "inputs": {str(file): checksum(file) for file in stage_inputs(exp, paths, given.stage, key).values()},
+            "place": place(paths),
+            "outputs": {
+                file.relative_to(record.parent).as_posix(): checksum(file) for file in files if inside(file, record)
+            },
+            "seconds": 0,
+        }
         record.write_text(json.dumps(content), encoding="utf-8")
+        discard(record.parent / EARLIER)
 
 
 if __name__ == "__main__":

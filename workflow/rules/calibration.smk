@@ -3,9 +3,7 @@
 
 rule features:
     input:
-        model=PIPELINE.model,
-        split=PIPELINE.split,
-        store=PIPELINE.store("train"),
+        reads("features"),
     output:
         plan="results/{experiment}/features/plan.npz",
         record="results/{experiment}/features/stage.json",
@@ -28,11 +26,7 @@ rule features:
 
 rule calibrate:
     input:
-        model=PIPELINE.model,
-        features=PIPELINE.features,
-        head=PIPELINE.head,
-        split=PIPELINE.split,
-        store=PIPELINE.store("train"),
+        reads("calibrate", "calibrator"),
     output:
         model="results/{experiment}/calibrate/{calibrator}/model.pth",
         config="results/{experiment}/calibrate/{calibrator}/config.py",

@@ -1,8 +1,9 @@
 # The active experiments; everything the rules ask is answered by ltpipe.pipeline.rules, which never imports torch.
+# Nothing is changed while the rules are read or in a dry run.
 from snakemake.exceptions import WorkflowError
 
 from ltpipe.errors import UserError
-from ltpipe.run.snakemake_lock import hold_run_lock
+from ltpipe.run.snakemake_lock import check_owner
 from ltpipe.pipeline.rules import Pipeline, growing
 
 try:
@@ -10,13 +11,24 @@ try:
     # Everything that can be wrong with the number of phases is said here and not in an input function.
     PHASES = PIPELINE.phases
     PIPELINE.checkpoints
-    # Open as long as this Snakemake lives; the nested ones of cluster jobs have none.
-    RUN_LOCK = hold_run_lock() if workflow.is_main_process else None
+    if workflow.is_main_process:
+        check_owner()
+        PIPELINE.reruns.steer(workflow)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-if workflow.is_main_process:
-    PIPELINE.bring_to_the_past()
+
+def reads(stage, key=None):
+    """Input function: files that a stage reads. Times of those that stay mean nothing: ltpipe compares contents."""
+
+    def of_wildcards(wildcards):
+        try:
+            files = PIPELINE.inputs(stage, key, wildcards)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+        return [ancient(file) if stays else file for file, stays in files.items()]
+
+    return of_wildcards
 
 
 def names(allowed):

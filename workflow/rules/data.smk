@@ -1,10 +1,12 @@
 # validate, toy_data, index, split: seconds to minutes, no GPU.
 #
-# validate runs first by its priority and is part of every target, but no rule takes its output: behind a job that has to
-# run Snakemake does not look for changed parameters, not even through ancient(), and an edit would go unnoticed.
+# validate runs first by its priority and is part of every target, but no rule takes its output: it reads the whole
+# experiment, of which the others read a part each.
 
 
 rule validate:
+    input:
+        reads("validate"),
     output:
         lock="results/{experiment}/experiment.lock.yaml",
         record="results/{experiment}/validate/stage.json",
@@ -28,6 +30,8 @@ rule validate:
 
 
 rule toy_data:
+    input:
+        reads("toy_data"),
     output:
         train="data/{dataset}/train.json",
         val="data/{dataset}/val.json",
@@ -42,7 +46,7 @@ rule toy_data:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
-        digest=PIPELINE.digest("toy_data"),
+        digest=PIPELINE.toy_digest,
         file=PIPELINE.file,
     message:
         "drawing data set {wildcards.dataset}"
@@ -52,7 +56,7 @@ rule toy_data:
 
 rule index:
     input:
-        PIPELINE.annotations,
+        reads("index"),
     output:
         train=multiext(
             "results/datasets/{dataset}/train/",
@@ -92,7 +96,7 @@ rule index:
 
 rule split:
     input:
-        store=PIPELINE.store("train"),
+        reads("split"),
     output:
         split="results/{experiment}/split/split.json",
         record="results/{experiment}/split/stage.json",
@@ -131,9 +135,7 @@ for phase in PHASES:
         name:
             f"split_phase_{phase}"
         input:
-            split=PIPELINE.split,
-            holdout=PIPELINE.holdout,
-            store=PIPELINE.store("train"),
+            reads("split", phase),
         output:
             replay=f"results/{{experiment}}/split/phase{phase}/replay.npz",
             record=f"results/{{experiment}}/split/phase{phase}/stage.json",

@@ -3,10 +3,7 @@
 
 rule evaluate:
     input:
-        model=PIPELINE.model,
-        split=PIPELINE.split,
-        store=PIPELINE.store("val"),
-        counts=PIPELINE.store("train"),
+        reads("evaluate", "checkpoint"),
     output:
         predictions="results/{experiment}/evaluate/{checkpoint}/predictions.arrow",
         metrics="results/{experiment}/evaluate/{checkpoint}/metrics.json",
@@ -32,7 +29,7 @@ rule evaluate:
 
 rule report:
     input:
-        PIPELINE.measurements,
+        reads("report"),
     output:
         page=report(
             "results/{experiment}/report/report.html",

@@ -4,10 +4,7 @@
 
 rule base:
     input:
-        split=PIPELINE.split,
-        holdout=PIPELINE.holdout,
-        store=PIPELINE.store("train"),
-        start=PIPELINE.start,
+        reads("base"),
     output:
         model="results/{experiment}/base/model.pth",
         config="results/{experiment}/base/config.py",
@@ -37,9 +34,7 @@ for phase in PHASES:
             name:
                 f"distill_phase_{phase}"
             input:
-                model=PIPELINE.before(phase),
-                split=PIPELINE.split,
-                store=PIPELINE.store("train"),
+                reads("distill", phase),
             output:
                 teacher=f"results/{{experiment}}/distill/phase{phase}/teacher.npz",
                 record=f"results/{{experiment}}/distill/phase{phase}/stage.json",
@@ -66,12 +61,7 @@ for phase in PHASES:
         name:
             f"lst_phase_{phase}"
         input:
-            model=PIPELINE.before(phase),
-            split=PIPELINE.split,
-            replay=PIPELINE.replay(phase),
-            holdout=PIPELINE.holdout,
-            store=PIPELINE.store("train"),
-            teacher=PIPELINE.teacher(phase),
+            reads("lst", phase),
         output:
             model=f"results/{{experiment}}/lst/phase{phase}/model.pth",
             config=f"results/{{experiment}}/lst/phase{phase}/config.py",

@@ -1,0 +1,232 @@
+"""Which stages have to run again: the records decide, not the times and parameters that Snakemake has noted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from ltpipe.config.experiment import Experiment
+from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.inputs import of_parts, stage_inputs
+from ltpipe.pipeline.paths import RESULTS, Paths
+from ltpipe.pipeline.stage_keys import stage_keys
+from ltpipe.run.earlier_results import keep, put_back
+from ltpipe.run.input_checks import check_annotations, checked_input
+from ltpipe.run.log_progress import holder
+from ltpipe.run.records import RECORD, changes, is_cut_off, read_json, recorded_outputs
+from ltpipe.run.snakemake_lock import hold_run_lock
+
+_TOLD = 4
+
+
+class Reruns:
+    """The stages of several experiments, and what happens around a run of Snakemake.
+
+    Snakemake compares times, and the parameters it has noted for a job's outputs. Times change where contents do not,
+    and what it notes for a job that has failed looks as if it belonged to the files that are there. So the rules tell
+    it nothing of either, and finished stages that have to run again are named to it as if the user had forced them.
+
+    Args:
+        experiments: By name: all that are active, and whose results they use.
+    """
+
+    def __init__(self, experiments: Mapping[str, Experiment]) -> None:
+        self._experiments = experiments
+        self._workflow: Any = None
+        self._lock: IO[str] | None = None
+        self._due: dict[Path, list[str]] = {}
+        self._kept: list[Path] = []
+
+    @cached_property
+    def _made(self) -> Mapping[Path, tuple[Experiment, str, str | int | None]]:
+        """All stages by record."""
+        own = ((exp, one) for exp in self._experiments.values() for one in stage_keys(exp) if one not in exp.owners)
+        return {Paths(RESULTS, exp).record(*one): (exp, *one) for exp, one in own}
+
+    @cached_property
+    def _toy_files(self) -> Mapping[Path, Experiment]:
+        """Annotation files that `ltpipe toy-data` draws."""
+        drawn = [exp for exp in self._experiments.values() if exp.dataset.generate is not None]
+        return {source.annotations: exp for exp in drawn for source in (exp.dataset.train, exp.dataset.val)}
+
+    def maker(self, file: Path) -> Path | None:
+        """Return the record of the stage that makes a file; None for a file of the user.
+
+        Toy data have no record: their annotation files stand for it.
+        """
+        if file in self._toy_files:
+            return file
+        return next((record for folder in file.parents if (record := folder / RECORD) in self._made), None)
+
+    # ---- what is due -------------------------------------------------------------------------------------------------
+
+    def why_due(self, record: Path) -> list[str]:
+        """Why a finished stage has to run again, one text per reason; empty if it has not.
+
+        Args:
+            record: The stage's record, or an annotation file of toy data.
+        """
+        if record not in self._due:
+            self._due[record] = []  # nobody waits for oneself
+            self._due[record] = ["it was asked for"] if self._is_asked_for(record) else self._changes(record)
+        return self._due[record]
+
+    def stays(self, record: Path) -> bool:
+        """Whether what a stage has made is complete and no job will make it again.
+
+        Args:
+            record: As :meth:`why_due` takes it.
+        """
+        if self._workflow is None:  # inside a job, whose inputs are complete
+            return True
+        if self.why_due(record):
+            return False
+        if record in self._toy_files:
+            known = read_json(Paths(RESULTS, self._toy_files[record]).record("index")) or {}
+            return record.is_file() and "dataset.generate" in known.get("settings", {})
+        outputs = recorded_outputs(record)
+        return record.is_file() and all((record.parent / name).is_file() for name in outputs)
+
+    def _changes(self, record: Path) -> list[str]:
+        if record in self._toy_files:
+            return self._other_options(self._toy_files[record])
+        exp, stage, key = self._made[record]
+        paths = Paths(RESULTS, exp)
+        if not record.is_file():
+            return ["its last run has not ended"] if is_cut_off(record.parent) else []
+        # What is gone cannot be compared: somebody may have needed the space.
+        found = changes(exp, paths, stage, key, gone=False)
+        makers = {self.maker(file) for file in stage_inputs(exp, paths, stage, key).values()}
+        again = sorted(str(maker.parent) for maker in makers if maker is not None and self.why_due(maker))
+        return found + [f"{maker} is made again" for maker in dict.fromkeys(again)]
+
+    def _other_options(self, exp: Experiment) -> list[str]:
+        """Why toy data have to be drawn again: the store was made when the experiment asked for others."""
+        settings = (read_json(Paths(RESULTS, exp).record("index")) or {}).get("settings", {})
+        name, today = "dataset.generate", stage_slice(exp, "toy_data")
+        return [f"{name} has changed"] if name in settings and settings[name] != today[name] else []
+
+    def _is_asked_for(self, record: Path) -> bool:
+        """Whether ``-R``, ``-f`` or ``-F`` names a stage, by rule or file."""
+        if self._workflow is None:
+            return False
+        asked = self._workflow.dag_settings
+        names = {*asked.forcerun, *(asked.targets if asked.forcetargets else ())}
+        if record in self._toy_files:
+            rules = {"toy_data"}
+        else:
+            _, stage, key = self._made[record]
+            rules = {f"{stage}_phase_{key}"} if isinstance(key, int) else {stage, f"{stage}_holdout"}
+        return asked.forceall or bool(rules & names) or any(self._of_output(Path(name)) == record for name in names)
+
+    def _of_output(self, file: Path) -> Path | None:
+        """Return the record of the stage among whose declared outputs a file is."""
+        beside = file.parent / "validate" / RECORD
+        return beside if file.name == Paths.LOCK and beside in self._made else self.maker(file)
+
+    # ---- Snakemake ---------------------------------------------------------------------------------------------------
+
+    def steer(self, workflow: Any) -> None:
+        """Decide for this Snakemake, a main one and not one inside a job, what has to run.
+
+        Args:
+            workflow: Snakemake's workflow.
+        """
+        self._workflow = workflow
+
+    def consider(self, record: Path) -> None:
+        """Have Snakemake, which is building its graph, run a stage if it is due.
+
+        Args:
+            record: As :meth:`why_due` takes it.
+        """
+        if self._workflow is None:
+            return
+        self._take_over()
+        forced = self._workflow.dag.forcefiles
+        why = self.why_due(record)
+        if why and str(record) not in forced:
+            forced.add(str(record))
+            more = f" and {len(why) - _TOLD} more" if len(why) > _TOLD else ""
+            what = record.parent if record.name == RECORD else record
+            print(f"{what} is made again: {'; '.join(why[:_TOLD])}{more}", file=sys.stderr)
+
+    def _take_over(self) -> None:
+        """While the rules are read Snakemake knows neither its settings nor whether anything will run; now it does."""
+        settings = self._workflow.dag_settings
+        # Toy data have no record and their options are a parameter; no other rule has one that changes.
+        settings.rerun_triggers = frozenset(one for one in settings.rerun_triggers if one.name == "PARAMS")
+        # A stage is complete when its record is there, whether its Snakemake has lived to see it or not.
+        self._workflow.dag.ignore_incomplete = True
+        if self._lock is None and self._workflow.executor_plugin is not None and not self._workflow.dryrun:
+            self._lock = hold_run_lock()
+
+    def begin(self, outputs: Iterable[str]) -> None:
+        """Before the first job of a run: check what the jobs will read, and keep what Snakemake will remove.
+
+        Args:
+            outputs: Output files of all jobs that will run.
+
+        Raises:
+            UserError: An input is missing, or is not as its stage wrote it. Nothing was removed.
+        """
+        if self._workflow.touch:
+            return
+        files: dict[Path, list[Path]] = {}
+        for output in map(Path, outputs):
+            record = self._of_output(output)
+            if record is not None:
+                files.setdefault(record, []).append(output)
+        for record in files.keys() & self._made.keys():
+            self._check_inputs(record, files)
+        bring_to_the_past()
+        for record, (exp, stage, key) in self._made.items():
+            if self._is_asked_for(record):
+                _forget(Paths(RESULTS, exp).work(stage, key))
+            if record in files and keep(record.parent, files[record], asked=self._is_asked_for(record)):
+                self._kept.append(record.parent)
+
+    def _check_inputs(self, record: Path, files: Collection[Path]) -> None:
+        """Check those inputs of a stage that lie there and will not be made first."""
+        exp, stage, key = self._made[record]
+        paths = Paths(RESULTS, exp)
+        inputs = stage_inputs(exp, paths, stage, key)
+        for name, path in inputs.items():
+            maker = self.maker(path)
+            if maker not in files and (maker is None or path.is_file()):
+                checked_input(exp, paths, stage, name, path)
+        if paths.record("index") not in files:
+            for part in of_parts(inputs):
+                check_annotations(exp, paths, stage, part)
+
+    def end(self) -> None:
+        """After the last job of a run: put back what stages have left nothing in the place of."""
+        for folder in self._kept:
+            if holder(folder) is None:
+                put_back(folder)
+
+
+def _forget(work: Path) -> None:
+    """Remove what a killed stage would continue from: it shall run anew."""
+    if work.is_dir() and holder(work.parent) is None:
+        shutil.rmtree(work)
+
+
+def bring_to_the_past() -> None:
+    """Give results from the future, made while a clock was ahead, times just before now, in the same order.
+
+    Snakemake takes a job for failed, and deletes its results, when an input is younger than they are.
+    """
+    now = time.time_ns()
+    times = {file: file.stat().st_mtime_ns for file in Path(RESULTS).rglob("*") if file.is_file()}
+    ahead = sorted((file for file, when in times.items() if when > now), key=times.__getitem__)
+    distinct = sorted({times[file] for file in ahead})
+    for file in ahead:
+        when = now - 1000 * (len(distinct) - distinct.index(times[file]))
+        os.utime(file, ns=(when, when))

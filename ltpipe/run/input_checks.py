@@ -1,0 +1,118 @@
+"""Inputs of a stage, compared with what the stages that make them have recorded, before anything reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltpipe.config.experiment import Experiment
+from ltpipe.errors import UserError
+from ltpipe.pipeline.inputs import Inputs, of_parts
+from ltpipe.pipeline.paths import Part, Paths
+from ltpipe.pipeline.stages import TABLE
+from ltpipe.run.checksums import checksum
+from ltpipe.run.records import RECORD, is_cut_off, maker_of, read_json, recorded_checksum
+
+_DIGITS = 12
+
+
+def checked_inputs(exp: Experiment, paths: Paths, stage: str, inputs: Inputs) -> dict[str, str]:
+    """Return the checksums of a stage's inputs by name.
+
+    Args:
+        exp: The experiment.
+        paths: Its paths.
+        stage: The stage that reads them.
+        inputs: What :func:`~ltpipe.pipeline.inputs.stage_inputs` returns.
+
+    Raises:
+        UserError: One is missing or is not as its stage wrote it, or the annotations are no longer those that were
+            indexed.
+    """
+    found = {name: checked_input(exp, paths, stage, name, path) for name, path in inputs.items()}
+    for part in of_parts(inputs):
+        check_annotations(exp, paths, stage, part)
+    return found
+
+
+def checked_input(exp: Experiment, paths: Paths, stage: str, name: str, path: Path) -> str:
+    """Return the checksum of one input.
+
+    Args:
+        exp: The experiment.
+        paths: Its paths.
+        stage: The stage that reads it.
+        name: Its name in :func:`~ltpipe.pipeline.inputs.stage_inputs`.
+        path: The file.
+
+    Raises:
+        UserError: It is missing, or is not as its stage wrote it.
+    """
+    maker = name.split(":")[0]
+    made = maker in (*TABLE, "toy-data")
+    again = _again(exp, paths, maker, path)
+    if not path.is_file():
+        raise UserError(
+            f"missing input of stage {stage}",
+            where=path,
+            got="no such file",
+            fix=f"run {again} first, or let snakemake do it" if made else f"check {name} of the experiment",
+        )
+    if made and any(is_cut_off(folder) for folder in (path.parent, path.parent.parent)):
+        raise UserError(
+            f"an input of stage {stage} is of a run that has not ended", where=path, fix=f"run {again}: it continues"
+        )
+    now, before = checksum(path), recorded_checksum(path)
+    if before not in (None, now):
+        raise UserError(
+            f"damaged input of stage {stage}",
+            where=path,
+            got=f"{path.stat().st_size} bytes that differ from those its stage wrote, SHA-256 {now[:_DIGITS]}...",
+            allowed=f"{before[:_DIGITS]}..., as in {maker_of(path)}" if before else None,
+            fix=f"put the file back, or run {again} again; if the change is meant, remove {RECORD} there",
+        )
+    return now
+
+
+def check_annotations(exp: Experiment, paths: Paths, stage: str, part: Part) -> None:
+    """Refuse a store that was made from other annotations than the experiment names.
+
+    Annotations that are not there any more cannot be compared; the store is complete without them.
+
+    Args:
+        exp: The experiment.
+        paths: Its paths.
+        stage: The stage that reads the store.
+        part: Which part of the data set.
+
+    Raises:
+        UserError: They have changed since, or another experiment has indexed its own under the same name.
+    """
+    source = exp.dataset.train.annotations if part == "train" else exp.dataset.val.annotations
+    info = read_json(paths.store(part) / "info.json")
+    if not isinstance(info, dict) or not source.is_file():
+        return
+    now, before = checksum(source), str(info.get("sha256"))
+    if (now, exp.dataset.format) == (before, info.get("format")):
+        return
+    by = (read_json(paths.record("index")) or {}).get("experiment", exp.name)
+    raise UserError(
+        f"stage {stage} would read annotations that are not those of the experiment",
+        where=paths.store(part),
+        got=f"made by {by} from {info.get('file')}, {info.get('format')}, SHA-256 {before[:_DIGITS]}...",
+        allowed=f"{source}, {exp.dataset.format}, {now[:_DIGITS]}...",
+        fix=f"run `ltpipe index --experiment {exp.name}` again, or put the file back"
+        if by == exp.name
+        else f"give the data set of {exp.name} another dataset.name, then run `ltpipe index --experiment {exp.name}`",
+    )
+
+
+def _again(exp: Experiment, paths: Paths, maker: str, path: Path) -> str:
+    """Return the command lines that make an output, by hand and by Snakemake."""
+    key = path.parent.name
+    phase = key.removeprefix("phase") if maker in ("split", "distill", "lst") and key.startswith("phase") else None
+    options = {"calibrate": f" --name {key}", "evaluate": f" --checkpoint {key}"}
+    option = options.get(maker, "" if phase is None else f" --phase {phase}")
+    owner = path.relative_to(paths.results).parts[0] if path.is_relative_to(paths.results) else exp.name
+    by_hand = f"`ltpipe {maker} --experiment {exp.name if owner == 'datasets' else owner}{option}`"
+    rule = maker.replace("-", "_") if phase is None else f"{maker}_phase_{phase}"
+    return f"{by_hand} (or snakemake with `-R {rule}`)"
