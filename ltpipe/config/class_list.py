@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import mmap
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltpipe.data.readers.coco import read_categories
 from ltpipe.errors import UserError
 from ltpipe.run.checksums import remembered
 
 if TYPE_CHECKING:
     from ltpipe.config.blocks import Dataset
-
-_CATEGORIES = re.compile(rb'"categories"\s*:\s*\[\s*\{')
 
 
 def read_class_list(path: Path) -> list[dict[str, Any]]:
@@ -44,40 +41,22 @@ def read_class_list(path: Path) -> list[dict[str, Any]]:
     return classes
 
 
-def scan_categories(path: Path) -> list[dict[str, Any]]:
-    """Read only the ``categories`` of an annotation file: the file is searched in place, not parsed.
+def annotation_categories(path: Path) -> list[dict[str, Any]]:
+    """Return ``id`` and ``name`` of the categories of an annotation file, remembered in a small file until it changes.
 
     Raises:
-        UserError: The file has no list of categories.
+        UserError: The file has no list of categories, or one that cannot be used.
     """
-    if not path.stat().st_size:
-        raise UserError("the annotation file is empty, it has no categories", where=path)
-    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        for match in _CATEGORIES.finditer(text):
-            start = match.end() - 1
-            while text[start : start + 1] != b"[":
-                start -= 1
-            end, size = start, 1 << 20
-            while end < len(text):
-                end = min(len(text), start + size)
-                try:
-                    found, _ = json.JSONDecoder().raw_decode(text[start:end].decode("utf-8", "ignore"))
-                except ValueError:
-                    size *= 4
-                    continue
-                if all(isinstance(c, dict) and "id" in c and "name" in c for c in found):
-                    return list(found)
-                break
-    raise UserError("the annotation file has no categories", where=path, allowed='a list "categories" of {id, name}')
-
-
-def annotation_categories(path: Path) -> list[dict[str, Any]]:
-    """As :func:`scan_categories`, remembering ``id`` and ``name`` in a small file until the annotation file changes."""
 
     def categories(file: Path) -> list[dict[str, Any]]:
-        return [{"id": c["id"], "name": c["name"]} for c in scan_categories(file)]
+        return [{"id": category.id, "name": category.name} for category in read_categories(file)]
 
-    return list(remembered(path, "categories", categories))
+    found = list(remembered(path, "categories", categories))
+    if not found:
+        raise UserError(
+            "the annotation file has no categories", where=path, allowed='a list "categories" of {id, name}'
+        )
+    return found
 
 
 def generated_classes(options: dict[str, Any]) -> int:

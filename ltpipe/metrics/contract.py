@@ -194,17 +194,15 @@ def _annotations(
     """Return the annotations used, by image id, and how many were left out."""
     used = np.isin(gt.ann_category, categories)
     counts = {}
+    if iou_type != "bbox" and not gt.ann_has_mask.all():
+        counts["gt_without_mask"] = int((used & ~gt.ann_has_mask).sum())
+        used &= gt.ann_has_mask
     if protocol == "lvis":
         reasons = {"gt_crowd": gt.ann_iscrowd, "gt_ignore": gt.ann_ignore, "gt_zero_area": ~(gt.ann_area > 0)}
         for name, flag in reasons.items():
             counts[name] = int((used & flag).sum())
             used &= ~flag
     rows = np.flatnonzero(used)
-    if iou_type != "bbox" and len(rows):
-        masked = gt.has_mask(rows)
-        if not masked.all():
-            counts["gt_without_mask"] = int(len(rows) - masked.sum())
-        rows = rows[masked]
     counts["gt"] = len(rows)
     return rows[np.argsort(gt.image_ids[gt.ann_image[rows]], kind="stable")], counts
 

@@ -27,7 +27,7 @@ from ltpipe.report.inputs import (
     who,
 )
 from ltpipe.report.sections_affinity import affinity
-from ltpipe.report.sections_context import accounting, methods, provenance, terms
+from ltpipe.report.sections_context import accounting, data, methods, provenance, terms
 from ltpipe.report.sections_sweep import sweep
 
 CHANGES_SHOWN = 8
@@ -61,6 +61,7 @@ def all_sections(
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "affinity": ("Which classes are alike", affinity(affinities, figures)),
         "changes": ("Classes that changed most", changes(evaluations)),
+        "data": ("The data", data(cards)),
         "methods": ("Methods and schedules", methods(cards)),
         "accounting": ("Which detections counted", accounting(evaluations)),
         "provenance": ("Where the numbers come from", provenance(cards)),

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import class_counts, known_classes, stream_config
+from ltpipe.engine.dataset_configs import check_masks, class_counts, known_classes, stream_config
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.inference import build_dataset
@@ -31,6 +31,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
+        check_masks(paths, model, exp.detector.config)
         model = with_trained_layers(model, exp.base.trained)
         sampler = {"type": exp.base.sampler.type, **exp.base.sampler.options}
         dataset = stream_config(

@@ -12,12 +12,14 @@ from ltpipe.config.loading import load_beside
 from ltpipe.config.training import Schedule
 from ltpipe.data.categories import Categories, labels_in
 from ltpipe.data.split import Split
+from ltpipe.data.summary import sentences
 from ltpipe.data.tables import read_csv
 from ltpipe.metrics.class_affinity import load_affinity
 from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
+from ltpipe.run.records import read_json
 from ltpipe.run.stage_run import stage_run
 
 
@@ -101,7 +103,13 @@ def _card(exp: Experiment, paths: Paths) -> ExperimentCard:
         schedules.append(_schedule(name, calibrator.schedule))
     records = [paths.record(stage, key) for stage, key in stage_keys(exp) if stage != "report"]
     stages = [json.loads(record.read_text(encoding="utf-8")) for record in records if record.is_file()]
-    return ExperimentCard(exp.name, exp.description, methods, schedules, stages)
+    return ExperimentCard(exp.name, exp.description, methods, schedules, stages, _data(paths))
+
+
+def _data(paths: Paths) -> dict[str, list[str]]:
+    """Return what `index` said of both parts of the data set."""
+    found = {part: read_json(paths.store(part) / "info.json") for part in ("train", "val")}
+    return {part: sentences(info) for part, info in found.items() if info and "rarest" in info}
 
 
 def _words(choice: Choice) -> str:
