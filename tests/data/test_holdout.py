@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_phase import make_table
+from tests.data.test_phase import make_table
 
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
 from ltpipe.data.phase import PhaseView
