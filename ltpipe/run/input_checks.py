@@ -10,7 +10,7 @@ from ltpipe.pipeline.inputs import Inputs, of_parts
 from ltpipe.pipeline.paths import Part, Paths
 from ltpipe.pipeline.stages import TABLE
 from ltpipe.run.checksums import checksum
-from ltpipe.run.records import RECORD, is_cut_off, maker_of, read_json, recorded_checksum
+from ltpipe.run.records import RECORD, changes, is_cut_off, maker_of, read_json, recorded_checksum
 
 _DIGITS = 12
 
@@ -104,6 +104,24 @@ def check_annotations(exp: Experiment, paths: Paths, stage: str, part: Part) -> 
         if by == exp.name
         else f"give the data set of {exp.name} another dataset.name, then run `ltpipe index --experiment {exp.name}`",
     )
+
+
+def outdated_makers(exp: Experiment, paths: Paths, inputs: Inputs) -> list[str]:
+    """Return what a stage would read that is no longer what the experiment asks for, one text per stage.
+
+    Snakemake makes it again first. By hand it may be meant, to try something, but not without a word.
+
+    Args:
+        exp: The experiment.
+        paths: Its paths.
+        inputs: What :func:`~ltpipe.pipeline.inputs.stage_inputs` returns.
+    """
+    makers, found = {maker_of(path) for path in inputs.values()}, []
+    for stage, key in stage_keys(exp):
+        if paths.record(stage, key) in makers:
+            reasons = changes(exp, paths, stage, key, gone=False)
+            found += [f"{paths.folder(stage, key)} is used as it is, although {'; '.join(reasons)}"] if reasons else []
+    return found
 
 
 def _again(exp: Experiment, paths: Paths, maker: str, path: Path) -> str:

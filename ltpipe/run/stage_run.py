@@ -24,7 +24,7 @@ from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, move, write_json
-from ltpipe.run.input_checks import checked_inputs
+from ltpipe.run.input_checks import checked_inputs, outdated_makers
 from ltpipe.run.loader_errors import from_loader
 from ltpipe.run.records import EARLIER, RECORD, RUN_KEY, place
 from ltpipe.run.resume import described, replaced_record, run_key, why_discarded
@@ -84,6 +84,8 @@ def stage_run(
             return
         inputs = stage_inputs(exp, paths, stage, key)
         today = run_key(exp, stage, key, checked_inputs(exp, paths, stage, inputs))
+        for remark in outdated_makers(exp, paths, inputs):
+            print(remark, flush=True)
         started, clock = datetime.now(UTC), time.monotonic()
         with exclusive(folder, stage, partial(_drop_record, folder)):
             run = StageRun(folder, folder / "work")

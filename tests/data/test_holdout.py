@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.data.test_phase import make_table
 
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.split import Split, make_split
 from ltpipe.errors import UserError
+from tests.data.test_phase import make_table
 
 
 def world(images: list[list[int]], classes: int, **split: Any) -> tuple[Any, Split]:

@@ -128,3 +128,13 @@ def test_export_refuses_what_was_edited(chain: Chain, tmp_path: Path) -> None:
         "export", chain.exp.file, "--results", paths.results, "--checkpoint", "base", "--output", tmp_path / "out"
     )
     assert code == 2 and str(paths.split) in told and not (tmp_path / "out").exists()
+
+
+def test_an_input_of_other_settings_is_told_of(chain: Chain, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    paths = chain.copy(tmp_path)
+    run_stages(chain.exp, paths.results, ("split", 1))
+    assert "used as it is" not in capfd.readouterr().out
+    changed = experiment(chain.folder, split={"boundaries": [4, 7, 9]})
+    run_stages(changed, paths.results, ("split", 1))
+    told = f"{paths.folder('split')} is used as it is, although split.boundaries: [5, 7, 9] -> [4, 7, 9]"
+    assert told in capfd.readouterr().out
