@@ -8,6 +8,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.inputs import Inputs, of_parts
 from ltpipe.pipeline.paths import Part, Paths
+from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.pipeline.stages import TABLE
 from ltpipe.run.checksums import checksum
 from ltpipe.run.records import RECORD, changes, is_cut_off, maker_of, read_json, recorded_checksum
