@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -104,6 +105,24 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
     file.write_text(text, encoding="utf-8")
     return load_experiment(file)
+
+
+def rewritten(folder: Path, target: Path, change: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
+    """Write changed annotations of a project; return the parts of a ``dataset`` block that name them.
+
+    Args:
+        folder: The project.
+        target: Where to write.
+        change: Changes the content of ``train`` or ``val`` in place, or returns another.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    parts = {}
+    for part in ("train", "val"):
+        content = json.loads((folder / "data" / f"{part}.json").read_text(encoding="utf-8"))
+        content = change(part, content) or content
+        (target / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
+        parts[part] = {"annotations": str(target / f"{part}.json"), "images": str(folder / "data" / part)}
+    return parts
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 from mmengine.config import ConfigDict
 
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import read_csv
 from ltpipe.engine.config import ClassCounts, with_our_packing
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.models import Experiment
@@ -19,7 +19,7 @@ from ltpipe.spec.paths import Paths
 def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
     """Return the training counts of the first ``num_classes`` classes, in label order."""
     ids = split.order[:num_classes]
-    table = pd.read_csv(paths.statistics("train")).set_index("category_id").loc[list(ids)]
+    table = read_csv(paths.statistics("train")).set_index("category_id").loc[list(ids)]
     store = AnnotationStore.open(paths.store("train"))
     annotated = len(np.unique(store.ann_image))
     return ClassCounts(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.evaluation.metrics import COUNTS
 from ltpipe.files import atomic_path
 
@@ -69,15 +70,15 @@ def save_affinity(
     path: Path, table: pd.DataFrame, cosine: NDArray[np.float32], category_ids: NDArray[np.int64]
 ) -> None:
     """Write the table as CSV, and the matrix with the categories of its rows beside it as ``.npz``."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(path, table)
     with atomic_path(path.with_suffix(".npz")) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(handle, cosine=cosine, category_ids=category_ids)
 
 
 def load_affinity(path: Path, experiment: str, checkpoint: str) -> Affinity:
     """Read what :func:`save_affinity` wrote."""
-    table = pd.read_csv(path, dtype={"rank": "Int64", "neighbour_id": "Int64"})
+    table = read_csv(path, rank="Int64", neighbour_id="Int64")
+    table["neighbour"] = table["neighbour"].where(table["rank"].notna())
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
         cosine, category_ids = file["cosine"], file["category_ids"]
     classes = table.drop_duplicates("category_id").set_index("category_id").loc[category_ids]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ltpipe.data.tables import write_csv
 from ltpipe.evaluation import page
 from ltpipe.evaluation.affinity import Affinity
 from ltpipe.evaluation.metrics import flatten
@@ -63,8 +64,7 @@ def build_report(
     folder = Path(folder)
     drawn = folder / "figures"
     figures = draw_figures(drawn, evaluations) | draw_sweeps(drawn, sweeps) | draw_affinities(drawn, affinities)
-    with atomic_path(folder / "summary.csv") as temporary:
-        summary_table(evaluations).to_csv(temporary, index=False)
+    write_csv(folder / "summary.csv", summary_table(evaluations))
     chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities)
     bodies = [page.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {anchor: name for anchor, (name, _) in chapters.items()}

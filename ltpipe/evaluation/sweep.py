@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.data.tables import write_csv
 from ltpipe.evaluation.metrics import flatten
-from ltpipe.files import atomic_path
 
 WHAT = ("mode", "threshold", "configured", "calibrated_classes", "iou_type")
 
@@ -57,5 +57,4 @@ def sweep_rows(
 
 def write_sweep(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows as CSV; all numbers are fractions of 1."""
-    with atomic_path(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_csv(path, pd.DataFrame(rows))

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path
 from ltpipe.methods.iif_weights import FORMULAS, OBJECT, Floats, iif_weights, parse_variant
 
 Layout = Literal["lvis", "coco", "elab"]
@@ -96,10 +96,7 @@ def read_table(path: str | Path) -> ClassTable:
     Raises:
         UserError: The file is missing or no such table, or a value is missing.
     """
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError("cannot read the class table", where=path, got=error, fix="give a CSV file") from error
+    frame = read_csv(path)
     columns = [c for c in frame.columns if c.removesuffix(OBJECT) in _BLOCK]
     lacking = {IMAGES, INSTANCES} - set(frame.columns)
     if lacking or not columns:
@@ -245,5 +242,4 @@ def write_table(path: str | Path, table: ClassTable, layout: Layout = "lvis") ->
         count = 0 if layout == "lvis" else 1
         first: dict[str, Any] = {**dict.fromkeys(COLUMNS[layout], 1), IMAGES: count, INSTANCES: count, "class": -1}
         frame = pd.concat([pd.DataFrame([first])[COLUMNS[layout]].astype(object), frame.astype(object)])
-    with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False)
+    write_csv(path, frame)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.engine.call_points import Rescore
 from ltpipe.engine.config import read_config
 from ltpipe.engine.geometry import last_pixel
@@ -28,7 +29,7 @@ from ltpipe.evaluation.metrics import per_class_table, summarize
 from ltpipe.evaluation.predictions import Predictions
 from ltpipe.evaluation.sweep import sweep_rows, write_sweep
 from ltpipe.evaluation.writer import PredictionWriter, merge_predictions
-from ltpipe.files import atomic_path, discard, write_json
+from ltpipe.files import discard, write_json
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -167,7 +168,7 @@ def measure(exp: Experiment, paths: Paths, predictions: Path, known: NDArray[np.
 
 def class_table(paths: Paths, split: Split) -> pd.DataFrame:
     """Return the statistics of the training classes and the phase of each."""
-    statistics = pd.read_csv(paths.statistics("train"))
+    statistics = read_csv(paths.statistics("train"))
     phases = dict(zip(split.order.tolist(), split.phase_of_label.tolist(), strict=True))
     return statistics.assign(phase=statistics["category_id"].map(phases))
 
@@ -186,8 +187,7 @@ def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, t
     classes = class_table(paths, split)
     write_json(paths.metrics(checkpoint), summaries(exp, checkpoint, split, classes, tensors))
     tables = [per_class_table(item, classes).assign(iou_type=iou) for iou, item in tensors.items()]
-    with atomic_path(paths.per_class(checkpoint)) as temporary:
-        pd.concat(tables).to_csv(temporary, index=False)
+    write_csv(paths.per_class(checkpoint), pd.concat(tables))
 
 
 def write_affinity(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from mmengine.config import Config
 
 from ltpipe.convert.class_order import reorder_classes
 from ltpipe.convert.plain import foreign_types, plain_detector
+from ltpipe.data.tables import read_csv
 from ltpipe.engine.config import read_config
 from ltpipe.engine.train import read_checkpoint, write_checkpoint
 from ltpipe.errors import UserError
@@ -40,7 +40,7 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
         _there(path, exp, checkpoint)
     config, content = read_config(paths.config(checkpoint)), read_checkpoint(paths.model(checkpoint))
     known = list(content["meta"]["category_ids"])
-    table = pd.read_csv(paths.statistics("train"))
+    table = read_csv(paths.statistics("train"))
     names = dict(zip(table["category_id"], table["name"], strict=True))
     ids = [int(category) for category in table["category_id"] if category in set(known)]
     model, state = plain_detector(config.model.to_dict(), content["state_dict"])

@@ -9,8 +9,9 @@ import numpy as np
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import write_csv
 from ltpipe.errors import UserError
-from ltpipe.files import atomic_path, move
+from ltpipe.files import move
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -32,9 +33,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         for part, source in (("train", data.train), ("val", data.val)):
             folder = stage.work / part
             build_store(source.annotations, folder, fmt=data.format, image_folder=source.images)
-            table = class_statistics(AnnotationStore.open(folder))
-            with atomic_path(folder / "statistics.csv") as temporary:
-                table.to_csv(temporary, index=False)
+            write_csv(folder / "statistics.csv", class_statistics(AnnotationStore.open(folder)))
         _same_classes(exp, stage.work)
         for part in ("train", "val"):
             target = paths.dataset / part

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
-
 from ltpipe.data.split import Split
+from ltpipe.data.tables import read_csv
 from ltpipe.evaluation.affinity import load_affinity
 from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.spec.base import Choice
@@ -50,20 +49,20 @@ def run(exp: Experiment, paths: Paths) -> None:
     ) as stage:
         stage.outputs += build_report(
             paths.folder("report"),
-            [item for one, place in shown for item in _evaluations(one, place)],
+            [item for one, place in shown for item in evaluations(one, place)],
             title=exp.name,
             subtitle=exp.description,
             cards=[_card(one, place) for one, place in shown],
             expectations=[Expectation(exp.name, **item.model_dump()) for item in exp.report.expected],
-            sweeps=[Sweep(name, checkpoint, pd.read_csv(file)) for name, checkpoint, file in swept],
+            sweeps=[Sweep(name, checkpoint, read_csv(file)) for name, checkpoint, file in swept],
             affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
         )
 
 
-def _evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
+def evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
     """Yield the evaluations of an experiment, checkpoints in the order of training."""
     for checkpoint in exp.evaluated_checkpoints():
-        table = pd.read_csv(paths.per_class(checkpoint))
+        table = read_csv(paths.per_class(checkpoint))
         for iou_type, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
             yield Evaluation(exp.name, checkpoint, metrics, table[table["iou_type"] == iou_type].reset_index(drop=True))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
 from ltpipe.data.legacy import legacy_replay
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import build_replay
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.tables import read_csv
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
@@ -49,7 +48,7 @@ def write_split(exp: Experiment, paths: Paths) -> None:
         seed=0,
         inputs={"index": paths.store("train") / "info.json", "index:statistics": paths.statistics("train")},
     ) as stage:
-        table = pd.read_csv(paths.statistics("train"))
+        table = read_csv(paths.statistics("train"))
         spec = exp.split.model_dump(exclude_none=True, exclude={"ignore_future_gt"}) if exp.split else {}
         if "boundaries" in spec:
             spec["boundaries"] = list(spec["boundaries"])
