@@ -130,6 +130,6 @@ def _tensor(value: Any) -> Tensor | None:
     """Return a tensor or numeric array as a tensor, None for anything else."""
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
         return torch.from_numpy(np.ascontiguousarray(value).copy())
     return None

@@ -33,6 +33,7 @@ from ltpipe.engine.train import write_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.methods.bags_groups import DEFAULT_EDGES, GroupLayout, group_layout
 from ltpipe.spec.classes import read_class_list
+from ltpipe.weights import check_tensors
 
 # The first that fits counts.
 LAYOUTS = (
@@ -91,6 +92,8 @@ def convert(request: Request) -> dict[str, Any]:
         "geometry": layout.geometry,
         "known_from": {},
     }
+    for file in files:
+        _check(layout, file)
     ids: list[int] | None
     if layout is CALIBRATED:
         state = _heads(files)
@@ -106,6 +109,12 @@ def convert(request: Request) -> dict[str, Any]:
     meta = {"converted": record} | ({} if ids is None else {"category_ids": ids})
     write_checkpoint(request.output, state, meta)
     return meta
+
+
+def _check(layout: Layout, file: ForeignFile) -> None:
+    """Refuse what cannot be weights among the tensors that are kept."""
+    names = {key: name for key in file.state if (name := layout.rename(key)[0]) is not None}
+    check_tensors({key: file.state[key] for key in names}, file.path, names)
 
 
 def choose_layout(file: ForeignFile, name: str | None) -> Layout:

@@ -22,6 +22,7 @@ from ltpipe.engine.config import loader_workers, read_config
 from ltpipe.engine.train import read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.registry import DATASETS, MODELS
+from ltpipe.weights import check_kinds
 
 
 def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Module:
@@ -38,6 +39,7 @@ def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Mo
     model_config = config if isinstance(config, ConfigDict) else read_config(config).model
     model = MODELS.build(model_config)
     state = read_checkpoint(checkpoint)["state_dict"]
+    check_kinds(state, model.state_dict(), checkpoint)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

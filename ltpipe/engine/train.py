@@ -23,6 +23,7 @@ from ltpipe.engine.config import loader_workers
 from ltpipe.engine.hooks import saved_states
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
+from ltpipe.weights import check_kinds, check_tensors
 
 _TRAININGS = itertools.count()
 BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -102,7 +103,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint on the CPU.
 
     Raises:
-        UserError: It is missing, cut off, or not a checkpoint.
+        UserError: It is missing, cut off, not a checkpoint, or holds what cannot be weights.
     """
     if not Path(path).is_file():
         raise UserError("missing checkpoint", where=path, got="no such file")
@@ -118,7 +119,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise UserError("not a checkpoint", where=path, got=type(content).__name__, allowed="a dict of tensors")
-    return {"meta": {}, **content} if "state_dict" in content else {"meta": {}, "state_dict": content}
+    whole = {"meta": {}, **content} if "state_dict" in content else {"meta": {}, "state_dict": content}
+    check_tensors(whole["state_dict"], path)
+    return whole
 
 
 def write_checkpoint(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -150,10 +153,11 @@ def fitting_weights(
         where: The checkpoint, for the error.
 
     Raises:
-        UserError: Not a single tensor fits.
+        UserError: Not a single tensor fits, or whole numbers stand for real ones.
     """
     own = model.state_dict()
     fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
+    check_kinds(fits, own, where)
     if not fits:
         raise UserError(
             "no weight of the checkpoint fits the detector",

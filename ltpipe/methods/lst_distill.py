@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ltpipe.errors import UserError
 from ltpipe.methods.base import HeadPart, touch
 from ltpipe.registry import HOOKS, MODELS, TASK_UTILS
+from ltpipe.weights import check_tensors
 
 
 def new_class_boxes(labels: Tensor, num_old: int) -> Tensor:
@@ -141,6 +142,7 @@ class OnlineTeacher:
             detector = MODELS.build(model)
         state = CheckpointLoader.load_checkpoint(self.checkpoint, map_location="cpu")["state_dict"]
         state = {key: value for key, value in state.items() if not key.startswith("roi_head.parts.")}
+        check_tensors(state, self.checkpoint)
         wrong = detector.load_state_dict(state, strict=False)
         if wrong.missing_keys or wrong.unexpected_keys:
             raise UserError(

@@ -14,6 +14,7 @@ from ltpipe.engine.train import read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.registry import MODELS
 from ltpipe.spec.models import Experiment
+from ltpipe.weights import check_kinds
 
 PARTS = "roi_head.parts."
 CALIBRATOR = "roi_head.calibrator."
@@ -72,6 +73,7 @@ def taken_over(exp: Experiment, model: ConfigDict, category_ids: Sequence[int]) 
     _same_choices(exp, read_checkpoint(path)["meta"].get("converted", {}))
     state = in_order(path, category_ids, "base.checkpoint")
     detector = MODELS.build(model)
+    check_kinds(state, detector.state_dict(), f"base.checkpoint: {path}")
     own = {key: value for key, value in detector.state_dict().items() if key.startswith(PARTS)}
     kept = {key: value for key, value in state.items() if not key.startswith(PARTS) or key in own}
     try:

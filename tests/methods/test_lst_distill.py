@@ -265,11 +265,12 @@ def test_online_teacher_refuses_a_checkpoint_of_another_detector(
     tmp_path: Path, previous: tuple[Detector, dict[str, Any]]
 ) -> None:
     state = previous[0].state_dict()
-    state.pop("roi_head.bbox_head.fc_cls.scale")
-    torch.save({"state_dict": state}, tmp_path / "model.pth")
-    part = LSTDistillation(OLD, previous[1])
-    with pytest.raises(UserError, match="fc_cls.scale"):
-        _ = part.teacher.detector
+    scale = state.pop("roi_head.bbox_head.fc_cls.scale")
+    for damaged in (state, {**state, "roi_head.bbox_head.fc_cls.scale": scale * float("nan")}):
+        torch.save({"state_dict": damaged}, tmp_path / "model.pth")
+        part = LSTDistillation(OLD, previous[1])
+        with pytest.raises(UserError, match="fc_cls.scale"):
+            _ = part.teacher.detector
 
 
 class Student(nn.Module):

@@ -131,6 +131,40 @@ def test_refusals(chain: Chain, trained: Paths, released: Path, tmp_path: Path) 
     assert "rpn_head.rpn_cls.bias" in refusal(chain, tmp_path, base={"checkpoint": str(tmp_path / "less.pth")})
 
 
+def with_nan(file: Path, key: str, value: float = float("nan")) -> str:
+    """Return a copy of a checkpoint in which one number is none."""
+    content = torch.load(file, weights_only=True)
+    content["state_dict"][key].view(-1)[-1] = value
+    torch.save(content, file.with_name(f"nan_{file.name}"))
+    return str(file.with_name(f"nan_{file.name}"))
+
+
+def test_weights_that_are_not_finite_are_named(
+    chain: Chain, trained: Paths, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, head = convert(released / "base.pth", trained), convert(released / "3fc_ft.pth", trained)
+    key = "roi_head.bbox_head.fc_cls.weight"
+    damaged = with_nan(base, key)
+    for changes in ({"base": {"checkpoint": damaged}}, {"detector": {"load_from": damaged}}):
+        assert f"tensors: {key} (1 of " in refusal(chain, tmp_path, **changes)
+    calibrate = {"simcal": {"checkpoint": with_nan(head, "roi_head.calibrator.fc1.bias", float("inf"))}}
+    text = refusal(chain, tmp_path, base={"checkpoint": str(base)}, calibrate=calibrate)
+    assert "roi_head.calibrator.fc1.bias (1 of 24 values are NaN or infinite)" in text
+    capsys.readouterr()
+    old = with_nan(released / "base.pth", "bbox_head.fc_cls.weight")
+    arguments = ["--output", str(tmp_path / "new.pth"), "--classes", str(trained.statistics())]
+    assert main(["convert", old, *arguments]) == 2
+    assert "tensors: bbox_head.fc_cls.weight (1 of " in capsys.readouterr().err
+    content = torch.load(released / "base.pth", weights_only=True)
+    content["state_dict"]["bbox_head.fc_cls.bias"] = content["state_dict"]["bbox_head.fc_cls.bias"].to(torch.complex64)
+    content["state_dict"]["bbox_head.fc_reg.bias"] = content["state_dict"]["bbox_head.fc_reg.bias"].int()
+    torch.save(content, tmp_path / "kinds.pth")
+    assert main(["convert", str(tmp_path / "kinds.pth"), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "bbox_head.fc_cls.bias (torch.complex64)" in message and "bbox_head.fc_reg.bias (torch.int32)" in message
+    assert not (tmp_path / "new.pth").exists()
+
+
 def test_an_older_geometry_reaches_the_config(chain: Chain, trained: Paths, released: Path, tmp_path: Path) -> None:
     base = {"checkpoint": str(convert(released / "base.pth", trained))}
     exp = experiment(chain.folder, **ONE_SHOT, base=base, detector={"geometry": "mmdet1"})
