@@ -144,6 +144,9 @@ def _convert_options(verb: argparse.ArgumentParser) -> None:
         "--classes", type=Path, metavar="LIST", help="class list (JSON) or statistics.csv of its training data"
     )
     of_classes.add_argument("--init", action="store_true", help="only to start a training: without layers of classes")
+    verb.add_argument(
+        "--ignore-names", action="store_true", help="take the list's order, whatever class names the checkpoint stores"
+    )
     verb.add_argument("--loss", metavar="NAME", help="model.loss.type, where the weights do not show it")
     verb.add_argument("--classifier", metavar="NAME", help="model.classifier.type, likewise")
     verb.add_argument("--temperature", type=float, metavar="T", help="of a normalised classifier")

@@ -29,6 +29,7 @@ def run(arguments: Any) -> None:
         arguments.classes,
         arguments.init,
         arguments.groups,
+        arguments.ignore_names,
         given,
     )
     print(report(request, convert(request)))
@@ -50,6 +51,7 @@ def report(request: Request, meta: Mapping[str, Any]) -> str:
     lines = [f"{request.output}: from {record['layout']}, {'no' if ids is None else len(ids)} classes"]
     choices = record.get("model", {})
     lines += [f"  {slot}: {_braces(choice)} ({record['known_from'][slot]})" for slot, choice in choices.items()]
+    lines += [f"  labels: {record['labels']}"] if "labels" in record else []
     if record["dropped"]:
         lines.append(f"  left out: {', '.join(record['dropped'][:8])}")
     if ids is None:

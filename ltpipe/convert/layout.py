@@ -50,7 +50,8 @@ class Layout:
         marks: Regular expressions; a state has this layout if each matches the start of some key.
         rules: New names; the first rule that matches counts.
         background: Where the rows of the background are.
-        labels: Order of the class rows: ascending category id, falling instance count (LST), or row k is category k.
+        labels: Order of the class rows: that of the annotation file, ascending category id, falling instance count
+            (LST), or row k is category k.
         plain_heads: Whether all its detectors have a linear classifier, softmax and mmdet's mask head.
         norm_without_eps: Whether batch norm was computed without adding to the variance.
         geometry: ``detector.geometry`` of its detectors.
@@ -61,7 +62,7 @@ class Layout:
     marks: tuple[str, ...]
     rules: tuple[Rule, ...]
     background: Literal["first", "last"] = "last"
-    labels: Literal["id", "count", "row"] = "id"
+    labels: Literal["file", "id", "count", "row"] = "file"
     plain_heads: bool = True
     norm_without_eps: bool = False
     geometry: Literal["modern", "mmdet1", "benchmark"] = "modern"

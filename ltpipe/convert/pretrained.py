@@ -44,6 +44,7 @@ DETECTRON2 = Layout(
         Rule(r"roi_heads\.mask_head\.predictor\.", f"{_MASK}conv_logits.", "mask"),
         Rule(r"proposal_generator\.anchor_generator\.|pixel_(mean|std)$", None),
     ),
+    labels="id",
 )
 DETECTRON2_BACKBONE = Layout(
     name="detectron2_backbone",

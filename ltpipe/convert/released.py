@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ltpipe import __version__
+from ltpipe.categories import Categories, stored_names
 from ltpipe.convert.bags import from_original_channels, layout_from_original
 from ltpipe.convert.class_order import reorder_classes
 from ltpipe.convert.facts import Facts, Given, describe
+from ltpipe.convert.labels import label_order, read_classes
 from ltpipe.convert.layout import Layout, State, apply_layout
 from ltpipe.convert.lst import BENCHMARK, LST
 from ltpipe.convert.mmdet2 import MMDET2, choices_from_config, with_folded_scale, with_part_state
@@ -32,7 +32,6 @@ from ltpipe.convert.simcal import CALIBRATED, MMDET1, convert_calibrated_head
 from ltpipe.engine.train import write_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.methods.bags_groups import DEFAULT_EDGES, GroupLayout, group_layout
-from ltpipe.spec.classes import read_class_list
 from ltpipe.weights import check_tensors
 
 # The first that fits counts.
@@ -63,6 +62,7 @@ class Request:
         classes: Class list (JSON) or ``statistics.csv`` of the data set the detector was trained on.
         init: Leave out everything that belongs to classes.
         groups: ``label2binlabel.pt`` of a BAGS classifier.
+        ignore_names: Take the classes in the order of the class list, whatever names the file stores.
         given: What else the user says.
     """
 
@@ -72,6 +72,7 @@ class Request:
     classes: Path | None = None
     init: bool = False
     groups: Path | None = None
+    ignore_names: bool = False
     given: Given = field(default_factory=Given)
 
 
@@ -82,7 +83,7 @@ def convert(request: Request) -> dict[str, Any]:
         UserError: A file cannot be read, has an unknown layout, or the command leaves something open.
     """
     files = [read_foreign(path) for path in request.files]
-    layout = choose_layout(files[0], request.source)
+    layout = choose_layout(files[0], request.source, init=request.init)
     if len(files) > 1 and layout is not CALIBRATED:
         raise UserError("several files are read only for calibrated heads, one per stage", got=f"{layout.title}")
     record: dict[str, Any] = {
@@ -94,19 +95,19 @@ def convert(request: Request) -> dict[str, Any]:
     }
     for file in files:
         _check(layout, file)
-    ids: list[int] | None
+    classes: Categories | None
     if layout is CALIBRATED:
         state = _heads(files)
-        ids = _ordered(layout, _classes(request), _outputs(state) - 1, request.classes)
+        classes, record["labels"] = _labels(layout, files[0], _classes(request), _outputs(state) - 1, request)
     elif request.init or _rows_of(layout, files[0].state, "classifier") is None:
-        state, ids = _without_classes(layout, files[0]), None
+        state, classes = _without_classes(layout, files[0]), None
     else:
-        state, ids, facts = _detector(layout, files[0], request)
+        state, classes, record["labels"], facts = _detector(layout, files[0], request)
         record |= {"known_from": facts.known_from, "model": facts.model}
     if layout is CAFFE2:
         state = with_affine_statistics(state)
     record["dropped"] = sorted(key for key in files[0].state if layout.rename(key)[0] is None)
-    meta = {"converted": record} | ({} if ids is None else {"category_ids": ids})
+    meta = {"converted": record} | ({} if classes is None else classes.meta())
     write_checkpoint(request.output, state, meta)
     return meta
 
@@ -117,8 +118,13 @@ def _check(layout: Layout, file: ForeignFile) -> None:
     check_tensors({key: file.state[key] for key in names}, file.path, names)
 
 
-def choose_layout(file: ForeignFile, name: str | None) -> Layout:
+def choose_layout(file: ForeignFile, name: str | None, *, init: bool = False) -> Layout:
     """Return the layout of that name, or the first that the keys fit.
+
+    Args:
+        file: The checkpoint.
+        name: What the user says; None: nothing.
+        init: Whether only what has nothing to do with classes is kept, for which a converted file is no mistake.
 
     Raises:
         UserError: There is none.
@@ -128,7 +134,7 @@ def choose_layout(file: ForeignFile, name: str | None) -> Layout:
         if name not in names:
             raise unknown_name("source", name, [*names, CLASS_INDEX], where="--source")
         return names[name]
-    if "converted" in file.meta:
+    if "converted" in file.meta and not init:
         raise UserError("the file is converted already", where=file.path)
     for layout in LAYOUTS:
         if layout.fits(file.state):
@@ -139,34 +145,21 @@ def choose_layout(file: ForeignFile, name: str | None) -> Layout:
     )  # fmt: skip
 
 
-def read_classes(path: Path) -> list[dict[str, Any]]:
-    """Return ``id`` and ``instance_count`` of the classes in file order, from a class list or ``statistics.csv``.
-
-    Raises:
-        UserError: The file is neither.
-    """
-    if path.suffix != ".csv":
-        return [{"id": int(c["id"]), "instance_count": int(c["instance_count"])} for c in read_class_list(path)]
-    try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        return [{"id": int(r["category_id"]), "instance_count": int(r["instance_count"])} for r in rows]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            "not the class statistics of `ltpipe index`", where=path, got=f"{type(error).__name__}: {error}",
-            allowed="columns category_id and instance_count",
-        ) from error  # fmt: skip
+def _labels(
+    layout: Layout, file: ForeignFile, classes: Sequence[Mapping[str, Any]], known: int, request: Request
+) -> tuple[Categories, str]:
+    return label_order(layout, file.meta, classes, known, request.classes, ignore_names=request.ignore_names)
 
 
-def _detector(layout: Layout, file: ForeignFile, request: Request) -> tuple[State, list[int], Facts]:
-    """Return the whole detector, the category ids of its labels, and what it is."""
+def _detector(layout: Layout, file: ForeignFile, request: Request) -> tuple[State, Categories, str, Facts]:
+    """Return the whole detector, the classes of its labels and where they are known from, and what it is."""
     classes = _classes(request)
-    outputs = _outputs_of_detector(layout, file, classes)
-    ids = _ordered(layout, classes, outputs - 1, request.classes)
+    outputs = _outputs_of_detector(layout, file, request, classes)
+    labels, source = _labels(layout, file, classes, outputs - 1, request)
     width = _rows_of(layout, file.state, "classifier")
     groups = None
     if width is not None and width - outputs > 1:
-        groups = _groups(request, layout, classes, outputs - 1, width)
+        groups = _groups(request, labels, classes, outputs - 1, width)
     if layout.background == "first" and groups is not None:
         state = apply_layout(layout, file.state, outputs=outputs, classifier=(width or 0, from_original_channels))
     else:
@@ -174,17 +167,19 @@ def _detector(layout: Layout, file: ForeignFile, request: Request) -> tuple[Stat
     known = outputs - 1
     if layout.labels == "row":
         # Label of category i is i - 1: the rows of ids that the data set does not use are left out.
-        state, known = reorder_classes(state, known, [i - 1 for i in ids]), len(ids)
+        state, known = reorder_classes(state, known, [i - 1 for i in labels.ids]), len(labels.ids)
     if layout is MMDET2:
         state = with_folded_scale(with_part_state(state))
     facts = describe(state, known, request.given, choices_from_config(file.meta), plain_heads=layout.plain_heads)
     if groups is not None:
         _add_groups(state, groups)
-    return state, ids, facts
+    return state, labels, source, facts
 
 
-def _outputs_of_detector(layout: Layout, file: ForeignFile, classes: Sequence[Mapping[str, Any]]) -> int:
-    """Return K + 1: from class-wise layers, or else from the class list."""
+def _outputs_of_detector(
+    layout: Layout, file: ForeignFile, request: Request, classes: Sequence[Mapping[str, Any]]
+) -> int:
+    """Return K + 1: from class-wise layers, or else from the class names in the file or the class list."""
     rows = {kind: _rows_of(layout, file.state, kind) for kind in ("regressor", "mask")}
     extra = 0 if layout.background == "first" else 1
     if (rows["regressor"] or 0) > 4:
@@ -193,7 +188,10 @@ def _outputs_of_detector(layout: Layout, file: ForeignFile, classes: Sequence[Ma
         return (rows["mask"] or 0) + extra
     width = _rows_of(layout, file.state, "classifier")
     # LST's phases know a prefix of the class list, and its softmax has one row per class.
-    return width if layout.labels != "id" and width is not None else len(classes) + 1
+    if layout.labels in ("count", "row") and width is not None:
+        return width
+    names = None if request.ignore_names else stored_names(file.meta)
+    return len(names or classes) + 1
 
 
 def _rows_of(layout: Layout, state: Mapping[str, Tensor], kind: str) -> int | None:
@@ -208,23 +206,6 @@ def _classes(request: Request) -> list[dict[str, Any]]:
             "statistics.csv of `ltpipe index`), or --init to keep only what has nothing to do with classes",
         )  # fmt: skip
     return read_classes(request.classes)
-
-
-def _ordered(layout: Layout, classes: Sequence[Mapping[str, Any]], known: int, path: Path | None) -> list[int]:
-    """Return the category ids in the order of the source's labels."""
-    ids = [int(c["id"]) for c in classes]
-    if layout.labels == "count":
-        counts = np.array([c["instance_count"] for c in classes])
-        ids = [ids[i] for i in np.argsort(-counts, kind="stable")][:known]
-    elif layout.labels == "id":
-        ids = sorted(ids)
-    fits = max(ids) <= known if layout.labels == "row" else len(ids) == known
-    if not fits:
-        raise UserError(
-            "the class list does not fit the checkpoint", where=path, got=f"{len(classes)} classes",
-            allowed=f"{known}, the classes of its heads", fix="give the class list of the data set it was trained on",
-        )  # fmt: skip
-    return ids
 
 
 def _without_classes(layout: Layout, file: ForeignFile) -> State:
@@ -249,7 +230,7 @@ def _outputs(state: Mapping[str, Tensor]) -> int:
 
 
 def _groups(
-    request: Request, layout: Layout, classes: Sequence[Mapping[str, Any]], known: int, width: int
+    request: Request, labels: Categories, classes: Sequence[Mapping[str, Any]], known: int, width: int
 ) -> GroupLayout:
     """Return the groups of a classifier from BAGS' own table, or from the counts and the published limits."""
     if request.groups is not None:
@@ -259,7 +240,7 @@ def _groups(
         groups = layout_from_original(table.numpy())
     else:
         counts = {int(c["id"]): int(c["instance_count"]) for c in classes}
-        groups = group_layout([counts[i] for i in sorted(counts)], DEFAULT_EDGES)
+        groups = group_layout([counts[i] for i in labels.ids], DEFAULT_EDGES)
     if groups.num_channels != width or len(groups.group) != known + 1:
         raise UserError(
             "the groups do not fit the classifier", where=request.groups or request.classes,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from mmengine.config import ConfigDict
 
+from ltpipe.categories import Categories
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
@@ -30,6 +31,17 @@ def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
         names=table["name"].tolist(),
         ranks=np.searchsorted(np.sort(split.order), ids).tolist(),
     )
+
+
+def known_classes(paths: Paths, split: Split, num_classes: int) -> Categories:
+    """Return the first ``num_classes`` classes of the experiment, in label order.
+
+    Raises:
+        UserError: The split knows classes that the annotations do not have.
+    """
+    store = AnnotationStore.open(paths.store("train"))
+    annotated = Categories.of_store(store, "the training annotations")
+    return annotated.take(split.order[:num_classes], "the experiment")
 
 
 def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ltpipe.categories import Categories, check_labels
 from ltpipe.engine.call_points import Rescore
 from ltpipe.engine.config import loader_workers, read_config
 from ltpipe.engine.train import read_checkpoint
@@ -25,20 +26,24 @@ from ltpipe.registry import DATASETS, MODELS
 from ltpipe.weights import check_kinds
 
 
-def load_model(config: str | Path | ConfigDict, checkpoint: str | Path) -> nn.Module:
+def load_model(config: str | Path | ConfigDict, checkpoint: str | Path, classes: Categories | None = None) -> nn.Module:
     """Build a detector, load its weights strictly and put it into evaluation mode.
 
     Args:
         config: A stage's config file, or a model config.
         checkpoint: A stage's weights.
+        classes: Those it must know, in label order; None: not compared.
 
     Raises:
-        UserError: The weights cannot be read or do not belong to the config.
+        UserError: The weights cannot be read, do not belong to the config, or know other classes.
     """
     init_default_scope("mmdet")
     model_config = config if isinstance(config, ConfigDict) else read_config(config).model
     model = MODELS.build(model_config)
-    state = read_checkpoint(checkpoint)["state_dict"]
+    content = read_checkpoint(checkpoint)
+    state = content["state_dict"]
+    if classes is not None:
+        check_labels(content["meta"], classes, checkpoint)
     check_kinds(state, model.state_dict(), checkpoint)
     try:
         model.load_state_dict(state)

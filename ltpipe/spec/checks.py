@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ltpipe.categories import ONE_LIST, Categories, labels_in
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.spec import catalogue
 from ltpipe.spec.base import Choice
@@ -78,11 +79,13 @@ def check_data(exp: Experiment) -> tuple[list[str], int]:
         return [f"checked against the class list only: {files} not found"], len(listed)
     for part, source in parts.items():
         _check_source(exp, part, source)
-    classes = {part: _pairs(annotation_categories(source.annotations)) for part, source in parts.items()}
-    _same(exp, "dataset.val.annotations", classes["val"], classes["train"], "the training annotations")
+    train = Categories.of_records(annotation_categories(data.train.annotations), "the training annotations")
+    others = {"val.annotations": (annotation_categories(data.val.annotations), "the validation annotations")}
     if listed is not None:
-        _same(exp, "dataset.class_list", _pairs(listed), classes["train"], "the training annotations")
-    return [], len(classes["train"])
+        others["class_list"] = (listed, "the class list")
+    for key, (records, name) in others.items():
+        labels_in(Categories.of_records(records, name), train, where=where(exp, f"dataset.{key}"), fix=ONE_LIST)
+    return [], len(train.ids)
 
 
 def _check_source(exp: Experiment, part: str, source: Source) -> None:
@@ -100,28 +103,6 @@ def _check_source(exp: Experiment, part: str, source: Source) -> None:
 def _path_variables(exp: Experiment, part: str, key: str) -> list[str]:
     """Environment variables in a path of the data set, as the experiment file has it."""
     return [] if exp.file is None else variables(read_merged(exp.file).values["dataset"][part][key])
-
-
-def _pairs(categories: Sequence[dict[str, Any]]) -> dict[int, str]:
-    return {category["id"]: category["name"] for category in categories}
-
-
-def _same(exp: Experiment, key: str, found: dict[int, str], wanted: dict[int, str], of: str) -> None:
-    """Refuse class lists with other ids or names than the training annotations."""
-    if found == wanted:
-        return
-    extra = [f"{i} {name}" for i, name in found.items() if wanted.get(i) != name]
-    absent = [f"{i} {name}" for i, name in wanted.items() if found.get(i) != name]
-    raise UserError(
-        f"the classes do not match those of {of}",
-        where=where(exp, key),
-        got=f"{len(found)} classes; only here: {_few(extra)}; only there: {_few(absent)}",
-        allowed=f"the same ids and names, {len(wanted)} classes",
-    )
-
-
-def _few(items: Sequence[str]) -> str:
-    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "") if items else "none"
 
 
 def _check_phases(exp: Experiment, num_classes: int) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import ConfigDict
 from torch import Tensor
 
+from ltpipe.categories import Categories, labels_in, stored_names
 from ltpipe.convert.class_order import reorder_classes
 from ltpipe.engine.train import read_checkpoint
 from ltpipe.errors import UserError
+from ltpipe.methods.lst_expand import trim_heads
 from ltpipe.registry import MODELS
 from ltpipe.spec.models import Experiment
 from ltpipe.weights import check_kinds
@@ -20,32 +23,56 @@ PARTS = "roi_head.parts."
 CALIBRATOR = "roi_head.calibrator."
 
 
-def in_order(path: Path, category_ids: Sequence[int], where: str) -> dict[str, Tensor]:
+def in_order(path: Path, classes: Categories, where: str) -> dict[str, Tensor]:
     """Return the state of a checkpoint with the labels of the experiment.
 
     Args:
         path: File of ``ltpipe convert`` or of a stage.
-        category_ids: Category ids in the experiment's label order.
+        classes: Those of the experiment's stage, in label order.
         where: Key of the experiment that names the file.
 
     Raises:
         UserError: It does not say which classes it knows, or knows others.
     """
-    content = read_checkpoint(path)
-    known = content["meta"].get("category_ids")
+    content, here = read_checkpoint(path), f"{where}: {path}"
+    known = Categories.of_checkpoint(content["meta"], here)
     if known is None:
         raise UserError(
-            "the checkpoint does not say which classes its rows belong to", where=f"{where}: {path}",
+            "the checkpoint does not say which classes its rows belong to", where=here,
             fix="convert it with `ltpipe convert --classes`, or use it as detector.load_from to start a training",
         )  # fmt: skip
-    if set(known) != set(category_ids):
-        raise UserError(
-            "the checkpoint knows other classes than the experiment", where=f"{where}: {path}",
-            got=f"{len(known)} classes, {len(set(known) & set(category_ids))} of them in common",
-            allowed=f"the {len(category_ids)} of this stage",
-        )  # fmt: skip
-    places = {category: label for label, category in enumerate(known)}
-    return reorder_classes(content["state_dict"], len(known), [places[c] for c in category_ids])
+    fix = "take a checkpoint of these classes, or give the annotations its category ids and names"
+    places = labels_in(replace(known, source="the checkpoint"), classes, where=here, fix=fix)
+    return reorder_classes(content["state_dict"], len(known.ids), places)
+
+
+def start_state(path: Path, classes: Categories) -> tuple[dict[str, Tensor], Categories | None]:
+    """Return what a training can start from: with the class layers if the file knows the same classes, else without.
+
+    Args:
+        path: ``detector.load_from``.
+        classes: Those of the experiment's stage, in label order.
+
+    Returns:
+        The state, and the classes of its class layers; None if it has none.
+
+    Raises:
+        UserError: It has the experiment's category ids with other names, or its names with other ids.
+    """
+    content, here = read_checkpoint(path), f"detector.load_from: {path}"
+    known = Categories.of_checkpoint(content["meta"], here)
+    if known is not None and (set(known.ids) == set(classes.ids) or set(known.names) == set(classes.names)):
+        known = replace(known, source="the checkpoint")
+        fix = (
+            "give the annotations its category ids and names, or start without its class layers: "
+            f"`ltpipe convert {path} --init`"
+        )
+        places = labels_in(known, classes, where=here, fix=fix)
+        return reorder_classes(content["state_dict"], len(known.ids), places), classes
+    names = stored_names(content["meta"])
+    if known is None and names is not None and set(names) == set(classes.names):
+        print(f"{path}: no category ids, so its class layers start anew; `ltpipe convert --classes` would add them")
+    return trim_heads(content["state_dict"]), None
 
 
 def head_of_stage(state: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
@@ -59,7 +86,7 @@ def head_of_stage(state: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
     return {CALIBRATOR + key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def taken_over(exp: Experiment, model: ConfigDict, category_ids: Sequence[int]) -> dict[str, Tensor]:
+def taken_over(exp: Experiment, model: ConfigDict, classes: Categories) -> dict[str, Tensor]:
     """Return the complete state of ``base.checkpoint`` for this experiment's detector.
 
     Statistics of training parts that the experiment does not have are left out; those that the file lacks start anew.
@@ -71,7 +98,7 @@ def taken_over(exp: Experiment, model: ConfigDict, category_ids: Sequence[int]) 
     path = exp.base.checkpoint
     assert path is not None
     _same_choices(exp, read_checkpoint(path)["meta"].get("converted", {}))
-    state = in_order(path, category_ids, "base.checkpoint")
+    state = in_order(path, classes, "base.checkpoint")
     detector = MODELS.build(model)
     check_kinds(state, detector.state_dict(), f"base.checkpoint: {path}")
     own = {key: value for key, value in detector.state_dict().items() if key.startswith(PARTS)}

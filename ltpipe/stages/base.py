@@ -8,22 +8,22 @@ from pathlib import Path
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 
+from ltpipe.categories import Categories
 from ltpipe.data.split import Split
 from ltpipe.engine.between_epochs import part_hooks
 from ltpipe.engine.config import assemble_model, training_config
-from ltpipe.engine.inputs import class_counts, stream_config
+from ltpipe.engine.inputs import class_counts, known_classes, stream_config
 from ltpipe.engine.predict import build_dataset
 from ltpipe.engine.processes import process_group
 from ltpipe.engine.second_stage import check_fixed_layers, with_trained_layers, without_layers
-from ltpipe.engine.train import fitting_weights, read_checkpoint, train, write_checkpoint
+from ltpipe.engine.train import fitting_weights, train, write_checkpoint
 from ltpipe.files import atomic_path
-from ltpipe.methods.lst_expand import trim_heads
 from ltpipe.registry import MODELS
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._run import held_out_input, stage_run
-from ltpipe.stages._take_over import in_order, taken_over
+from ltpipe.stages._take_over import start_state, taken_over
 
 
 def run(exp: Experiment, paths: Paths) -> None:
@@ -55,8 +55,8 @@ def run(exp: Experiment, paths: Paths) -> None:
         )
         epoch_length = build_dataset(dataset).stream.epoch_length()
         iterations = exp.base.schedule.total_iterations(epoch_length)
-        category_ids = split.order[:num_classes].tolist()
-        start = starting_weights(exp, model, category_ids, stage.folder)
+        classes = known_classes(paths, split, num_classes)
+        start = starting_weights(exp, model, classes, stage.folder)
         config = training_config(
             model,
             dataset,
@@ -76,9 +76,9 @@ def run(exp: Experiment, paths: Paths) -> None:
                 iterations_per_epoch=math.ceil(epoch_length / exp.base.schedule.batch_size),
             ),
         )
-        meta = {"experiment": exp.name, "stage": "base", "category_ids": category_ids}
+        meta = {"experiment": exp.name, "stage": "base", **classes.meta()}
         if exp.base.checkpoint:
-            write_checkpoint(paths.model("base"), taken_over(exp, model, category_ids), meta)
+            write_checkpoint(paths.model("base"), taken_over(exp, model, classes), meta)
             with atomic_path(paths.config("base")) as temporary:
                 config.dump(str(temporary))
         else:
@@ -87,7 +87,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         stage.outputs += [paths.model("base"), paths.config("base"), *([start] if start else [])]
 
 
-def starting_weights(exp: Experiment, model: ConfigDict, category_ids: list[int], folder: Path) -> Path | None:
+def starting_weights(exp: Experiment, model: ConfigDict, classes: Categories, folder: Path) -> Path | None:
     """Write the weights of a pretrained detector that can be reused, without those of another class list.
 
     They stay beside the results, so that the stage's config alone repeats it. None without such a detector.
@@ -95,14 +95,11 @@ def starting_weights(exp: Experiment, model: ConfigDict, category_ids: list[int]
     path, start = exp.detector.load_from, folder / "start.pth"
     if path is None or not is_main_process():
         return start if path else None
-    content = read_checkpoint(path)
-    known = content["meta"].get("category_ids")
-    same = known is not None and sorted(known) == sorted(category_ids)
-    state = in_order(path, category_ids, "detector.load_from") if same else trim_heads(content["state_dict"])
+    state, kept = start_state(path, classes)
     detector = MODELS.build(model)
     fits, fresh = fitting_weights(without_layers(state, exp.base.fresh), detector, path)
     if exp.base.trained is not None:
         check_fixed_layers(detector, fresh, path)
     print(f"{path}: {len(fits)} tensors reused; {len(fresh)} of the detector start anew: {', '.join(fresh[:12])}")
-    write_checkpoint(start, fits, {"source": str(path)})
+    write_checkpoint(start, fits, {"source": str(path)} | (kept.meta() if kept else {}))
     return start

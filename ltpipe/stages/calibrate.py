@@ -13,7 +13,7 @@ from ltpipe.data.split import Split
 from ltpipe.engine.config import build_component, of_stage, read_config
 from ltpipe.engine.features import FrozenDetector, LiveRows, StoredRows
 from ltpipe.engine.head_training import Batch, HeadSchedule, train_head
-from ltpipe.engine.inputs import class_counts
+from ltpipe.engine.inputs import class_counts, known_classes
 from ltpipe.engine.predict import load_model
 from ltpipe.engine.train import read_checkpoint, write_checkpoint
 from ltpipe.files import atomic_path
@@ -56,7 +56,9 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         inputs=inputs,
     ) as stage:
         config = read_config(paths.config(source))
-        detector: Any = load_model(config.model, paths.model(source))
+        assert split is not None
+        classes = known_classes(paths, split, split.num_classes)
+        detector: Any = load_model(config.model, paths.model(source), classes)
         checkpoint = read_checkpoint(paths.model(source))
         model, state = config.model.to_dict(), checkpoint["state_dict"]
         heads = detector.roi_head.bbox_heads
@@ -67,8 +69,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             calibrator.initialise(head)
             calibrator.to(next(detector.parameters()).device)
             if given is not None:
-                assert split is not None
-                found = in_order(given, split.order.tolist(), f"calibrate.{name}.checkpoint")
+                found = in_order(given, classes, f"calibrate.{name}.checkpoint")
                 calibrator.take_over(head_of_stage(found, k) if cascade else found)
             if trained:
                 if cascade:
@@ -76,7 +77,8 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
                 train_calibrator(exp, paths, name, stage, calibrator, head, k)
             model, state = calibrator.merge(model, state, k if cascade else None)
         config.model = ConfigDict(model)
-        write_checkpoint(paths.model(name), state, checkpoint["meta"] | {"experiment": exp.name, "stage": name})
+        facts = {"experiment": exp.name, "stage": name, **classes.meta()}
+        write_checkpoint(paths.model(name), state, checkpoint["meta"] | facts)
         with atomic_path(paths.config(name)) as temporary:
             config.dump(str(temporary))
         stage.outputs += [paths.model(name), paths.config(name)]

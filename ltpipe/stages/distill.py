@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ltpipe.data.split import Split
 from ltpipe.engine.config import read_detector
 from ltpipe.engine.features import FrozenDetector
-from ltpipe.engine.inputs import annotated_config
+from ltpipe.engine.inputs import annotated_config, known_classes
 from ltpipe.engine.predict import build_dataset, load_model
 from ltpipe.engine.shards import in_shards
 from ltpipe.files import atomic_path, sha256_file
@@ -46,7 +46,8 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         num_old = split.classes_known(phase - 1)
         fragment = read_detector(exp.detector.config)
         data = annotated_config(exp, paths, fragment, phase=phase, num_classes=split.classes_known(phase))
-        detector = FrozenDetector(load_model(paths.config(teacher), paths.model(teacher)), build_dataset(data))
+        model = load_model(paths.config(teacher), paths.model(teacher), known_classes(paths, split, num_old))
+        detector = FrozenDetector(model, build_dataset(data))
         metadata = {
             "teacher": teacher,
             "teacher_sha256": sha256_file(paths.model(teacher)),

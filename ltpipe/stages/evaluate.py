@@ -19,7 +19,7 @@ from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.engine.call_points import Rescore
 from ltpipe.engine.config import read_config
 from ltpipe.engine.geometry import last_pixel
-from ltpipe.engine.inputs import test_config
+from ltpipe.engine.inputs import known_classes, test_config
 from ltpipe.engine.oracle import OracleLabels
 from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
 from ltpipe.engine.shards import in_shards
@@ -101,8 +101,8 @@ def predict(
     limits = config.model.test_cfg.rcnn
     limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
     limits.nms = {**limits.nms, "iou_threshold": exp.evaluate.nms}
-    model: Any = load_model(config.model, paths.model(checkpoint))
     num_classes = config.train_dataloader.dataset.num_classes
+    model: Any = load_model(config.model, paths.model(checkpoint), known_classes(paths, split, num_classes))
     dataset: Any = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
     scored = [Scored((), None, paths.predictions(checkpoint))]
     rescore: Rescore | None = None

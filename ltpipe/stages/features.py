@@ -12,7 +12,7 @@ from ltpipe.data.plan import PlanInfo, draw_plan
 from ltpipe.data.split import Split
 from ltpipe.engine.config import read_detector
 from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
-from ltpipe.engine.inputs import annotated_config
+from ltpipe.engine.inputs import annotated_config, known_classes
 from ltpipe.engine.predict import build_dataset, load_model
 from ltpipe.files import discard
 from ltpipe.spec.digest import stage_slice
@@ -103,4 +103,5 @@ def frozen_detector(exp: Experiment, paths: Paths) -> FrozenDetector:
     split = Split.load(paths.split)
     fragment = read_detector(exp.detector.config)
     data = annotated_config(exp, paths, fragment, phase=split.num_phases, num_classes=split.num_classes)
-    return FrozenDetector(load_model(paths.config(source), paths.model(source)), build_dataset(data))
+    classes = known_classes(paths, split, split.num_classes)
+    return FrozenDetector(load_model(paths.config(source), paths.model(source), classes), build_dataset(data))

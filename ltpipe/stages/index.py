@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from ltpipe.categories import ONE_LIST, Categories, labels_in
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import write_csv
-from ltpipe.errors import UserError
 from ltpipe.files import move
+from ltpipe.spec.classes import read_class_list
 from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -43,18 +42,11 @@ def run(exp: Experiment, paths: Paths) -> None:
 
 def _same_classes(exp: Experiment, folder: Path) -> None:
     """Refuse parts with different classes: labels would not mean the same."""
-    train, val = (AnnotationStore.open(folder / part) for part in ("train", "val"))
-    unknown = np.setdiff1d(val.category_ids, train.category_ids)
-    names = dict(zip(train.category_ids.tolist(), train.category_names, strict=True))
-    renamed = [
-        f"{c}: {names[c]!r} and {name!r}"
-        for c, name in zip(val.category_ids.tolist(), val.category_names, strict=True)
-        if c in names and names[c] != name
-    ]
-    if len(unknown) or renamed:
-        raise UserError(
-            "training and validation annotations list different classes",
-            where=exp.dataset.val.annotations,
-            got=f"ids without training class {unknown[:5].tolist()}, ids with two names {renamed[:5]}",
-            fix="use annotation files with one common category list",
-        )
+    stores = {part: AnnotationStore.open(folder / part) for part in ("train", "val")}
+    train = Categories.of_store(stores["train"], "the training annotations")
+    others = {exp.dataset.val.annotations: Categories.of_store(stores["val"], "the validation annotations")}
+    if exp.dataset.class_list is not None:
+        listed = read_class_list(exp.dataset.class_list)
+        others[exp.dataset.class_list] = Categories.of_records(listed, "the class list")
+    for where, other in others.items():
+        labels_in(other, train, where=where, fix=ONE_LIST)

@@ -7,13 +7,14 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
+from ltpipe.categories import check_labels
 from ltpipe.data.split import Split
 from ltpipe.engine.between_epochs import part_hooks
 from ltpipe.engine.config import as_list, assemble_model, training_config
-from ltpipe.engine.inputs import class_counts, stream_config
+from ltpipe.engine.inputs import class_counts, known_classes, stream_config
 from ltpipe.engine.predict import build_dataset
 from ltpipe.engine.processes import process_group
-from ltpipe.engine.train import train
+from ltpipe.engine.train import read_checkpoint, train
 from ltpipe.files import sha256_file
 from ltpipe.methods.lst_freeze import freezing_options
 from ltpipe.spec.digest import stage_slice
@@ -55,6 +56,8 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
     ):
         split = Split.load(paths.split)
         num_old, num_classes = split.classes_known(phase - 1), split.classes_known(phase)
+        before = paths.model(previous)
+        check_labels(read_checkpoint(before)["meta"], known_classes(paths, split, num_old), before)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
         restrict(model, lst)
         if lst.distill.teacher != "none":
@@ -87,7 +90,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             load_from=str(paths.model(previous)),
             hooks=hooks,
         )
-        meta = {"experiment": exp.name, "stage": name, "category_ids": split.order[:num_classes].tolist()}
+        meta = {"experiment": exp.name, "stage": name, **known_classes(paths, split, num_classes).meta()}
         train(config, paths.model(name), paths.config(name), meta=meta)
         stage.outputs += [paths.model(name), paths.config(name)]
         stage.notes["iterations"] = iterations

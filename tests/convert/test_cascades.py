@@ -94,7 +94,7 @@ def test_the_command_and_another_class_order(tmp_path: Path) -> None:
     state = old_state(roi_head("htc"))
     torch.save({"state_dict": state}, tmp_path / "htc.pth")
     meta = convert(Request((tmp_path / "htc.pth",), tmp_path / "new.pth", classes=classes))
-    assert meta["category_ids"] == [2, 5, 9] and meta["converted"]["model"]["loss"] == {"type": "cross_entropy"}
+    assert meta["category_ids"] == [5, 2, 9] and meta["converted"]["model"]["loss"] == {"type": "cross_entropy"}
     new = read_checkpoint(tmp_path / "new.pth")["state_dict"]
     turned = reorder_classes(new, K, [2, 0, 1])
     for stage in range(3):

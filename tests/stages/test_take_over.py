@@ -11,12 +11,13 @@ import pytest
 import torch
 from mmdet.registry import MODELS as MMDET
 from mmengine.config import Config
-from tiny_project import experiment, run_stages, state_of
+from tiny_project import copied, experiment, rewritten, run_stages, state_of
 from torch import Tensor
 
 from ltpipe.cli import main
 from ltpipe.convert.plain import foreign_types, plain_detector
 from ltpipe.data.split import Split
+from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.config import read_config
 from ltpipe.engine.inputs import test_config as val_config
 from ltpipe.engine.predict import build_dataset, detections, load_model
@@ -117,7 +118,8 @@ def test_refusals(chain: Chain, trained: Paths, released: Path, tmp_path: Path) 
     assert "missing checkpoint" in refusal(chain, tmp_path, base={"checkpoint": f"{base}.none"})
     both = refusal(chain, tmp_path, base={"checkpoint": base}, detector={"load_from": base})
     assert "no training to start" in both
-    assert "other classes" in refusal(chain, tmp_path, base={"checkpoint": str(chain.paths.model("base"))})
+    fewer = refusal(chain, tmp_path, base={"checkpoint": str(chain.paths.model("base"))})
+    assert "is not in the checkpoint" in fewer and "the classes of the checkpoint are not those" in fewer
     normed = {"classifier": {"type": "normed_linear"}}
     assert "another classifier" in refusal(chain, tmp_path, base={"checkpoint": base}, model=normed)
     taken = {"base": {"checkpoint": base}}
@@ -129,6 +131,97 @@ def test_refusals(chain: Chain, trained: Paths, released: Path, tmp_path: Path) 
     content["state_dict"].pop("rpn_head.rpn_cls.bias")
     torch.save(content, tmp_path / "less.pth")
     assert "rpn_head.rpn_cls.bias" in refusal(chain, tmp_path, base={"checkpoint": str(tmp_path / "less.pth")})
+
+
+def with_meta(file: Path, **changes: Any) -> str:
+    """Return a copy of a checkpoint that says other things of its classes."""
+    content = torch.load(file, weights_only=True)
+    content["meta"] |= changes
+    torch.save(content, file.with_name(f"said_{file.name}"))
+    return str(file.with_name(f"said_{file.name}"))
+
+
+def test_classes_are_compared_by_name_and_id(chain: Chain, trained: Paths, released: Path, tmp_path: Path) -> None:
+    base, head = convert(released / "base.pth", trained), convert(released / "3fc_ft.pth", trained)
+    meta = torch.load(base, weights_only=True)["meta"]
+    ids, names = meta["category_ids"], list(meta["dataset_meta"]["classes"])
+    swapped = {"dataset_meta": {"classes": (names[1], names[0], *names[2:])}}
+    told = f"id {ids[0]} is {names[1]!r} in the checkpoint, {names[0]!r} in the experiment"
+    shifted = {"category_ids": [i + 100 for i in ids]}
+    taken = {"base": {"checkpoint": str(base)}}
+    for where in ("base.checkpoint", "detector.load_from", "calibrate.simcal.checkpoint"):
+
+        def named(file: str, where: str = where) -> dict[str, Any]:
+            block, *name, key = where.split(".")
+            return ({} if block == "base" else taken if name else {}) | {
+                block: {name[0]: {key: file}} if name else {key: file}
+            }
+
+        source = head if "simcal" in where else base
+        text = refusal(chain, tmp_path, **named(with_meta(source, **swapped)))
+        assert told in text and where in text
+        text = refusal(chain, tmp_path, **named(with_meta(source, **shifted)))
+        assert f"{names[0]!r} has id {ids[0] + 100} in the checkpoint, {ids[0]} in the experiment" in text
+        assert "9 classes, 9 differ" in text
+        text = refusal(chain, tmp_path, **named(with_meta(source, dataset_meta={})))
+        assert "what its classes are called" in text
+
+
+def test_a_start_of_other_classes_keeps_no_heads(
+    chain: Chain, trained: Paths, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = convert(released / "base.pth", trained)
+    others = {"category_ids": list(range(50, 59)), "dataset_meta": {"classes": tuple("abcdefghi")}}
+    for meta in (others, {"category_ids": None}):
+        load_from = with_meta(base, **meta)
+        exp = experiment(chain.folder, **ONE_SHOT, detector={"load_from": load_from})
+        paths = run_stages(exp, tmp_path / str(len(meta)), "index", "split", "base")
+        content = torch.load(paths.folder("base") / "start.pth", weights_only=True)
+        assert "roi_head.bbox_head.fc_cls.weight" not in content["state_dict"]
+        assert set(content["meta"]) == {"source"}
+    assert "no category ids, so its class layers start anew" in capsys.readouterr().out
+    # The way out of a refusal.
+    start = tmp_path / "start.pth"
+    assert main(["convert", str(base), "--init", "--output", str(start)]) == 0
+    run_stages(
+        experiment(chain.folder, **ONE_SHOT, detector={"load_from": str(start)}),
+        tmp_path / "c",
+        "index",
+        "split",
+        "base",
+    )
+
+
+def test_every_checkpoint_says_which_classes_it_knows(chain: Chain, trained: Paths, released: Path) -> None:
+    split = Split.load(chain.paths.split)
+    names = dict(zip(range(1, 10), AnnotationStore.open(chain.paths.store("train")).category_names, strict=True))
+    for file, known in (
+        (chain.paths.model("base"), 5),
+        (chain.paths.model("phase1"), 7),
+        (chain.paths.model("phase2"), 9),
+        (trained.model("simcal"), 9),
+        (convert(released / "base.pth", trained), 9),
+        (convert(released / "3fc_ft.pth", trained), 9),
+    ):
+        meta = torch.load(file, weights_only=True)["meta"]
+        ids = meta["category_ids"]
+        assert ids == (sorted(split.order.tolist()) if "new_" in file.name else split.order.tolist()[:known])
+        assert meta["dataset_meta"] == {"classes": tuple(names[i] for i in ids)}, file
+
+
+def test_data_that_changed_since_are_noticed(chain: Chain, trained: Paths, tmp_path: Path) -> None:
+    """The records of another index are no part of what a stage run by hand reads."""
+
+    def rename(part: str, content: dict[str, Any]) -> None:
+        first, second = content["categories"][:2]
+        first["name"], second["name"] = second["name"], first["name"]
+
+    results = copied(trained.results, tmp_path / "results")
+    dataset = rewritten(chain.folder, tmp_path / "data", rename)
+    exp = experiment(chain.folder, name="trained", **ONE_SHOT, dataset=dataset)
+    for stage in ("features", ("calibrate", "simcal"), ("evaluate", "base")):
+        with pytest.raises(UserError, match="in the checkpoint, .* in the experiment"):
+            run_stages(exp, results, "index", "split", stage)
 
 
 def with_nan(file: Path, key: str, value: float = float("nan")) -> str:
