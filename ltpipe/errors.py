@@ -49,16 +49,6 @@ class PeerLost(UserError):
     """This process lost its connection to another one of the same training, whose end is what there is to tell of."""
 
 
-def from_worker(error: UserError) -> UserError:
-    """Return the error that a data loader process met, without the traceback that torch makes its text.
-
-    Args:
-        error: Any error; one of this process comes back as it is.
-    """
-    text = error.what
-    return UserError(text.rpartition("UserError: ")[2].strip()) if text.startswith("Caught UserError") else error
-
-
 def unknown_name(kind: str, got: str, allowed: Iterable[str], *, where: object | None = None) -> UserError:
     """Return the error for a misspelt name, proposing the closest accepted one.
 

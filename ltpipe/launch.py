@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltpipe import slurm
+from ltpipe.cores import cores
 from ltpipe.errors import PeerLost, UserError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", _threads_each(processes))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -91,16 +92,27 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from error
-            return 128 + int(error.sigval)
+            return _told(failed) or 128 + int(error.sigval)
         finally:
             os.environ.pop(FAILED, None)
     return 0
 
 
+def _threads_each(processes: int) -> str:
+    """Threads of each of the processes on this machine."""
+    return str(max(1, cores() // processes))
+
+
+def _told(failed: Path) -> int | None:
+    """Exit code of the process that has told of its failure."""
+    return int(failed.read_text(encoding="utf-8") or 1) if failed.exists() else None
+
+
 def _exit_code(failed: Path, failures: Collection[ProcessFailure], processes: int) -> int:
     """Exit code of the process that has told of its failure; an error when one was killed and could not tell."""
-    if failed.exists():
-        return int(failed.read_text(encoding="utf-8") or 1)
+    told = _told(failed)
+    if told is not None:
+        return told
     killed = [failure for failure in failures if failure.exitcode < 0]
     if not killed:
         return max(failure.exitcode for failure in failures)
@@ -141,13 +153,15 @@ def launch_on_nodes(arguments: Sequence[str], nodes: int, processes: int, folder
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": slurm.first_address(),
         "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads_each(processes)),
     }
     # srun ends its processes at once when it gets SIGTERM; Slurm itself tells them to save their state and stop.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         code = _run([*command, sys.executable, "-u", "-m", "ltpipe.cli", *arguments], environment)
-        if code and failed.exists():
-            return int(failed.read_text(encoding="utf-8") or code)
+        told = _told(failed)
+        if code and told is not None:
+            return told
     finally:
         signal.signal(signal.SIGTERM, before)
         failed.unlink(missing_ok=True)

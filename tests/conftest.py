@@ -7,6 +7,9 @@ from pathlib import Path
 
 # Spinning OpenMP threads make small tensors several times slower on shared machines.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# The same on every machine: one thread, and no loader processes but in tests that pretend more cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LTPIPE_CORES", "2")
 
 import pytest  # noqa: E402
 

@@ -15,6 +15,7 @@ from ltpipe.data.phase import PhaseView
 from ltpipe.engine.config import with_our_packing
 from ltpipe.engine.dataset import AnnotatedDataset
 from ltpipe.engine.inputs import common_config
+from ltpipe.engine.loading import loader_config
 from ltpipe.registry import DATASETS, MODELS
 from ltpipe.spec.base import Choice
 from ltpipe.spec.catalogue import component
@@ -91,8 +92,7 @@ def extra_loader(
     }
     return {
         "batch_size": 1,
-        "num_workers": 2,
-        "persistent_workers": True,
+        **loader_config(2),
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "dataset": dataset,
     }

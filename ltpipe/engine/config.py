@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ltpipe.engine.geometry import use_geometry
-from ltpipe.engine.processes import processes_here
+from ltpipe.engine.loading import loader_config
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.engine.schedule import warmup_multistep
 from ltpipe.errors import UserError
@@ -253,11 +252,6 @@ def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:
     }
 
 
-def loader_workers() -> int:
-    """Loader processes per training process: the cores of this process's share but two, at most 8."""
-    return max(0, min(8, len(os.sched_getaffinity(0)) // processes_here() - 2))
-
-
 def training_config(
     model: ConfigDict,
     dataset: dict[str, Any],
@@ -295,9 +289,7 @@ def training_config(
             model=with_seeded_samplers(model),
             train_dataloader=dict(
                 batch_size=schedule.batch_size,
-                num_workers=2,
-                persistent_workers=True,
-                worker_init_fn=dict(type="ltpipe.outlive_sigterm"),
+                **loader_config(2),
                 sampler=dict(type="ltpipe.StreamSampler", batch_size=schedule.batch_size, iterations=iterations),
                 dataset=dataset,
             ),

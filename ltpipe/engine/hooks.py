@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
-from ltpipe.registry import FUNCTIONS, HOOKS
+from ltpipe.registry import HOOKS
 from ltpipe.time_limit import Stopped, seconds_left
 
 STATE = "iter_{}.pth"
@@ -165,13 +165,3 @@ class StopBeforeLimitHook(Hook):
         """Leave SIGTERM as it was."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
-
-
-@FUNCTIONS.register_module()
-def outlive_sigterm(worker: int) -> None:
-    """Let a loader process ignore SIGTERM: Slurm sends it to all, and the training wants to end its iteration.
-
-    Args:
-        worker: Number of the loader process.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from ltpipe.categories import Categories, check_labels
 from ltpipe.engine.call_points import Rescore
-from ltpipe.engine.config import loader_workers, read_config
+from ltpipe.engine.config import read_config
+from ltpipe.engine.loading import loader_workers, outlive_sigterm
 from ltpipe.engine.train import read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.registry import DATASETS, MODELS
@@ -112,7 +113,9 @@ def rescored_detections(
 
 def _batches(dataset: Any, batch_size: int, first: int) -> Iterable[Any]:
     rest = Subset(dataset, range(first, len(dataset)))
-    loader = DataLoader(rest, batch_size=batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate)
+    loader = DataLoader(
+        rest, batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate, worker_init_fn=outlive_sigterm
+    )
     done = first // batch_size
     return tqdm(loader, desc="detect", unit="batch", initial=done, total=done + len(loader), mininterval=5)
 

@@ -19,8 +19,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ltpipe.engine.config import loader_workers
 from ltpipe.engine.hooks import saved_states
+from ltpipe.engine.loading import loader_config, loader_workers
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
 from ltpipe.weights import check_kinds, check_tensors
@@ -62,17 +62,17 @@ def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str
 
 
 def on_these_processes(config: Config) -> Config:
-    """Return a config for the processes and cores at hand; what is learnt does not depend on the cores.
+    """Return a config for the processes and cores at hand; loader processes do not change what is learnt.
 
     Args:
         config: Config of a single process, whose batch size is the total one; not changed.
     """
-    here, world, workers = copy.deepcopy(config), get_world_size(), loader_workers()
+    here, world, loading = copy.deepcopy(config), get_world_size(), loader_config(loader_workers())
     loader = here.train_dataloader
-    loader.update(batch_size=loader.batch_size // world, num_workers=workers, persistent_workers=workers > 0)
+    loader.update(batch_size=loader.batch_size // world, **loading)
     for hook in here.custom_hooks:
         if "dataloader" in hook:
-            hook.dataloader.update(num_workers=workers, persistent_workers=workers > 0)
+            hook.dataloader.update(loading)
     if world > 1:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
         here.launcher = "pytorch"

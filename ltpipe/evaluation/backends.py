@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ import vernier.instance
 from numpy.typing import NDArray
 
 from ltpipe import __version__
+from ltpipe.cores import cores
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.evaluation.contract import IouType, Selection
 from ltpipe.evaluation.native import evaluate_columns
@@ -91,7 +91,7 @@ def _run_vernier(selection: Selection) -> PrecisionRecall:
         max_dets_per_image=selection.max_detections,
         use_cats=True,
         dt_area="bbox" if selection.iou_type == "bbox" else "mask",
-        num_threads=_cores(),
+        num_threads=cores(),
         **options,
     )
     result = grid.accumulate([selection.max_detections])
@@ -115,10 +115,6 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _ground_truth_records(selection: Selection) -> tuple[Records, Records, Records]:

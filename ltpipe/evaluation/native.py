@@ -5,7 +5,6 @@ It follows ``lvis`` 0.5.3 and ``pycocotools`` 2.0 bit by bit; :mod:`~ltpipe.eval
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ltpipe.cores import cores
 from ltpipe.evaluation import kernels
 from ltpipe.evaluation.contract import Selection
 from ltpipe.evaluation.groundtruth import row_of
@@ -78,7 +78,7 @@ def evaluate_columns(selection: Selection) -> tuple[NDArray[np.float64], NDArray
     def match_part(part: tuple[slice, slice]) -> None:
         _match_part(selection, columns, *part, hits, misses)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(match_part, _parts(columns)))
     return _accumulate(selection, columns, hits, misses)
 

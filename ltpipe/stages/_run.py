@@ -16,8 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ltpipe.errors import PeerLost, UserError, from_worker
+from ltpipe.errors import PeerLost, UserError
 from ltpipe.files import discard, move, sha256_file, write_json
+from ltpipe.loader_errors import from_loader
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.digest import slice_digest
 from ltpipe.spec.models import Experiment
@@ -141,12 +142,12 @@ def _clear_errors(folder: Path) -> Iterator[None]:
     """Turn faults of the disk, and errors of loader processes, into errors that name what to do."""
     try:
         yield
-    except UserError as error:
-        clear = from_worker(error)
-        if clear is error:
+    except (UserError, OSError, RuntimeError) as error:
+        clear = from_loader(error)
+        if clear is not None:
+            raise clear from error
+        if isinstance(error, UserError):
             raise
-        raise clear from None
-    except (OSError, RuntimeError) as error:
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
             raise PeerLost(
                 "another process of this training has ended",

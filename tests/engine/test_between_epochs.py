@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from method_project import tiny_experiment, write_project
 from mmengine.config import Config
 
+from ltpipe.cores import VARIABLE
 from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.split import Split
@@ -99,16 +102,22 @@ def test_a_pass_does_not_depend_on_what_was_drawn_before(project: Path) -> None:
 
 
 def test_fasa_resumes_exactly(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed with two loaders, of both of which all processes were told to stop before, as Slurm does."""
     whole, whole_paths = prepared(project, "whole", model=FASA)
     base.run(whole, whole_paths)
     exp, paths = prepared(project, "killed", model=FASA)
     before = FASAAdaptationHook.before_train_iter
 
     def killed(self: FASAAdaptationHook, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == 12:
+            loaders = [str(process.pid) for process in multiprocessing.active_children()]
+            assert len(loaders) >= 4
+            subprocess.run(["kill", "-TERM", *loaders], check=True)
         if runner.iter == 15:
             raise KeyboardInterrupt
         before(self, runner, batch_idx, data_batch)
 
+    monkeypatch.setenv(VARIABLE, "4")
     with monkeypatch.context() as patch:
         patch.setattr(FASAAdaptationHook, "before_train_iter", killed)
         with pytest.raises(KeyboardInterrupt):

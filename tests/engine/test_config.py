@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +13,21 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from tiny_project import experiment, run_stages, state_of
+from tiny_project import ROOT, experiment, run_stages, state_of
 
+from ltpipe.cores import VARIABLE
 from ltpipe.engine.config import (
     ClassCounts,
     assemble_model,
     build_component,
-    loader_workers,
     optimization,
     read_config,
     read_detector,
     training_config,
     with_our_packing,
 )
+from ltpipe.engine.hooks import saved_states
+from ltpipe.engine.loading import loader_workers
 from ltpipe.engine.train import on_these_processes
 from ltpipe.errors import UserError
 from ltpipe.registry import MODELS
@@ -187,7 +191,7 @@ def test_processes_and_cores_change_the_running_config_only(
 ) -> None:
     config = configured(exp, tmp_path)
     before = json.dumps(config.to_dict())
-    monkeypatch.setattr("ltpipe.engine.config.os.sched_getaffinity", lambda _: range(12))
+    monkeypatch.setenv(VARIABLE, "12")
     for world, workers in ((1, 8), (2, 4), (4, 1), (12, 0)):
         monkeypatch.setattr("ltpipe.engine.train.get_world_size", lambda world=world: world)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
@@ -205,17 +209,19 @@ def test_processes_and_cores_change_the_running_config_only(
 
 @pytest.mark.parametrize("stage", ["base", "phase1"])
 def test_a_config_alone_repeats_the_training(project: Path, tmp_path: Path, stage: str) -> None:
-    """What a stage writes beside its weights is all that mmengine needs to make them again."""
+    """What a stage writes beside its weights is all that mmengine needs to make them again, and to come to an end."""
     exp = experiment(project)
     order = ["index", "split", "base", *([("distill", 1), ("lst", 1)] if stage == "phase1" else [])]
     paths = run_stages(exp, tmp_path / "results", *order)
-    config = Config.fromfile(str(paths.config(stage)))
-    config.work_dir = str(tmp_path / "alone")
-    config.train_dataloader.update(num_workers=0, persistent_workers=False)
-    config.experiment_name = "alone"
-    runner = Runner.from_cfg(config)
-    runner.train()
-    expected, found = state_of(paths.model(stage)), runner.model.state_dict()
+    assert Config.fromfile(str(paths.config(stage))).train_dataloader.num_workers == 2
+    script = (
+        "from mmengine.config import Config\nfrom mmengine.runner import Runner\n"
+        f"config = Config.fromfile({str(paths.config(stage))!r})\nconfig.work_dir = {str(tmp_path / 'alone')!r}\n"
+        "Runner.from_cfg(config).train()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    newest = saved_states(tmp_path / "alone")[0]
+    expected, found = state_of(paths.model(stage)), torch.load(newest, weights_only=False)["state_dict"]
     assert expected.keys() == found.keys()
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 

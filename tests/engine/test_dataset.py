@@ -23,7 +23,8 @@ from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset, StreamDataset
 from ltpipe.engine.sampler import StreamSampler
-from ltpipe.errors import UserError, from_worker
+from ltpipe.errors import UserError
+from ltpipe.loader_errors import from_loader
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
@@ -291,7 +292,7 @@ def test_an_unreadable_image_is_named(
     loader = DataLoader(data, num_workers=workers, sampler=SequentialSampler(range(5)), collate_fn=pseudo_collate)
     with pytest.raises(UserError) as raised:
         list(loader)
-    lines = str(from_worker(raised.value)).splitlines()
+    lines = str(from_loader(raised.value) or raised.value).splitlines()
     assert lines[0] == "unreadable image"
     assert str(broken) in lines[1] and f"image id {store.image_ids[3]}" in lines[2]
     assert len(lines) == 4 and "Traceback" not in "".join(lines)

@@ -106,6 +106,7 @@ def test_two_processes(
     exp, _ = undisturbed
     paths = prepared(exp, "two")
     monkeypatch.setenv(VARIABLE, str(time.time()))
+    monkeypatch.setenv("LTPIPE_CORES", "6")  # a loader process each
     assert main(["base", str(exp.file), "--results", "two", "--processes", "2"]) == STOPPED
     said = capfd.readouterr().err
     assert "time is up after iteration 1 of 8" in said and "Traceback" not in said

@@ -25,7 +25,7 @@ def main():
         argv += ["--processes", os.environ["PROCESSES"]]
     _, reader, pid = start(path, argv, dict(os.environ), os.getcwd(), [0, 1, 2], python)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda got, _: os.kill(pid, got))
+        signal.signal(number, lambda got, _: os.killpg(pid, got))  # as terminals and Slurm do: to all its processes
     status = int(reader.readline() or "-9")
     if status < 0:
         signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from project import Command, Project, Stage
+from project import MORE_CORES, Command, Project, Stage
+
+from ltpipe.cores import VARIABLE
 
 DAY = 86400.0
 
@@ -49,14 +51,16 @@ class Case:
 
     def start(self, action: str | None = None, *, name: str = "first", moments: str = "file cpu") -> Command:
         """Start the user's command; with an action something happens at a drawn moment of the stage."""
-        environment = {"PROCESSES": str(self.processes)}
+        environment = {"PROCESSES": str(self.processes), VARIABLE: MORE_CORES}
         if action is not None:
             self.fired.unlink(missing_ok=True)
             events, seconds = self.project.costs[self.stage.line.replace("/", "_")]
             moment = self.random.choice(moments.split())
-            number = (
-                self.random.integers(1, events + 1) if moment == "file" else self.random.uniform(0.01, 0.9 * seconds)
-            )
+            number = {
+                "file": self.random.integers(1, events + 1),
+                "cpu": self.random.uniform(0.01, 0.9 * seconds),
+                "batch": self.random.integers(2),  # every training has at least three
+            }[moment]
             environment |= {"FAULT": f"{moment} {number} {action}", "FAULT_STAGE": self.stage.line}
             environment["FAULT_FIRED"] = str(self.fired)
             if self.processes > 1:
@@ -192,6 +196,37 @@ def child_killed(case: Case) -> None:
     command = case.strike("kill", moments="cpu")
     assert "a training process was killed" in clear_error(command), tail(command.text())
     case.again()
+
+
+def loads(stage: Stage) -> bool:
+    """Whether a stage has loader processes."""
+    return stage.training or stage.name == "evaluate"
+
+
+@injection("loader process killed", stages=loads)
+def loader_killed(case: Case) -> None:
+    command = case.strike("kill_loader", moments="batch")
+    text = clear_error(command)
+    assert "a loader process was killed" in text and "SIGKILL" in text and "LTPIPE_CORES" in text, tail(text)
+    case.again()
+
+
+@injection("loader process of a child of torchrun killed", stages=lambda stage: stage.training, processes=2)
+def loader_of_a_child_killed(case: Case) -> None:
+    command = case.strike("kill_loader", moments="batch")
+    assert clear_error(command).count("a loader process was killed") == 1, tail(command.text())
+    case.again()
+
+
+def terminated_as_group(case: Case) -> None:
+    """As ``scancel`` does: SIGTERM for all processes of the stage."""
+    command = case.strike("terminate_group", moments="batch")
+    assert "asked to stop after iteration" in clear_error(command), tail(command.text())
+    case.again()
+
+
+injection("all processes terminated", stages=lambda stage: stage.training)(terminated_as_group)
+injection("all processes of torchrun terminated", stages=lambda stage: stage.training, processes=2)(terminated_as_group)
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------------

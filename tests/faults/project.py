@@ -22,6 +22,7 @@ from client import start
 from cluster import Cluster
 from tiny_project import EXPERIMENT, write_project
 
+from ltpipe.cores import VARIABLE
 from ltpipe.spec.load import load_experiment
 from ltpipe.spec.paths import Paths
 from ltpipe.spec.records import read_json
@@ -35,6 +36,8 @@ CHANGING = ("results", "logs", ".snakemake", "data")
 VOLATILE = ("started", "seconds", "peak_memory_mib", "remarks")
 # The report shows when each stage ran, how long and in how much memory.
 SHOWN_TIMES = re.compile(rb"\d+\.\d s|\d+\.\d GiB|\d+ min|\d{4}-\d\d-\d\d[T ][\d:.]+([+-]\d\d:\d\d|Z)?")
+# What the disturbed runs pretend to have: two loader processes in each of two processes, four in one.
+MORE_CORES = "8"
 FLAGS = {"split": "--phase", "distill": "--phase", "lst": "--phase", "calibrate": "--name", "evaluate": "--checkpoint"}
 Key = str | int | None
 
@@ -78,13 +81,13 @@ class Command:
         server: Socket of the fork server.
         argv: Program and arguments.
         folder: Working directory.
-        environment: Added to that of this process.
+        environment: Added to that of this process, which pretends two cores: stages start no loader processes.
         output: File for what it prints.
     """
 
     def __init__(self, server: Path, argv: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
         path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
-        full = {**os.environ, "PATH": path} | environment
+        full = {**os.environ, "PATH": path, VARIABLE: "2"} | environment
         self.output = output
         with open(os.devnull) as nothing, open(output, "w") as out:
             fds = [nothing.fileno(), out.fileno(), out.fileno()]
@@ -188,7 +191,8 @@ class Project:
 
     def ltpipe(self, line: str) -> Command:
         """Start a stage by hand."""
-        return Command(self.server, ["ltpipe", *line.split()], self.folder, {}, self.folder / "ltpipe.txt")
+        output = self.folder / "ltpipe.txt"
+        return Command(self.server, ["ltpipe", *line.split()], self.folder, {VARIABLE: MORE_CORES}, output)
 
     # ---- states ------------------------------------------------------------------------------------------------------
 

@@ -55,16 +55,14 @@ def serve_one(connection: socket.socket) -> None:
         return  # only asked whether the server is there
     request = json.loads(message)
     child = os.fork()
+    os.setpgid(child, child)
     if not child:
         connection.close()
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
             os.close(fd)
         sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
-        code = work(request)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        sys.exit(work(request))  # to the end of Python, where a program may hang
     for fd in fds:
         os.close(fd)
     connection.sendall(f"{child}\n".encode())
@@ -82,7 +80,8 @@ def main() -> None:
     import mmdet.models  # noqa: F401
     import snakemake.cli
     import snakemake.executors.local
-    import snakemake.workflow  # noqa: F401
+    import snakemake.workflow
+    import torch.distributed.launcher.api  # noqa: F401
     from mmengine.registry import init_default_scope
 
     import ltpipe.cli

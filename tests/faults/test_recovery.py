@@ -16,6 +16,12 @@ FAULTS = [
     ("file size limit", Stage("split", None)),
     ("truncated input", Stage("calibrate", "simcal")),
     ("two Snakemakes at once", Stage("evaluate", "phase2")),
+    ("interrupted with Ctrl-C", Stage("lst", 2)),
+    ("loader process killed", Stage("base", None)),
+    ("loader process killed", Stage("evaluate", "phase2")),
+    ("loader process of a child of torchrun killed", Stage("base", None)),
+    ("all processes terminated", Stage("lst", 1)),
+    ("all processes of torchrun terminated", Stage("lst", 2)),
 ]
 pytestmark = pytest.mark.faults
 
@@ -26,12 +32,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     made = Project(tmp_path_factory.mktemp("faults") / "tiny")
     try:
         made.run_undisturbed(1)
+        made.run_undisturbed(2)
         yield made
     finally:
         made.close()
 
 
-@pytest.mark.parametrize(("name", "stage"), FAULTS, ids=[name for name, _ in FAULTS])
+@pytest.mark.parametrize(("name", "stage"), FAULTS, ids=[f"{name}, {stage.name}" for name, stage in FAULTS])
 def test_results_are_those_of_the_undisturbed_run(project: Project, name: str, stage: Stage) -> None:
     assert first_that_strikes(project, INJECTIONS[name], stage, seed=0).outcome == EQUAL
 

@@ -4,19 +4,23 @@ The environment says ``FAULT="MOMENT NUMBER ACTION"`` and, in ``FAULT_STAGE``, w
 Moments are counted in the stage's own events, so that they do not depend on how busy the machine is:
 
 - ``file N``: before the N-th time that a file below the results is opened, renamed or removed;
-- ``cpu S``: after S seconds of processor time.
+- ``cpu S``: after S seconds of processor time;
+- ``batch N``: before the batch with the number N, from 0, is asked of loader processes.
 
-``FAULT=count`` only counts both.
+``FAULT=count`` only counts the first two.
 """
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 RESULTS = "results/"
@@ -31,13 +35,14 @@ def install(arguments: list[str]) -> None:
         return
     line = " ".join(word for word in arguments if word != "--experiment").removesuffix(f" {PROCESSES}")
     fired = Path(os.environ["FAULT_FIRED"])
+    os.environ.setdefault("FAULT_GROUP", str(os.getpgrp()))  # torchrun's processes have groups of their own
     if fault == ["count"]:
         _count(fired / line.replace("/", "_"))
     elif line == os.environ["FAULT_STAGE"] and os.environ.get("RANK") == os.environ.get("FAULT_RANK"):
         if fired.exists():
             return  # Snakemake has started the stage again
         moment, number, action = fault
-        {"file": _before_file, "cpu": _after_cpu}[moment](float(number), fired, action)
+        {"file": _before_file, "cpu": _after_cpu, "batch": _before_batch}[moment](float(number), fired, action)
 
 
 def _ours(event: str, arguments: tuple) -> bool:
@@ -59,15 +64,12 @@ def _count(report: Path) -> None:
             events[0] += 1
 
     sys.addaudithook(hook)
-    leave = os._exit
 
-    def end(code: int) -> None:
+    @atexit.register
+    def end() -> None:
         if os.getpid() == own:
             used = resource.getrusage(resource.RUSAGE_SELF)
             report.write_text(f"{events[0]} {used.ru_utime + used.ru_stime}")
-        leave(code)
-
-    os._exit = end
 
 
 def _before_file(number: float, fired: Path, action: str) -> None:
@@ -93,6 +95,20 @@ def _after_cpu(seconds: float, fired: Path, action: str) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
+def _before_batch(number: float, fired: Path, action: str) -> None:
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader
+
+    left, batch = [number], Loader._next_data
+
+    def counted(self: Any) -> Any:
+        if left[0] == 0:
+            strike(action, fired)
+        left[0] -= 1
+        return batch(self)
+
+    Loader._next_data = counted
+
+
 def strike(action: str, fired: Path) -> None:
     """Do it."""
     fired.write_text(f"{os.getpid()} {os.environ.get('SLURM_JOB_ID', '')}")
@@ -108,7 +124,12 @@ def strike(action: str, fired: Path) -> None:
         os.kill(me, signal.SIGKILL)
     elif action == "interrupt":
         os.kill(snakemake, signal.SIGINT)
-        os.kill(me, signal.SIGINT)
+        os.killpg(os.getpgrp(), signal.SIGINT)
+    elif action == "kill_loader":
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    elif action == "terminate_group":
+        # By another process: loader processes obey the one they belong to.
+        subprocess.run(["kill", "-TERM", "--", f"-{os.environ['FAULT_GROUP']}"], check=True, start_new_session=True)
     elif action == "stop":
         os.kill(me, signal.SIGSTOP)
     elif action == "full":

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_project import command_line, experiment, run_stages
 
-import ltpipe.engine.train
+from ltpipe.cores import VARIABLE
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.files import sha256_file
@@ -95,13 +95,17 @@ def test_no_space_for_what_mmengine_writes(
     assert not list(paths.work("base").glob(".*"))
 
 
+@pytest.mark.timeout(120)
 def test_shared_memory_that_is_full(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)")
+    """A loader process that cannot send a batch: the training must not wait for it."""
 
-    monkeypatch.setattr("ltpipe.engine.hooks.StepSeedHook.before_train_iter", full)
+    def full(*_: Any) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setenv(VARIABLE, "3")
     message = refused(chain.copy(tmp_path), chain.exp, "base")
-    assert message.startswith("the disk is full") and "torch_1_2" in message
+    assert message.startswith("the shared memory is full") and "/dev/shm" in message and "--shm-size" in message
 
 
 @pytest.mark.parametrize(
@@ -278,7 +282,7 @@ def test_an_unreadable_image_is_one_paragraph(
             file.write_bytes(b"" if damage == "empty" else b"no image")
     exp = experiment(chain.folder, dataset={"train": {"images": str(images)}})
     paths = chain.copy(tmp_path, exp)
-    monkeypatch.setattr(ltpipe.engine.train, "loader_workers", lambda: workers)
+    monkeypatch.setenv(VARIABLE, str(2 + workers))
     # Only indexing looks the files up; the chain's store knows them.
     code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 1)
     assert code == EXIT_CODE, text

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tiny_project import command_line, command_lines, experiment, run_stages, state_of, together, torchrun
+from tiny_project import (
+    assert_same_state,
+    command_line,
+    command_lines,
+    experiment,
+    run_stages,
+    state_of,
+    together,
+    torchrun,
+)
 
+from ltpipe.cores import VARIABLE
 from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.engine.roi_sampling import SeededSampler
 from ltpipe.errors import UserError
@@ -127,11 +137,15 @@ def test_a_phase_with_masks_and_distillation(chain: Chain, tmp_path: Path, avera
         assert not same[0], "images have different numbers of objects"
 
 
+@pytest.mark.timeout(240)
 def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path) -> None:
+    """With a loader process each, which changes nothing."""
     exp = experiment(chain.folder, detector={"config": str(chain.folder / "boxes.py")}, base=SCHEDULE)
-    paths, alone = chain.copy(tmp_path / "two", exp), chain.copy(tmp_path / "one", exp)
-    code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 2)
+    paths, alone, unloaded = (chain.copy(tmp_path / name, exp) for name in ("two", "one", "without loaders"))
+    code, text = command_line("base", exp.file, "--results", paths.results, "--processes", 2, **{VARIABLE: "6"})
     assert code == 0, text
+    together(lambda: run_stages(exp, unloaded.results, "base"), 2)
+    assert_same_state(paths.model("base"), unloaded.model("base"))
     run_stages(exp, alone.results, "base")
     assert '"processes": 2' in paths.record("base").read_text() and not paths.work("base").exists()
     one, two = state_of(alone.model("base")), state_of(paths.model("base"))
