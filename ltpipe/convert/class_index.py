@@ -2,13 +2,11 @@
 
 The files are Python pickles, not PyTorch files: a dict of dicts with ``category_id``, ``img_id``, ``image_info_id``
 and ``isntance_count``. Keys are 0..K with the background first (LVIS) or labels 1..K (COCO-LT), not category ids; row
-numbers refer to a list of images that was sorted and filtered somewhere else, so only the image ids are taken. A
-pickle can run code when it is read; this reader builds nothing but plain containers and numpy numbers.
+numbers refer to a list of images that was sorted and filtered somewhere else, so only the image ids are taken.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +14,8 @@ from typing import Any
 
 from ltpipe.errors import UserError
 from ltpipe.files import write_json
+from ltpipe.plain_pickle import read_plain_pickle
 
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("builtins", "list"),
-    ("builtins", "dict"),
-    ("builtins", "int"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
-_ARRAYS = {
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-}
 _FIELDS = ("category_id", "img_id", "isntance_count")
 
 
@@ -48,49 +32,6 @@ class IndexedClass:
     label: int
     image_ids: tuple[int, ...]
     instances: int
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers and numbers only, and arrays of numbers if they are asked for."""
-
-    allowed = _ALLOWED
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return one of the harmless classes."""
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuse references to objects outside the file."""
-        raise pickle.UnpicklingError("a persistent id")
-
-
-class _ArrayUnpickler(_PlainUnpickler):
-    allowed = _ALLOWED | _ARRAYS
-
-
-def read_plain_pickle(path: Path, *, arrays: bool = False) -> Any:
-    """Read a pickle that holds containers, numbers and text only.
-
-    Args:
-        path: The file.
-        arrays: Also numpy arrays, as in the checkpoints of detectron2's model zoo.
-
-    Raises:
-        UserError: The file cannot be read, is no pickle, or wants to build other objects.
-    """
-    try:
-        with path.open("rb") as handle:
-            # Python 2 wrote arrays as text of single bytes.
-            return (_ArrayUnpickler if arrays else _PlainUnpickler)(handle, encoding="latin1").load()
-    except OSError as error:
-        raise UserError("cannot read the pickle", where=path, got=error.strerror) from error
-    except Exception as error:  # a damaged pickle fails in many ways
-        raise UserError(
-            "not a pickle of plain data", where=path, got=f"{type(error).__name__}: {error}",
-            allowed="dicts, lists, numbers and text; everything else could run code",
-        ) from error  # fmt: skip
 
 
 def read_class_index(path: Path) -> list[IndexedClass]:

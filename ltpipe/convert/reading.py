@@ -1,15 +1,11 @@
 """Checkpoints and side files of other repositories, read without running anything in them.
 
-A pickle names classes and functions to call, so an ordinary reader runs what a file asks for. PyTorch files, zip or
-legacy, go through torch's own restricted reader, plain pickles (detectron2's model zoo, SimCal's indices) through one
-that builds containers, numbers, text and numpy arrays only. Everything else in a file is an error.
+PyTorch files, zip or legacy, go through :mod:`ltpipe.torch_files`, plain pickles (detectron2's model zoo, SimCal's
+indices) through :mod:`ltpipe.plain_pickle`. Whatever else a file asks for is an error.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltpipe.convert.class_index import read_plain_pickle
-from ltpipe.engine.train import BROKEN_FILE
 from ltpipe.errors import UserError
 from ltpipe.files import sha256_file
+from ltpipe.plain_pickle import read_plain_pickle
+from ltpipe.torch_files import load_plain
 
 # torch.save writes this long integer first when it does not write a zip archive.
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ZIP_MAGIC = b"PK\x03\x04"
-_FORBIDDEN = re.compile(r"GLOBAL ([A-Za-z_][\w.]*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +72,7 @@ def read_content(path: Path) -> Any:
     Raises:
         UserError: It cannot be read, or wants to build other things than tensors, arrays and plain values.
     """
-    if not is_torch_file(path):
-        return read_plain_pickle(path, arrays=True)
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN_FILE as error:
-        raise _unreadable(path, error) from error
+    return load_plain(path) if is_torch_file(path) else read_plain_pickle(path)
 
 
 def is_torch_file(path: Path) -> bool:
@@ -101,35 +89,10 @@ def is_torch_file(path: Path) -> bool:
     return start.startswith(_ZIP_MAGIC) or _LEGACY_MAGIC in start
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    text = str(error)
-    if isinstance(error, pickle.UnpicklingError) and "Weights only" in text:
-        named = _FORBIDDEN.search(text)
-        return UserError(
-            "the file asks to run or build more than tensors and plain values; nothing of it was run",
-            where=path,
-            got=named[1] if named else "an unknown pickle instruction",
-            allowed="tensors, numbers, text, lists, dicts, numpy arrays",
-            fix="if you trust its author, load it once in its own repository and save only the state dict",
-        )
-    got = (text.splitlines() or [type(error).__name__])[0][:200]
-    return UserError("unreadable checkpoint", where=path, got=got, fix="copy or download it again")
-
-
-def _numpy_globals() -> list[Any]:
-    """Numpy's own builders, under their names of numpy 1 and 2; optimiser states and metainfo hold such numbers."""
-    multiarray = np._core.multiarray  # type: ignore[attr-defined]
-    found: list[Any] = [np.ndarray, np.dtype]
-    for name in ("scalar", "_reconstruct"):
-        builder = getattr(multiarray, name)
-        found += [(builder, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
-    return found + [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u4", "u8", "?")]
-
-
 def _tensor(value: Any) -> Tensor | None:
     """Return a tensor or numeric array as a tensor, None for anything else."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
-        return torch.from_numpy(np.ascontiguousarray(value).copy())
+        return torch.from_numpy(np.array(value, order="C"))
     return None

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from ltpipe.engine import shards
 from ltpipe.engine.shards import in_shards
-from ltpipe.engine.train import BROKEN_FILE
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path, move
 from ltpipe.methods.base import Level, shared_layers, stored_features
+from ltpipe.torch_files import BROKEN_FILE
 
 
 @dataclass(frozen=True)

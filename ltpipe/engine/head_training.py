@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ltpipe.engine.train import BROKEN_FILE, save_atomically
+from ltpipe.engine.train import save_atomically
 from ltpipe.errors import UserError
 from ltpipe.methods.base import Calibrator, all_reduce_sum, world_size
+from ltpipe.torch_files import AFRESH, Refused, load_plain
 
 Batch = tuple[Tensor, ...]
 
@@ -195,12 +196,18 @@ def _average_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def _load(state: Path | None, calibrator: Calibrator, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Restore a saved run; return the steps it has done and skipped. A damaged file counts as none."""
+    """Restore a saved run; return the steps it has done and skipped. A damaged file counts as none.
+
+    Raises:
+        Refused: The file asks for more than data.
+    """
     if state is None or not state.is_file():
         return 0, 0
     try:
-        stored: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
-    except BROKEN_FILE:
+        stored: dict[str, Any] = load_plain(state, fix=AFRESH)
+    except Refused:
+        raise
+    except UserError:
         print(f"{state} is damaged: training starts anew", flush=True)
         return 0, 0
     calibrator.load_state_dict(stored["calibrator"])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
 from ltpipe.errors import UserError
@@ -78,6 +79,8 @@ class DivergenceHook(Hook):
 class ResumeHook(Hook):
     """Saves the state a killed run continues from, atomically; mmengine's ``CheckpointHook`` writes in place.
 
+    A state holds tensors, numbers, text and containers only, so that it is read without running anything in it.
+
     Args:
         interval: Iterations between two states.
         keep: States kept; more than one, should the disk damage the newest.
@@ -98,6 +101,21 @@ class ResumeHook(Hook):
             save_state(runner)
             for old in saved_states(Path(runner.work_dir))[self.keep :]:
                 old.unlink()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Replace mmengine's history of logged values by tensors."""
+        scalars = checkpoint["message_hub"]["log_scalars"]
+        for name, history in scalars.items():
+            log, count = (torch.from_numpy(array) for array in history.data)
+            scalars[name] = {"log": log, "count": count, "max_length": history.max_length}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Bring the history back, and drop what mmengine would run: the text of a config that came with the state."""
+        checkpoint.get("meta", {}).pop("config", None)
+        scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
+        for name, kept in scalars.items():
+            log, count = (kept[key].cpu().numpy() for key in ("log", "count"))
+            scalars[name] = HistoryBuffer(log, count, kept["max_length"])
 
 
 def save_state(runner: Runner) -> None:

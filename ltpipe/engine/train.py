@@ -6,8 +6,6 @@ import copy
 import io
 import itertools
 import logging
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,10 @@ from ltpipe.engine.hooks import saved_states
 from ltpipe.engine.loading import loader_config, loader_workers
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path
+from ltpipe.torch_files import AFRESH, Refused, load_plain
 from ltpipe.weights import check_kinds, check_tensors
 
 _TRAININGS = itertools.count()
-BROKEN_FILE = (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str, Any]) -> None:
@@ -88,12 +86,18 @@ def _shared(value: Any) -> Any:
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:
-    """Return the newest checkpoint that can be read, or None. Damaged ones are removed."""
+    """Return the newest checkpoint that can be read, or None. Damaged ones are removed.
+
+    Raises:
+        Refused: One asks for more than data; nothing of it was run.
+    """
     for file in saved_states(work_dir):
         try:
-            torch.load(file, map_location="cpu", weights_only=False)
+            load_plain(file, fix=AFRESH)
             return file
-        except BROKEN_FILE:
+        except Refused:
+            raise
+        except UserError:
             print_log(f"{file} is damaged and is removed", logger="current", level=logging.WARNING)
             file.unlink()
     return None
@@ -105,18 +109,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing, cut off, not a checkpoint, or holds what cannot be weights.
     """
-    if not Path(path).is_file():
-        raise UserError("missing checkpoint", where=path, got="no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN_FILE as error:
-        raise UserError(
-            "unreadable checkpoint",
-            where=path,
-            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
-            allowed="a torch file of tensors and plain values",
-            fix="copy it again, or rerun the stage that makes it with -R",
-        ) from error
+    content = load_plain(path)
     if not isinstance(content, dict):
         raise UserError("not a checkpoint", where=path, got=type(content).__name__, allowed="a dict of tensors")
     whole = {"meta": {}, **content} if "state_dict" in content else {"meta": {}, "state_dict": content}

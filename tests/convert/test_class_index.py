@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltpipe.convert.class_index import by_category, read_class_index, read_plain_pickle, write_class_index
+from ltpipe.convert.class_index import by_category, read_class_index, write_class_index
 from ltpipe.errors import UserError
+from ltpipe.plain_pickle import read_plain_pickle
 
 
 def record(key: int, images: list[Any], instances: int) -> dict[str, Any]:
@@ -56,9 +57,11 @@ class Harmful:
 
 def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for content in (Harmful(), {1: record(1, [Harmful()], 1)}, {1: np.zeros(3)}, {1: Path("a")}):
+    for content in (Harmful(), {1: record(1, [Harmful()], 1)}, {1: Path("a")}):
         with pytest.raises(UserError, match="not a pickle of plain data"):
             read_class_index(written(tmp_path / "a.pt", content))
+    with pytest.raises(UserError, match="not a class index"):
+        read_class_index(written(tmp_path / "a.pt", {1: np.zeros(3)}))
     assert not Path("executed").exists()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from tiny_project import (
     assert_same_state,
     command_line,
@@ -30,6 +29,7 @@ from ltpipe.errors import UserError
 from ltpipe.files import ATTEMPT
 from ltpipe.spec.paths import Paths
 from ltpipe.stages._lock import exclusive
+from ltpipe.torch_files import load_plain
 
 if TYPE_CHECKING:
     from conftest import Chain
@@ -388,5 +388,5 @@ def test_a_calibration_cut_short_continues_to_the_same_bits(
 def test_states_hold_what_a_training_needs(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
     assert cut_short(chain.exp, paths, "base", None, 3, kill_here) == -9
-    state = torch.load(paths.work("base") / "iter_3.pth", weights_only=False)
+    state = load_plain(paths.work("base") / "iter_3.pth")
     assert state["meta"]["iter"] == 3 and {"state_dict", "optimizer", "param_schedulers"} <= state.keys()
