@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ CLASS_ROWS = (
     (r"roi_head\.calibrator\.(.*\.)?fc_cls\.(weight|bias|weight_scaler|sums|counts)$", 1),
     (r"roi_head\.parts\.\d+\.(.*\.)?(mean|var|seen|prob|prev_loss|energy)$", 1),
 )
+# Arguments of components with an entry per class: counts and names, and weights that end with the background.
+PER_CLASS = ("image_counts", "instance_counts", "class_names", "class_ranks", "class_weight")
 LABEL_MAP = re.compile(r"(roi_head\.bbox_head\.(?:\d\.)?)loss_cls\.label_map$")
 
 
@@ -49,6 +52,22 @@ def reorder_classes(state: Mapping[str, Tensor], known: int, positions: Sequence
             if re.match(pattern, key) and not _class_agnostic(key, value):
                 reordered[key] = _rows(key, value, known, positions, block)
     return reordered
+
+
+def reorder_config(value: Any, order: Sequence[int]) -> Any:
+    """Return a model config whose lists with an entry per class are in another order; what follows the classes stays.
+
+    Args:
+        value: A model config, or a part of one.
+        order: Old labels in the new order.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(reorder_config(inner, order) for inner in value)
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: reorder_config(inner, order) for key, inner in value.items()}
+    per_class = [key for key in PER_CLASS if isinstance(found.get(key), list | tuple)]
+    return found | {key: [found[key][label] for label in order] + list(found[key][len(order) :]) for key in per_class}
 
 
 def _class_agnostic(key: str, value: Tensor) -> bool:

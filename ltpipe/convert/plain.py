@@ -27,12 +27,10 @@ def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
         model: Model config of a stage.
         state: Its weights.
     """
-    plain: dict[str, Any] = deepcopy(dict(model))
-    weights = {key: value for key, value in state.items() if not key.startswith(_PARTS)}
+    plain, weights = without_parts(model, state)
     roi_head = plain["roi_head"]
     mmdet_types = {ours: theirs for theirs, ours in REPLACEMENTS.items()}
     roi_head["type"] = mmdet_types.get(roi_head["type"], roi_head["type"])
-    roi_head.pop("parts", None)
     heads = as_list(roi_head["bbox_head"])
     for stage, head in enumerate(heads):
         head["type"] = mmdet_types.get(head["type"], head["type"])
@@ -43,8 +41,15 @@ def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
             options = {key: head.pop(key) for key in ("temperature", "eps", "norm_over_kernel") if key in head}
             head.update(type="FCNMaskHead", predictor_cfg={"type": "NormedConv2d", **options})
     if plain.get("train_cfg"):
-        plain["train_cfg"] = _without_seeds(plain["train_cfg"])
+        plain["train_cfg"] = _plain_samplers(plain["train_cfg"])
     return plain, weights
+
+
+def without_parts(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and state of a detector without the parts that act in training only."""
+    trimmed: dict[str, Any] = deepcopy(dict(model))
+    trimmed["roi_head"].pop("parts", None)
+    return trimmed, {key: value for key, value in state.items() if not key.startswith(_PARTS)}
 
 
 def foreign_types(model: Any) -> Iterator[str]:
@@ -75,12 +80,14 @@ def _plain_box_head(head: dict[str, Any], weights: dict[str, Tensor], prefix: st
     head["cls_predictor_cfg"] = {**classifier, "type": _CLASSIFIERS.get(classifier["type"], classifier["type"])}
 
 
-def _without_seeds(value: Any) -> Any:
-    """Return a training config with mmdet's samplers in place of ours around them."""
+def _plain_samplers(value: Any) -> Any:
+    """Return a training config with mmdet's samplers in place of ours; nothing of it acts at test time."""
     if isinstance(value, Mapping):
         if value.get("type") == f"{OURS}SeededSampler":
-            return _without_seeds(value["sampler"])
-        return {key: _without_seeds(inner) for key, inner in value.items()}
+            return _plain_samplers(value["sampler"])
+        plain = {key: _plain_samplers(inner) for key, inner in value.items()}
+        # Of a phase: RoIs of the paired class only.
+        return plain | ({"type": "RandomSampler"} if value.get("type") == f"{OURS}ClassRestrictedSampler" else {})
     if isinstance(value, list | tuple):
-        return [_without_seeds(inner) for inner in value]
+        return [_plain_samplers(inner) for inner in value]
     return value

@@ -23,6 +23,7 @@ from ltpipe.engine.schedule import warmup_multistep
 from ltpipe.errors import UserError
 from ltpipe.registry import MODELS
 from ltpipe.spec.base import Choice
+from ltpipe.spec.blocks import Evaluate
 from ltpipe.spec.catalogue import component
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.training import Schedule
@@ -163,11 +164,17 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     if exp.model.parts:
         parts = [build_component("part", part, counts) for part in exp.model.parts]
         roi_head.parts = [[of_stage(part, k) for k in range(stages)] for part in parts] if stages else parts
-    rcnn = model.test_cfg.rcnn
-    rcnn.score_thr, rcnn.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
-    rcnn.nms = dict(type="nms", iou_threshold=exp.evaluate.nms)
+    model.test_cfg.rcnn.nms = dict(type="nms")
+    set_limits(model, exp.evaluate)
     use_geometry(model, exp.detector.geometry)
     return fragment, model
+
+
+def set_limits(model: ConfigDict, evaluate: Evaluate) -> None:
+    """Put the limits of ``evaluate`` into a model config: score, suppression, detections per image."""
+    rcnn = model.test_cfg.rcnn
+    rcnn.score_thr, rcnn.max_per_img = evaluate.score_threshold, evaluate.max_detections
+    rcnn.nms = {**rcnn.nms, "iou_threshold": evaluate.nms}
 
 
 def _ignore_regions(train_cfg: ConfigDict) -> None:

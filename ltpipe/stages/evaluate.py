@@ -17,7 +17,7 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.engine.call_points import Rescore
-from ltpipe.engine.config import read_config
+from ltpipe.engine.config import read_config, set_limits
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inputs import known_classes, test_config
 from ltpipe.engine.oracle import OracleLabels
@@ -98,9 +98,7 @@ def predict(
         work folder, its other modes; and how alike the classes are to a part of it that says so.
     """
     config = read_config(paths.config(checkpoint))
-    limits = config.model.test_cfg.rcnn
-    limits.score_thr, limits.max_per_img = exp.evaluate.score_threshold, exp.evaluate.max_detections
-    limits.nms = {**limits.nms, "iou_threshold": exp.evaluate.nms}
+    set_limits(config.model, exp.evaluate)
     num_classes = config.train_dataloader.dataset.num_classes
     model: Any = load_model(config.model, paths.model(checkpoint), known_classes(paths, split, num_classes))
     dataset: Any = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from ltpipe.convert.class_order import reorder_classes
-from ltpipe.convert.plain import foreign_types, plain_detector
+from ltpipe.categories import ONE_LIST, Categories, check_labels, labels_in
+from ltpipe.convert.class_order import reorder_classes, reorder_config
+from ltpipe.convert.plain import foreign_types, plain_detector, without_parts
+from ltpipe.data.annotation_json import write_annotations
+from ltpipe.data.split import Split
+from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
-from ltpipe.engine.config import read_config
+from ltpipe.engine.config import read_config, set_limits
+from ltpipe.engine.inputs import known_classes
 from ltpipe.engine.train import read_checkpoint, write_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.evaluation.predictions import Predictions
@@ -19,9 +26,15 @@ from ltpipe.files import atomic_path, sha256_file
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
+ANNOTATIONS = "val.json"
+BESIDE = f"BESIDE/{ANNOTATIONS}"  # until the config is text
+
 
 def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *, plain: bool = False) -> str:
     """Write ``model.pth`` and ``config.py`` whose labels are in the order of the annotation file, as mmdet counts.
+
+    The validation annotations of the classes that the checkpoint knows lie beside them, in the order of the labels:
+    mmdet takes the label of a class from its place in the annotation file. So mmdet's test loop measures our numbers.
 
     Args:
         exp: The experiment.
@@ -39,10 +52,9 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     for path in (paths.model(checkpoint), paths.config(checkpoint), paths.split):
         _there(path, exp, checkpoint)
     config, content = read_config(paths.config(checkpoint)), read_checkpoint(paths.model(checkpoint))
-    known = list(content["meta"]["category_ids"])
-    table = read_csv(paths.statistics("train"))
-    names = dict(zip(table["category_id"], table["name"], strict=True))
-    ids = [int(category) for category in table["category_id"] if category in set(known)]
+    known, classes = _classes(paths, content["meta"], paths.model(checkpoint))
+    order = labels_in(known, classes, where=paths.model(checkpoint), fix=ONE_LIST)
+    set_limits(config.model, exp.evaluate)
     model, state = plain_detector(config.model.to_dict(), content["state_dict"])
     needed = sorted(set(foreign_types(model)))
     if needed and plain:
@@ -53,21 +65,36 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
             fix="leave out --plain: the config then imports ltpipe, which must be installed beside mmdet",
         )
     if needed:
-        model = _counts_in_order(config.model.to_dict(), [known.index(category) for category in ids])
-        state = content["state_dict"]
-    state = reorder_classes(state, len(known), [known.index(category) for category in ids])
-    classes = tuple(str(names[category]) for category in ids)
+        model, state = without_parts(config.model.to_dict(), content["state_dict"])
+        model = reorder_config(model, order)
     meta = {
-        "category_ids": ids,
-        "dataset_meta": {"classes": classes},
+        **classes.meta(),
         "exported": {"experiment": exp.name, "checkpoint": checkpoint, "sha256": sha256_file(paths.model(checkpoint))},
     }
-    write_checkpoint(folder / "model.pth", state, meta)
-    written = Config(_config(exp, config, model, classes, bool(needed)), format_python_code=False)
-    with atomic_path(folder / "config.py") as temporary:
-        written.dump(str(temporary))
+    write_checkpoint(folder / "model.pth", reorder_classes(state, len(known.ids), order), meta)
+    val, groups = AnnotationStore.open(paths.store("val")), read_csv(paths.statistics("train"))
+    frequency = dict(zip(groups["category_id"].tolist(), groups["frequency"], strict=True))
+    write_annotations(folder / ANNOTATIONS, val, classes, frequency)
+    _write_config(folder / "config.py", _config(exp, config, model, classes, bool(needed)))
     needs = f"needs ltpipe for {', '.join(needed)}" if needed else "plain mmdet 3.x"
-    return f"{folder}: config.py and model.pth, {len(ids)} classes in the order of the annotations; {needs}"
+    files = f"config.py, model.pth and {ANNOTATIONS}"
+    return f"{folder}: {files}, {len(classes.ids)} classes in the order of the annotations; {needs}"
+
+
+def _classes(paths: Paths, meta: Mapping[str, Any], where: Path) -> tuple[Categories, Categories]:
+    """Return the classes of a checkpoint in the order of its labels, and in that of the annotation file.
+
+    Raises:
+        UserError: The checkpoint, the split, the training and the validation annotations do not know the same classes.
+    """
+    split = Split.load(paths.split)
+    known = known_classes(paths, split, len(meta.get("category_ids", ())))
+    check_labels(meta, known, where)
+    annotated = Categories.of_store(AnnotationStore.open(paths.store("train")), "the training annotations")
+    classes = annotated.take((i for i in annotated.ids if i in set(known.ids)), "the checkpoint")
+    measured = Categories.of_store(AnnotationStore.open(paths.store("val")), "the validation annotations")
+    labels_in(measured, classes, where=paths.store("val"), fix=ONE_LIST, part=True)
+    return known, classes
 
 
 def export_detections(exp: Experiment, paths: Paths, checkpoint: str, file: Path, iou_type: str) -> str:
@@ -92,19 +119,25 @@ def export_detections(exp: Experiment, paths: Paths, checkpoint: str, file: Path
 
 
 def _config(
-    exp: Experiment, config: Config, model: dict[str, Any], classes: tuple[str, ...], needs_ltpipe: bool
+    exp: Experiment, config: Config, model: dict[str, Any], classes: Categories, needs_ltpipe: bool
 ) -> dict[str, Any]:
-    """Return an mmdet config for inference and for `tools/test.py`."""
-    federated, val = exp.dataset.format == "lvis", exp.dataset.val
+    """Return an mmdet config for inference and for mmengine's test loop.
+
+    ``CocoDataset`` reads LVIS as well: ``LVISV1Dataset`` measures all categories of its file, whatever the detector
+    knows, and builds file names from ``coco_url``.
+    """
+    federated = exp.dataset.format == "lvis"
+    metrics = ["bbox", "segm"] if model["roi_head"].get("mask_head") else ["bbox"]
+    # mmdet reads AP of three caps, of which our number has the last one: 100 detections per image and class.
+    caps = {} if federated else {"proposal_nums": (1, 10, 100)}
     dataset = dict(
-        type="LVISV1Dataset" if federated else "CocoDataset",
-        ann_file=str(val.annotations),
-        data_prefix=dict(img=str(val.images)),
-        metainfo=dict(classes=classes),
+        type="CocoDataset",
+        ann_file=BESIDE,
+        data_prefix=dict(img=os.path.abspath(exp.dataset.val.images)),
+        metainfo=dict(classes=tuple(classes.names), palette=None),
         pipeline=list(config.test_pipeline),
         test_mode=True,
     )
-    metrics = ["bbox", "segm"] if model["roi_head"].get("mask_head") else ["bbox"]
     return dict(
         default_scope="mmdet",
         **({"custom_imports": config.custom_imports} if needs_ltpipe else {}),
@@ -113,22 +146,21 @@ def _config(
         test_dataloader=dict(
             batch_size=1, num_workers=2, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset
         ),
-        test_evaluator=dict(
-            type="LVISMetric" if federated else "CocoMetric", ann_file=str(val.annotations), metric=metrics
-        ),
+        test_evaluator=dict(type="LVISMetric" if federated else "CocoMetric", ann_file=BESIDE, metric=metrics, **caps),
         test_cfg=dict(type="TestLoop"),
+        visualizer=dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"),
     )
 
 
-def _counts_in_order(value: Any, order: list[int]) -> Any:
-    """Return a config whose lists with a count per class are in the order of the exported labels."""
-    if isinstance(value, list):
-        return [_counts_in_order(inner, order) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    found = {key: _counts_in_order(inner, order) for key, inner in value.items()}
-    per_class = [key for key, v in found.items() if key.endswith("_counts") and isinstance(v, list)]
-    return found | {key: [found[key][place] for place in order] for key in per_class}
+def _write_config(path: Path, values: dict[str, Any]) -> None:
+    """Write a config that finds the annotations in its own folder, wherever that is moved.
+
+    mmengine replaces some words in double braces when it reads a config, also in class names; those are spelt so that
+    it does not see them.
+    """
+    text = Config(values, format_python_code=False).pretty_text.replace("{{", "{\\x7b")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.replace(f"'{BESIDE}'", f"'{{{{ fileDirname }}}}/{ANNOTATIONS}'"), encoding="utf-8")
 
 
 def _there(path: Path, exp: Experiment, checkpoint: str, stage: str | None = None) -> None:

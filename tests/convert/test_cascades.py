@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 from old_detectors import CHANNELS, WIDTH, K
 from torch import Tensor, nn
 
-from ltpipe.convert.class_order import reorder_classes
+from ltpipe.convert.class_order import reorder_classes, reorder_config
 from ltpipe.convert.released import Request, convert
 from ltpipe.convert.simcal import convert_detector
 from ltpipe.engine.train import read_checkpoint
@@ -106,3 +106,17 @@ def test_the_command_and_another_class_order(tmp_path: Path) -> None:
         )
         mask = f"{stage}.conv_logits.bias"
         assert torch.equal(turned[f"roi_head.mask_head.{mask}"], state[f"mask_head.{mask}"][[3, 1, 2]])
+
+
+def test_a_config_in_another_class_order() -> None:
+    """Counts, names, ranks and weights have an entry per class; limits of groups do not, however many there are."""
+    loss = {"image_counts": [5, 6, 7], "class_names": ("a", "b", "c"), "class_weight": [1.0, 2.0, 3.0, 9.0]}
+    model = {"heads": [{"loss": {**loss, "edges": [10, 100, 1000]}}], "ranks": {"class_ranks": [0, 1, 2]}}
+    found = reorder_config(model, [2, 0, 1])
+    assert found["heads"][0]["loss"] == {
+        "image_counts": [7, 5, 6],
+        "class_names": ["c", "a", "b"],
+        "class_weight": [3.0, 1.0, 2.0, 9.0],
+        "edges": [10, 100, 1000],
+    }
+    assert found["ranks"] == {"class_ranks": [2, 0, 1]}

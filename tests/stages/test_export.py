@@ -1,0 +1,192 @@
+"""Exported detectors in mmdet's own test loop: our numbers, whatever order and ids the classes have."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from tiny_project import copied, experiment, rewritten, run_stages
+
+from ltpipe.cli import main
+from ltpipe.evaluation.predictions import Predictions
+from ltpipe.spec.models import Experiment
+from ltpipe.spec.paths import Paths
+
+if TYPE_CHECKING:
+    from conftest import Chain
+
+IDS = [31, 0, 7, 3, 900, 12, 5, 44, 2]
+NAMES = ["cat", "None", "01", "a, b", 'say "x"', "  lead", "{{ fileDirname }}", "{{ _base_.x }}", "bus"]
+CHAIN = ["index", "split", "base", ("distill", 1), ("lst", 1), ("distill", 2), ("lst", 2), "features"]
+CHECKPOINTS = ("base", "phase1", "phase2", "simcal")
+# Runs mmdet's test loop on exported folders where ltpipe cannot be imported.
+ALONE = """
+import json, sys
+import numpy as np
+sys.modules["ltpipe"] = None
+np.float = float  # the lvis package of the registry needs it; that of its repository does not
+from mmengine.config import Config
+from mmengine.runner import Runner
+found = {}
+for folder in sys.argv[2:]:
+    config = Config.fromfile(f"{folder}/config.py")
+    config.work_dir, config.load_from, config.test_dataloader.num_workers = f"{folder}/work", f"{folder}/model.pth", 0
+    config.test_evaluator.outfile_prefix = f"{folder}/found"
+    found[folder] = Runner.from_cfg(config).test()
+with open(sys.argv[1], "w") as handle:
+    json.dump(found, handle)
+"""
+
+
+def sparse(part: str, content: dict[str, Any]) -> None:
+    """Give the classes ids with gaps, in no order, and odd names; leave out what only the official files have."""
+    order = [4, 0, 8, 2, 6, 1, 5, 3, 7]
+    ids = {category["id"]: IDS[place] for place, category in enumerate(content["categories"])}
+    for place, category in enumerate(content["categories"]):
+        category.update(id=IDS[place], name=NAMES[place])
+        category.pop("frequency", None)
+    content["categories"] = [content["categories"][place] for place in order]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = ids[annotation["category_id"]]
+    for image in content["images"]:
+        image["file_name"] = image.pop("coco_url", image["file_name"]).rsplit("/", 1)[-1]
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [ids[i] for i in image[key]]
+
+
+def annotate_with(detections: list[Predictions], content: dict[str, Any], federated: bool) -> None:
+    """Make some detections the ground truth, so that untrained detectors have an AP, and turn the category list."""
+    content["categories"] = content["categories"][::-1]
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    found: list[dict[str, Any]] = []
+    for part in detections:
+        assert part.boxes is not None
+        for row in np.argsort(-part.scores, kind="stable")[::3]:
+            x, y, w, h = (round(float(v)) for v in part.boxes[row])
+            image, category = int(part.image_ids[row]), int(part.category_ids[row])
+            width, height = sizes[image]
+            w, h = min(w, width - x), min(h, height - y)
+            if w < 4 or h < 4:
+                continue
+            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+            found.append(dict(id=len(found), image_id=image, category_id=category, bbox=[x, y, w, h], area=w * h,
+                              segmentation=[corners], iscrowd=int(len(found) % 11 == 10)))  # fmt: skip
+    content["annotations"] = found
+    present = defaultdict(set)
+    for annotation in found:
+        present[annotation["image_id"]].add(annotation["category_id"])
+    for image in content["images"] if federated else []:
+        absent = [i for i in IDS if i not in present[image["id"]]]
+        image["neg_category_ids"] = absent[::2]
+        image["not_exhaustive_category_ids"] = sorted(present[image["id"]])[:1] + absent[1::4]
+
+
+@pytest.fixture(scope="module")
+def measured(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Experiment, Paths]]:
+    """A chain on classes with sparse ids, measured on another validation file under both protocols."""
+    folder, made = tmp_path_factory.mktemp("sparse"), {}
+    common: dict[str, Any] = dict(name="sparse", model={"classifier": {"type": "linear"}})
+    parts = rewritten(chain.folder, folder / "first", sparse)
+    exp = experiment(chain.folder, **common, dataset={"name": "sparse", **parts})
+    evaluate = [("evaluate", checkpoint) for checkpoint in CHECKPOINTS]
+    first = run_stages(exp, folder / "results", *CHAIN, ("calibrate", "simcal"), *evaluate)
+    found = [Predictions.open(first.predictions(checkpoint)) for checkpoint in CHECKPOINTS]
+    for fmt in ("lvis", "coco"):
+
+        def annotate(part: str, content: dict[str, Any], fmt: str = fmt) -> None:
+            sparse(part, content)
+            if part == "val":
+                annotate_with(found, content, fmt == "lvis")
+
+        parts = rewritten(chain.folder, folder / fmt, annotate)
+        exp = experiment(chain.folder, **common, dataset={"name": "sparse", "format": fmt, **parts})
+        made[fmt] = exp, run_stages(exp, copied(first.results, folder / f"results_{fmt}"), "index", *evaluate)
+    return made
+
+
+def exported(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *more: str) -> Path:
+    arguments = ["--results", str(paths.results), "--checkpoint", checkpoint, "--output", str(folder / checkpoint)]
+    assert main(["export", str(exp.file), *arguments, *more]) == 0
+    # Everything the config names lies beside it, or is absolute.
+    return (folder / checkpoint).rename(folder / f"moved {checkpoint}")
+
+
+def compare(paths: Paths, checkpoint: str, folder: Path, theirs: dict[str, float]) -> None:
+    """Compare the numbers, of which mmdet rounds away all but three decimals, and every detection."""
+    ours = json.loads(paths.metrics(checkpoint).read_text())
+    federated = ours["bbox"]["protocol"] == "lvis"
+    names = {"AP": "AP", "AP50": "AP50", "AP75": "AP75"}
+    sizes = {"APs": "APs", "APm": "APm", "APl": "APl"}
+    groups = {"APr": "APr", "APc": "APc", "APf": "APf"} if federated else {}
+    if not federated:
+        names, sizes = ({k: v.replace("AP", "mAP_").rstrip("_") for k, v in d.items()} for d in (names, sizes))
+    for kind in ("bbox", "segm"):
+        # mmdet's LVIS metric takes the area of the box for that of the mask.
+        shown = {**names, **groups, **({} if federated and kind == "segm" else sizes)}
+        for mine, name in shown.items():
+            value = ours[kind][mine]
+            assert theirs[f"{'lvis' if federated else 'coco'}/{kind}_{name}"] == pytest.approx(
+                -1 if value is None else value, abs=5.1e-4
+            ), (checkpoint, kind, mine)
+    assert 0.05 < ours["bbox"]["AP"] < 0.95, "the case is not worth much"
+    assert ours["bbox"]["counts"]["gt"] == len(json.loads((folder / "val.json").read_text())["annotations"])
+    found = Predictions.open(paths.predictions(checkpoint))
+    assert found.boxes is not None
+    mine = sorted(zip(found.image_ids, found.category_ids, found.scores.round(6), found.boxes.tolist(), strict=True))
+    rows = json.loads((folder / "found.bbox.json").read_text())
+    other = sorted((r["image_id"], r["category_id"], round(r["score"], 6), r["bbox"]) for r in rows)
+    assert [row[:2] for row in mine] == [row[:2] for row in other]
+    np.testing.assert_allclose([r[3] for r in mine], [r[3] for r in other], atol=1e-3)
+
+
+def test_mmdet_alone_measures_our_numbers(measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path) -> None:
+    known = {"base": 5, "phase1": 7, "phase2": 9}
+    folders = {
+        (fmt, name): exported(*made, name, tmp_path / fmt, "--plain")
+        for fmt, made in measured.items()
+        for name in known
+    }
+    output = tmp_path / "numbers.json"
+    command = [sys.executable, "-c", ALONE, str(output), *map(str, folders.values())]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    numbers = json.loads(output.read_text())
+    for (fmt, name), folder in folders.items():
+        classes = Config.fromfile(str(folder / "config.py")).test_dataloader.dataset.metainfo.classes
+        assert len(classes) == known[name] and set(classes) <= set(NAMES)
+        compare(measured[fmt][1], name, folder, numbers[str(folder)])
+
+
+def test_a_calibrated_detector_measures_our_numbers(
+    measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmengine.runner import Runner
+
+    monkeypatch.setattr(np, "float", float, raising=False)
+    for fmt, made in measured.items():
+        folder = exported(*made, "simcal", tmp_path / fmt)
+        config = Config.fromfile(str(folder / "config.py"))
+        config.work_dir, config.load_from, config.test_dataloader.num_workers = f"{folder}/w", f"{folder}/model.pth", 0
+        config.test_evaluator.outfile_prefix = str(folder / "found")
+        compare(made[1], "simcal", folder, Runner.from_cfg(config).test())
+
+
+def test_mmdets_inferencer_runs_it(measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path) -> None:
+    from mmdet.apis import DetInferencer
+
+    exp, paths = measured["lvis"]
+    folder = exported(exp, paths, "base", tmp_path)
+    image = min(Path(exp.dataset.val.images).iterdir())
+    inferencer = DetInferencer(str(folder / "config.py"), str(folder / "model.pth"), device="cpu", show_progress=False)
+    found = inferencer(str(image), out_dir=str(tmp_path / "drawn"), pred_score_thr=0.0)["predictions"][0]
+    assert len(found["labels"]) > 0 and inferencer.model.dataset_meta["palette"] == "random"
+    written = json.loads((folder / "val.json").read_text())
+    assert [c["name"] for c in written["categories"]] == list(inferencer.model.dataset_meta["classes"])
+    assert list((tmp_path / "drawn").rglob(image.name))
