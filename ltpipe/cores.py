@@ -12,7 +12,7 @@ VARIABLE = "LTPIPE_CORES"
 def cores() -> int:
     """Return the cores this process may use, or what the environment variable ``LTPIPE_CORES`` says instead.
 
-    Fewer than there are make fewer loader processes and threads. Tests pretend more.
+    Fewer than there are make fewer loader processes. Tests pretend more.
 
     Raises:
         UserError: The variable is not a positive number.

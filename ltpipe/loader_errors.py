@@ -60,7 +60,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _shared_memory() -> str:
     size = shutil.disk_usage(SHARED_MEMORY)
-    return f"{size.free / 2**20:.0f} MiB free of {size.total / 2**20:.0f} MiB"
+    return f"{size.free / 2**20:.2f} MiB free of {size.total / 2**20:.2f} MiB"
 
 
 def _lost(pid: str, how: str) -> UserError:

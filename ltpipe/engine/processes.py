@@ -22,6 +22,11 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if not torch.cuda.is_available():
+        # The first one knows the threads of the run that is continued.
+        threads = [torch.get_num_threads()]
+        dist.broadcast_object_list(threads)
+        torch.set_num_threads(threads[0])
     yield
     dist.barrier()
     dist.destroy_process_group()

@@ -25,6 +25,7 @@ from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import STAGES, Paths
 from ltpipe.spec.records import RECORD, read_json, recorded_checksum
 from ltpipe.stages._lock import exclusive
+from ltpipe.stages._threads import same_threads
 
 PACKAGES = ("ltpipe", "torch", "onedl-mmcv", "onedl-mmdetection", "onedl-mmengine", "numpy", "numba", "pycocotools")
 DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENOLCK".split()}
@@ -90,7 +91,8 @@ def stage_run(
         with exclusive(folder, stage):
             run = StageRun(folder, folder / "work")
             _prepare(run, {"stage": stage, "digest": digest, "seed": seed, "inputs": checksums})
-            yield run
+            with same_threads(run.work) as threads:
+                yield run
             run.outputs += _keep_history(run)
             record = {
                 "stage": stage,
@@ -104,6 +106,7 @@ def stage_run(
                 "versions": {"python": platform.python_version(), **installed_versions()},
                 "device": _device(),
                 "processes": processes,
+                "threads": threads,
                 "started": started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 2),
                 "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

@@ -60,6 +60,26 @@ def test_a_training_cut_short_continues_to_the_same_bits(
     assert paths.record(stage, key).is_file() and not paths.work(stage, key).exists()
 
 
+def test_a_training_keeps_its_number_of_threads(chain: Chain, tmp_path: Path) -> None:
+    """Begun with two threads, killed, continued where there is one: the bits are those of two threads."""
+    paths, whole = chain.copy(tmp_path / "cut"), chain.copy(tmp_path / "whole")
+
+    def with_two(work: Callable[[], object]) -> int:
+        def both() -> None:
+            torch.set_num_threads(2)
+            work()
+
+        return ended(in_child(both))
+
+    assert with_two(lambda: run_stages(chain.exp, whole.results, "base")) == 0
+    assert with_two(lambda: os._exit(-cut_short(chain.exp, paths, "base", None, 2, kill_here))) == 9
+    # Not in this process: a process with OpenMP's threads cannot be forked into one that uses them.
+    assert ended(in_child(lambda: run_stages(chain.exp, paths.results, "base"))) == 0
+    assert json.loads(paths.record("base").read_text())["threads"] == 2
+    assert json.loads(chain.paths.record("base").read_text())["threads"] == 1
+    assert_same_state(paths.model("base"), whole.model("base"))
+
+
 def test_a_training_killed_while_it_saves_its_state(chain: Chain, tmp_path: Path) -> None:
     from mmengine.fileio import LocalBackend
 
