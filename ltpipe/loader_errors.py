@@ -15,7 +15,7 @@ SHARED_MEMORY = "/dev/shm"
 _KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: (.+?)\. ")
 _EXITED = re.compile(r"DataLoader worker \(pid (\d+)\) exited unexpectedly with (exit code \d+)")
 _LOST = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
-_FULL = re.compile(r"(?:/torch_|shared memory).*No space left on device")
+_NOT_SENT = re.compile(r"(?:</torch_|shared memory).*: ([^:]+) \(\d+\)")
 _FEWER = f"use fewer loader processes: {VARIABLE}=4 in the environment makes two for each training process, 2 none"
 _CONTINUES = "the same command continues from the last saved state"
 
@@ -29,11 +29,11 @@ def from_loader(error: Exception) -> UserError | None:
     text = str(error)
     if isinstance(error, UserError):
         return UserError(text.rpartition("UserError: ")[2].strip()) if text.startswith("Caught UserError") else None
-    if _FULL.search(text):
+    if failed := _NOT_SENT.search(text):
         return UserError(
-            "the shared memory is full, through which loader processes send images",
+            "loader processes cannot send images through the shared memory",
             where=SHARED_MEMORY,
-            got=_shared_memory(),
+            got=f"{failed[1]}; {_shared_memory()}",
             fix=f"make it larger (in a container: --shm-size=8g), or {_FEWER}; {_CONTINUES}",
         )
     if "Too many open files" in text or "items of ancdata" in text:
