@@ -66,6 +66,10 @@ class AnnotationFile(msgspec.Struct):
     annotations: list[AnnotationRecord]
 
 
+class _ImageList(msgspec.Struct):
+    images: list[ImageRecord]
+
+
 class RecordNames:
     """Names records in messages: ``train.json: annotations[7] (id 12), key "bbox"``.
 
@@ -80,6 +84,24 @@ class RecordNames:
     def __call__(self, section: str, position: int, key: str | None = None) -> str:
         """Return the name of a record, ``position`` counted from 0 in file order."""
         return _name(self.path, section, position, self.ids[section][position], key)
+
+
+def read_image_records(path: Path, fmt: Format) -> tuple[list[ImageRecord], RecordNames]:
+    """Read the images of an annotation file, and what names them in messages; its annotations are skipped.
+
+    Raises:
+        UserError: As :func:`read_annotation_file`.
+    """
+    content = map_file(path)
+    try:
+        images = msgspec.json.decode(content, type=_ImageList).images
+    except msgspec.ValidationError as error:
+        raise _bad_record(path, content, str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _bad_syntax(path, content, str(error)) from error
+    name = RecordNames(path, {"images": [image.id for image in images]})
+    check_images(images, fmt, name)
+    return images, name
 
 
 def read_annotation_file(path: str | os.PathLike[str], fmt: Format) -> AnnotationFile:

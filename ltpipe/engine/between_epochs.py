@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 
 from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView
-from ltpipe.engine.config import with_our_packing
+from ltpipe.engine.config import with_our_steps
 from ltpipe.engine.dataset import AnnotatedDataset
 from ltpipe.engine.inputs import common_config
 from ltpipe.engine.loading import loader_config
@@ -88,7 +88,7 @@ def extra_loader(
         "phase": phase,
         "seed": seed,
         "only": str(paths.holdout) if images == "holdout" else None,
-        "pipeline": with_our_packing(fragment.train_pipeline),
+        "pipeline": with_our_steps(fragment.train_pipeline),
     }
     return {
         "batch_size": 1,

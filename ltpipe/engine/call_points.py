@@ -13,6 +13,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import InstanceList
 from torch import Tensor, nn
 
+from ltpipe.engine.masked import positives_with_masks
 from ltpipe.methods.base import BoxBatch, HeadPart, MaskBatch, batch_share
 from ltpipe.registry import MODELS
 
@@ -200,6 +201,8 @@ class CallPoints:
     ) -> dict[str, Any]:
         """Return the outputs of a stage's mask head and, as ``loss_mask``, its losses with those of its parts.
 
+        Objects without a mask are left out.
+
         Args:
             stage: The stage.
             head: Its mask head.
@@ -209,15 +212,16 @@ class CallPoints:
             cfg: mmdet's ``train_cfg.rcnn`` of the stage.
         """
         parts = self.stage_parts(stage)
-        rois = bbox2roi([res.pos_priors for res in sampling_results])
-        labels = torch.cat([res.pos_gt_labels for res in sampling_results])
+        positives, kept = positives_with_masks(sampling_results, batch_gt_instances)
+        rois = bbox2roi([res.pos_priors for res in positives])
+        labels = torch.cat([res.pos_gt_labels for res in positives])
         seen: list[Tensor] = []
         predictor = head.conv_logits if parts else None  # None in heads that make their filters
         hook = predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if predictor else None
         outputs = forward(rois, labels)
         if hook is not None:
             hook.remove()
-        found = head.loss_and_target(outputs["mask_preds"], sampling_results, batch_gt_instances, cfg)
+        found = head.loss_and_target(outputs["mask_preds"], positives, batch_gt_instances, cfg)
         losses = self.averaged(found["loss_mask"], len(rois), rois.device)
         if parts:
             batch = MaskBatch(
@@ -225,6 +229,7 @@ class CallPoints:
                 mask_preds=outputs["mask_preds"],
                 targets=found["mask_targets"],
                 labels=labels,
+                kept=kept,
                 losses=losses,
             )
             for part in parts:

@@ -34,6 +34,11 @@ REPLACEMENTS = {
     "CascadeRoIHead": "ltpipe.LTCascadeRoIHead",
     "HybridTaskCascadeRoIHead": "ltpipe.LTHybridTaskCascadeRoIHead",
 }
+OUR_STEPS = {
+    "LoadImageFromFile": "ltpipe.LoadImage",
+    "LoadAnnotations": "ltpipe.LoadObjects",
+    "PackDetInputs": "ltpipe.PackLTInputs",
+}
 
 
 @dataclass(frozen=True)
@@ -219,13 +224,13 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def with_our_packing(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the pipeline with mmdet's packing replaced by the one that keeps annotation ids."""
-    packed = [dict(step) for step in pipeline]
-    for step in packed:
-        if step["type"] == "PackDetInputs":
-            step["type"] = "ltpipe.PackLTInputs"
-    return packed
+def with_our_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pipeline with mmdet's reading and packing replaced by ours, which lose no object and no id."""
+    steps = [dict(step) for step in pipeline]
+    for step in steps:
+        if isinstance(step["type"], str):
+            step["type"] = OUR_STEPS.get(step["type"].removeprefix("mmdet."), step["type"])
+    return steps
 
 
 def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:

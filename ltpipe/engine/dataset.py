@@ -11,13 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
-import mmcv
 import numpy as np
 from mmdet.datasets.transforms import PackDetInputs, RandomFlip
 from mmengine.dataset import BaseDataset
 
 from ltpipe.data.holdout import load_holdout
+from ltpipe.data.images import other_size
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.samplers import SAMPLERS
@@ -30,13 +29,13 @@ from ltpipe.registry import DATASETS, TRANSFORMS
 
 @TRANSFORMS.register_module()
 class PackLTInputs(PackDetInputs):
-    """mmdet's ``PackDetInputs`` that keeps annotation ids and hands on what the RoI samplers need.
+    """mmdet's ``PackDetInputs`` that keeps annotation ids and hands on what RoI samplers and mask heads need.
 
-    ``gt_instances.ann_ids`` is ``(G,)`` int64. In the metainfo of ``gt_instances``, training streams have
-    ``sample_seed`` and replay streams also ``replay_label``, the paired class.
+    ``gt_instances.ann_ids`` is ``(G,)`` int64, ``has_mask`` ``(G,)`` bool where masks are loaded. In the metainfo of
+    ``gt_instances``, training streams have ``sample_seed`` and replay streams also ``replay_label``, the paired class.
     """
 
-    mapping_table = {**PackDetInputs.mapping_table, "gt_ann_ids": "ann_ids"}
+    mapping_table = {**PackDetInputs.mapping_table, "gt_ann_ids": "ann_ids", "gt_has_mask": "has_mask"}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pack one sample."""
@@ -118,19 +117,33 @@ class StoreDataset(BaseDataset):
             "sample_idx": idx,
         }
 
+    def checked(self, idx: Any, info: dict[str, Any], sample: dict[str, Any] | None) -> dict[str, Any]:
+        """Return what the pipeline made of an item.
+
+        Args:
+            idx: The item.
+            info: What :meth:`get_data_info` said of it; the pipeline may have changed it.
+            sample: What the pipeline returned.
+
+        Raises:
+            UserError: It dropped the image, or read one of another size than annotated (a loader that is not ours).
+        """
+        if sample is None:
+            raise UserError(
+                "the pipeline drops an image",
+                where=info["img_path"],
+                got=f"image id {info['img_id']}: nothing",
+                fix="use resizing, flipping and colour transforms only",
+            )
+        wanted = (info["height"], info["width"])
+        found = sample["data_samples"].metainfo.get("ori_shape", wanted)
+        if tuple(found[:2]) != wanted:
+            raise other_size(info["img_path"], info["img_id"], tuple(found[:2]), wanted)
+        return sample
+
     def __getitem__(self, idx: int) -> dict[str, Any]:
         info = self.get_data_info(idx)
-        try:
-            return self.pipeline(info)
-        except Exception as error:
-            if isinstance(error, UserError) or readable_image(info["img_path"]):
-                raise
-            raise UserError(
-                "unreadable image",
-                where=info["img_path"],
-                got=f"image id {info['img_id']}: {' '.join(str(error).split())}",
-                fix="replace the file; training continues from its last checkpoint",
-            ) from error
+        return self.checked(idx, info, self.pipeline(info))
 
 
 @DATASETS.register_module()
@@ -180,7 +193,35 @@ class AnnotatedDataset(StoreDataset):
             self._instance(a, c) for a, c in zip(rows[part].tolist(), labels[part].tolist(), strict=True)
         ]
         info["gt_ann_ids"] = self.store.ann_ids[rows[part]]
+        info["counting"] = sum(not instance["ignore_flag"] for instance in info["instances"])
         return info
+
+    def checked(self, idx: Any, info: dict[str, Any], sample: dict[str, Any] | None) -> dict[str, Any]:
+        """Return what the pipeline made of an item.
+
+        Raises:
+            UserError: An object that counts would not reach the losses.
+        """
+        sample = super().checked(idx, info, sample)
+        reached = len(sample["data_samples"].gt_instances)
+        if reached != info["counting"]:
+            raise UserError(
+                "fewer objects reach the losses than the annotations hold",
+                where=f"{info['img_path']}, image id {info['img_id']}",
+                got=f"{reached} of {info['counting']} after {self._losing_step(idx)}",
+                fix="leave out the step of the pipeline that drops or ignores objects",
+            )
+        return sample
+
+    def _losing_step(self, idx: Any) -> str:
+        """Return the first step of the pipeline after which fewer objects count."""
+        results: Any = self.get_data_info(idx)
+        counting = results["counting"]
+        for step in self.pipeline.transforms:
+            results = step(results)
+            if np.count_nonzero(np.asarray(results.get("gt_ignore_flags", np.zeros(counting))) == 0) < counting:
+                return type(step).__name__
+        return "packing"
 
     def _instance(self, annotation: int, label: int) -> dict[str, Any]:
         x, y, w, h = self.store.ann_bbox[annotation].tolist()
@@ -264,11 +305,3 @@ class StreamDataset(AnnotatedDataset):
         np.random.seed(state[0])
         random.seed(int(state[1]))
         return super().__getitem__(idx)
-
-
-def readable_image(path: str) -> bool:
-    """Whether mmcv can decode the file."""
-    try:
-        return mmcv.imread(path) is not None
-    except (OSError, ValueError, cv2.error):
-        return False

@@ -11,7 +11,7 @@ from ltpipe.categories import Categories
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
-from ltpipe.engine.config import ClassCounts, with_our_packing
+from ltpipe.engine.config import ClassCounts, with_our_steps
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -83,7 +83,7 @@ def stream_config(
         "seed": seed,
         "holdout": str(paths.holdout) if extra_images(exp) == "holdout" else None,
         "ignore_future": exp.split is not None and exp.split.ignore_future_gt,
-        "pipeline": with_our_packing(fragment.train_pipeline),
+        "pipeline": with_our_steps(fragment.train_pipeline),
         **order,
     }
 
@@ -99,7 +99,7 @@ def annotated_config(
         *steps[1:],
         dict(type="ltpipe.FixedFlip"),
         dict(
-            type="ltpipe.PackLTInputs",
+            type="PackDetInputs",
             meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction"),
         ),
     ]
@@ -107,7 +107,7 @@ def annotated_config(
         "type": "ltpipe.AnnotatedDataset",
         **common_config(exp, paths, "train", num_classes),
         "phase": phase,
-        "pipeline": pipeline,
+        "pipeline": with_our_steps(pipeline),
     }
 
 
@@ -118,5 +118,5 @@ def test_config(
     return {
         "type": "ltpipe.StoreDataset",
         **common_config(exp, paths, "val", num_classes),
-        "pipeline": with_our_packing(pipeline),
+        "pipeline": with_our_steps(pipeline),
     }

@@ -57,6 +57,7 @@ class MaskBatch:
         mask_preds: ``(P, K or 1, h, w)`` float logits.
         targets: ``(P, h, w)`` float in {0, 1}.
         labels: ``(P,)`` int64 foreground labels.
+        kept: Those of the box head's positives, bool, whose object has a mask and which are these; None: all.
         losses: Losses computed so far, by name.
     """
 
@@ -64,6 +65,7 @@ class MaskBatch:
     mask_preds: Tensor
     targets: Tensor
     labels: Tensor
+    kept: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -378,8 +380,7 @@ def inverse_frequency_weights(counts: Tensor, low: float = 0.1, high: float = 5.
 
     Args:
         counts: ``(K,)`` training instances.
-        low: Smallest weight.
-        high: Largest weight.
+        low, high: Smallest and largest weight.
     """
     inverse = 1 / counts.double().clamp(min=1)
     return (inverse / inverse.mean()).clamp(low, high)
@@ -393,8 +394,7 @@ def effective_number_weights(counts: Tensor, beta: float = 0.999, low: float = 0
     Args:
         counts: ``(K,)`` training instances.
         beta: 0.999 in the source.
-        low: Smallest weight.
-        high: Largest weight.
+        low, high: Smallest and largest weight.
     """
     weights = (1 - beta) / (1 - torch.pow(torch.tensor(beta, dtype=torch.float64), counts.double().clamp(min=1)))
     return (weights / weights.mean()).clamp(low, high)

@@ -191,6 +191,8 @@ class CRAT(HeadPart):
             logits, targets = batch.mask_preds, batch.targets.float()
             if self.mask_bank is None:
                 bank, weights, self.box_transfer = self.box_bank, self.box_transfer, None
+                if weights is not None and batch.kept is not None:
+                    weights = weights[batch.kept]
                 assert weights is not None and len(weights) == len(logits), "mask RoIs are not the box head's positives"
             else:
                 bank = self.mask_bank

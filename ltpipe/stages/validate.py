@@ -7,6 +7,9 @@ import sys
 import yaml
 
 from ltpipe import __version__
+from ltpipe.data.checks import existing_files
+from ltpipe.data.images import check_sample, orientation_remarks
+from ltpipe.data.records import read_image_records
 from ltpipe.files import atomic_path, discard, sha256_file
 from ltpipe.spec.checks import check_experiment
 from ltpipe.spec.digest import stage_slice
@@ -29,6 +32,8 @@ def run(exp: Experiment, paths: Paths) -> None:
         for leftover in paths.root.glob(f".{paths.lock.name}.*"):
             discard(leftover)
         remarks = check_experiment(exp, list_experiments())
+        stage.notes["images"] = sampled = sample_images(exp)
+        remarks += [f"dataset.{part}: {text}" for part, found in sampled.items() for text in orientation_remarks(found)]
         text = yaml.safe_dump(exp.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
         with atomic_path(paths.lock) as temporary:
             temporary.write_text(f"# {exp.file}, resolved by ltpipe {__version__}\n{text}", encoding="utf-8")
@@ -39,3 +44,22 @@ def run(exp: Experiment, paths: Paths) -> None:
     for remark in remarks:
         print(f"{exp.name}: {remark}", file=sys.stderr)
     print(f"{exp.name}: valid; checkpoints: {', '.join(exp.checkpoints())}")
+
+
+def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:
+    """Look for the image files of both parts, read some of them, and compare their sizes with the annotation files.
+
+    Returns:
+        By part whose annotations are there: how many were read, and what became of their orientation.
+
+    Raises:
+        UserError: Image files are missing, or one that was read is damaged or of another size.
+    """
+    found = {}
+    for part, source in (("train", exp.dataset.train), ("val", exp.dataset.val)):
+        if source.annotations.is_file():
+            images, name = read_image_records(source.annotations, exp.dataset.format)
+            files = existing_files(images, source.images, name)
+            sizes = [(image.height, image.width) for image in images]
+            found[part] = check_sample(source.images, files, sizes, [image.id for image in images], seed=exp.seed)
+    return found

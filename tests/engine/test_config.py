@@ -24,7 +24,7 @@ from ltpipe.engine.config import (
     read_config,
     read_detector,
     training_config,
-    with_our_packing,
+    with_our_steps,
 )
 from ltpipe.engine.hooks import saved_states
 from ltpipe.engine.loading import loader_workers
@@ -127,11 +127,20 @@ def test_the_upstream_spelling_of_the_temperature_is_read(tmp_path: Path) -> Non
     assert fragment.train_pipeline == [{"type": "Resize", "scale": (64, 32)}]
 
 
-def test_packing_keeps_its_options() -> None:
-    steps = [{"type": "LoadImageFromFile"}, {"type": "PackDetInputs", "meta_keys": ("img_id",)}]
-    packed = with_our_packing(steps)
-    assert packed == [steps[0], {"type": "ltpipe.PackLTInputs", "meta_keys": ("img_id",)}]
-    assert steps[1]["type"] == "PackDetInputs", "the argument stays as it was"
+def test_our_steps_keep_the_options_of_those_they_replace() -> None:
+    steps = [
+        {"type": "LoadImageFromFile", "to_float32": True},
+        {"type": "mmdet.LoadAnnotations", "with_mask": True},
+        {"type": "Resize", "scale": (96, 80)},
+        {"type": "PackDetInputs", "meta_keys": ("img_id",)},
+    ]
+    assert with_our_steps(steps) == [
+        {"type": "ltpipe.LoadImage", "to_float32": True},
+        {"type": "ltpipe.LoadObjects", "with_mask": True},
+        steps[2],
+        {"type": "ltpipe.PackLTInputs", "meta_keys": ("img_id",)},
+    ]
+    assert steps[3]["type"] == "PackDetInputs", "the argument stays as it was"
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------

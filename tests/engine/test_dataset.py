@@ -21,6 +21,7 @@ from ltpipe.data.convert import build_store
 from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.engine.config import with_our_steps
 from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset, StreamDataset
 from ltpipe.engine.sampler import StreamSampler
 from ltpipe.errors import UserError
@@ -28,11 +29,12 @@ from ltpipe.loader_errors import from_loader
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
 
-LOAD = [
+OF_MMDET = [
     {"type": "LoadImageFromFile"},
     {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True, "poly2mask": False},
     {"type": "Resize", "scale": (96, 80), "keep_ratio": True},
 ]
+LOAD = with_our_steps(OF_MMDET)
 RANDOM = [
     LOAD[0],
     LOAD[1],
@@ -77,7 +79,7 @@ def test_samples_are_those_of_mmdet(exp: Experiment, paths: Paths, reference: ty
         ann_file=str(exp.dataset.train.annotations),
         data_prefix={"img": images},
         metainfo={"classes": tuple(store.category_names)},
-        pipeline=[*LOAD, {"type": "PackDetInputs"}],
+        pipeline=[*OF_MMDET, {"type": "PackDetInputs"}],
         test_mode=True,
     )
     assert len(theirs) == len(ours)
@@ -135,7 +137,7 @@ def test_crowds_ignored_objects_and_boxes_outside(tmp_path: Path) -> None:
         ann_file=str(file),
         data_prefix={"img": str(tmp_path)},
         metainfo={"classes": ("thing",)},
-        pipeline=[*LOAD, {"type": "PackDetInputs"}],
+        pipeline=[*OF_MMDET, {"type": "PackDetInputs"}],
     )
     found, expected = ours[(0, False)], theirs[0]
     for part, count in (("gt_instances", 2), ("ignored_instances", 1)):
@@ -300,15 +302,14 @@ def test_an_unreadable_image_is_named(
 
 def test_other_faults_of_a_pipeline_keep_their_traceback(exp: Experiment, paths: Paths) -> None:
     data = StoreDataset(**options(exp, paths, pipeline=[{"type": "Resize", "scale": (8, 8)}]))
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(KeyError):
         data[0]
-    assert not isinstance(raised.value, UserError)
 
 
 def test_transforms_that_drop_objects_are_refused(exp: Experiment, paths: Paths) -> None:
     crop = [*LOAD, {"type": "RandomCrop", "crop_size": (24, 24)}, {"type": "ltpipe.PackLTInputs"}]
     data = stream(exp, paths)
     data.pipeline.transforms = AnnotatedDataset(**options(exp, paths, pipeline=crop), phase=0).pipeline.transforms
-    with pytest.raises(UserError, match="annotation ids"):
+    with pytest.raises(UserError, match="pipeline drops"):
         for position in range(20):
             data[position]
