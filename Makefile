@@ -31,7 +31,7 @@ run: $(VENV)/.installed
 	snakemake --profile workflow/profiles/ci --cores $(CORES) all
 	@echo
 	@echo "Reports:"
-	@ls -1 results/*/report/report.html | sed "s|^|  $(CURDIR)/|"
+	@printf '  %s\n' "$$PWD"/results/*/report/report.html
 
 test: $(VENV)/.installed
 	ruff check .
@@ -53,10 +53,10 @@ clean:
 # ---- the environment, in the order that pip needs -------------------------------------------------------------------
 
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ltpipe needs Python 3.11 or newer: make run PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "== environment $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv $(VENV) \
+	@echo "== environment $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "python3 -m venv does not work here; on Debian: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 

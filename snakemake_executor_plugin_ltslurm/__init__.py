@@ -33,6 +33,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 from snakemake_executor_plugin_ltslurm.ledger import Ledger
+from snakemake_executor_plugin_ltslurm.quoting import between_double_quotes, taken_literally
 from snakemake_executor_plugin_ltslurm.states import (
     ALIVE,
     HELD,
@@ -230,6 +231,24 @@ class Executor(stock.Executor):  # type: ignore[misc]
         self._ledger.add(job_info.job, str(job_info.external_jobid), str(job_info.aux["slurm_logfile"]))
         self._changed = time.monotonic()
         super()._report_job_submission_threadsafe(job_info)
+
+    def format_job_exec(self, job: JobExecutorInterface) -> str:
+        """The command of a job, in which the shells it passes take every name literally.
+
+        Raises:
+            WorkflowError: Snakemake does not quote a name in such a way.
+        """
+        command: str = super().format_job_exec(job)
+        python = self.get_python_executable()
+        # What stands before Python is the user's own, and may mean something to a shell.
+        names = [python, str(self.workflow.workdir_init), *map(str, job.input)]
+        if not taken_literally(command.partition(python)[2], python, job.input, arrays=bool(self.array_jobs)):
+            raise WorkflowError(
+                "Slurm jobs cannot be given one of these names safely: the working folder, the Python that runs, an "
+                f"experiment file of --config, or an input of {job.name} ({', '.join(map(repr, names))}). Use names "
+                "without quotes, backslashes and dollar signs, and a Python whose path is plain."
+            )
+        return command if self.workflow.executor_settings.pass_command_as_script else between_double_quotes(command)
 
     def get_account_arg(self, job: JobExecutorInterface) -> Iterator[str]:
         """The account as given: the parent refuses it where no slurmdbd runs, and sbatch tells when it is wrong."""

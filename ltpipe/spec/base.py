@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import unicodedata
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 
 
-class Block(BaseModel):
+def printable(value: Any) -> Any:
+    """Return a value; a path must be one that fits into one line of a log, a record or a command.
+
+    Raises:
+        ValueError: A path has a line break or another control character, or is no valid UTF-8.
+    """
+    if isinstance(value, Path) and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in str(value)):
+        raise ValueError("a path has a line break, another control character, or bytes that are no UTF-8: rename it")
+    return value
+
+
+class _Paths(BaseModel):
+    """Every path in a block is checked."""
+
+    @field_validator("*")
+    @classmethod
+    def _printable(cls, value: Any) -> Any:
+        return printable(value)
+
+
+class Block(_Paths):
     """A block of an experiment file: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class Choice(BaseModel):
+class Choice(_Paths):
     """A method chosen by name, with its options: ``{type: seesaw, p: 0.8}``.
 
     The options are checked against the method's own signature by :mod:`ltpipe.spec.catalogue`; after loading they are

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ltpipe.data.samplers import build_sampler
 from ltpipe.errors import UserError
 from ltpipe.spec import catalogue
+from ltpipe.spec.base import printable
 from ltpipe.spec.messages import user_error
 from ltpipe.spec.models import Choice, Experiment
 from ltpipe.spec.sharing import owners
@@ -135,6 +136,10 @@ def _find_beside(exp: Experiment, name: str) -> Path:
 
 
 def _load(path: Path) -> Experiment:
+    try:
+        printable(path)
+    except ValueError as error:
+        raise UserError(str(error), where="experiment file", got=repr(str(path))) from error
     document = read_merged(path)
     values = _without_nulls(document.values, keep=_NULLABLE)
     values.setdefault("name", path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -67,6 +68,7 @@ class Pipeline:
             self._add_needed(exp)
         self._check_datasets()
         for exp in self.experiments.values():
+            self._check_names(exp)
             check_settings(exp, list_experiments())
 
     def _add_needed(self, exp: Experiment) -> None:
@@ -94,6 +96,17 @@ class Pipeline:
                     where=f"{exp.file}: dataset",
                     got=f"{exp.dataset.name}, as in {first.file}",
                     fix="give the other data set another name, or let one experiment extend the other",
+                )
+
+    def _check_names(self, exp: Experiment) -> None:
+        """Refuse input files whose names Snakemake would take for patterns."""
+        data = exp.dataset
+        files = {f"dataset.{p}.annotations": s.annotations for p, s in (("train", data.train), ("val", data.val))}
+        for key, file in {**files, **given_checkpoints(exp)}.items():
+            if re.search(r"\{[^{}]*\}", str(file)) and file.is_file():
+                where = f"{exp.file}: {key}"
+                raise UserError(
+                    "Snakemake takes braces in a path for a pattern", where=where, got=file, fix="rename it"
                 )
 
     # ---- names for wildcard constraints ------------------------------------------------------------------------------

@@ -284,7 +284,9 @@ def test_every_rule_has_log_benchmark_and_resources() -> None:
                 text.find(f"{keyword}:\n") if keyword != "threads" else text.find("threads:") for keyword in order
             ]
             assert -1 not in places and places == sorted(places), f"{file}: {text[:200]}"
-            assert text.count("ltpipe ") == 1 and "> {log} 2>&1" in text
+            assert text.count("ltpipe ") == 1
+            command = re.search(r'"ltpipe .* > {log:q} 2>&1"', text)
+            assert command and all(field.endswith(":q}") for field in re.findall(r"{.*?}", command[0])), "quote all"
 
 
 def test_the_rules_and_the_stages_agree_on_paths(finished: Workspace) -> None:

@@ -23,7 +23,7 @@ rule features:
     message:
         "RoI features of {wildcards.experiment}; follow it in {log}"
     shell:
-        "ltpipe features --experiment {params.file} > {log} 2>&1"
+        "ltpipe features --experiment={params.file:q} > {log:q} 2>&1"
 
 
 rule calibrate:
@@ -51,4 +51,4 @@ rule calibrate:
     message:
         "calibrator {wildcards.calibrator} of {wildcards.experiment}; follow it in {log}"
     shell:
-        "ltpipe calibrate --experiment {params.file} --name {wildcards.calibrator} > {log} 2>&1"
+        "ltpipe calibrate --experiment={params.file:q} --name {wildcards.calibrator:q} > {log:q} 2>&1"

@@ -24,7 +24,7 @@ rule validate:
     message:
         "checking experiment {wildcards.experiment}"
     shell:
-        "ltpipe validate --experiment {params.file} > {log} 2>&1"
+        "ltpipe validate --experiment={params.file:q} > {log:q} 2>&1"
 
 
 rule toy_data:
@@ -47,7 +47,7 @@ rule toy_data:
     message:
         "drawing data set {wildcards.dataset}"
     shell:
-        "ltpipe toy-data --experiment {params.file} > {log} 2>&1"
+        "ltpipe toy-data --experiment={params.file:q} > {log:q} 2>&1"
 
 
 rule index:
@@ -87,7 +87,7 @@ rule index:
     message:
         "indexing the annotations of {wildcards.dataset}"
     shell:
-        "ltpipe index --experiment {params.file} > {log} 2>&1"
+        "ltpipe index --experiment={params.file:q} > {log:q} 2>&1"
 
 
 rule split:
@@ -112,7 +112,7 @@ rule split:
     message:
         "class order and phases of {wildcards.experiment}"
     shell:
-        "ltpipe split --experiment {params.file} --phase 0 > {log} 2>&1"
+        "ltpipe split --experiment={params.file:q} --phase 0 > {log:q} 2>&1"
 
 
 # The same for experiments that hold images out of training: one output more.
@@ -154,4 +154,4 @@ for phase in PHASES:
         message:
             "replay list of phase {params.phase} of {wildcards.experiment}"
         shell:
-            "ltpipe split --experiment {params.file} --phase {params.phase} > {log} 2>&1"
+            "ltpipe split --experiment={params.file:q} --phase {params.phase:q} > {log:q} 2>&1"

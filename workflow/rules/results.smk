@@ -27,7 +27,7 @@ rule evaluate:
     message:
         "measuring {wildcards.checkpoint} of {wildcards.experiment}; follow it in {log}"
     shell:
-        "ltpipe evaluate --experiment {params.file} --checkpoint {wildcards.checkpoint} > {log} 2>&1"
+        "ltpipe evaluate --experiment={params.file:q} --checkpoint {wildcards.checkpoint:q} > {log:q} 2>&1"
 
 
 rule report:
@@ -68,4 +68,4 @@ rule report:
     message:
         "report of {wildcards.experiment}"
     shell:
-        "ltpipe report --experiment {params.file} > {log} 2>&1"
+        "ltpipe report --experiment={params.file:q} > {log:q} 2>&1"

@@ -26,7 +26,7 @@ rule base:
     message:
         "base training of {wildcards.experiment}, {threads} threads; follow it in {log}"
     shell:
-        "ltpipe base --experiment {params.file} > {log} 2>&1"
+        "ltpipe base --experiment={params.file:q} > {log:q} 2>&1"
 
 
 for phase in PHASES:
@@ -60,7 +60,7 @@ for phase in PHASES:
             message:
                 "teacher of phase {params.phase} of {wildcards.experiment}; follow it in {log}"
             shell:
-                "ltpipe distill --experiment {params.file} --phase {params.phase} > {log} 2>&1"
+                "ltpipe distill --experiment={params.file:q} --phase {params.phase:q} > {log:q} 2>&1"
 
     rule:
         name:
@@ -93,4 +93,4 @@ for phase in PHASES:
         message:
             "LST phase {params.phase} of {wildcards.experiment}, {threads} threads; follow it in {log}"
         shell:
-            "ltpipe lst --experiment {params.file} --phase {params.phase} > {log} 2>&1"
+            "ltpipe lst --experiment={params.file:q} --phase {params.phase:q} > {log:q} 2>&1"
