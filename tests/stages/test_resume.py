@@ -203,15 +203,28 @@ def test_a_stage_runs_once_at_a_time(chain: Chain, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["finished", "killed", "with other inputs", "damaged"])
-def test_a_second_command_waits_for_the_first(chain: Chain, tmp_path: Path, outcome: str) -> None:
+def test_a_second_command_waits_for_the_first(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
     """As after a kill of Snakemake, whose stage goes on: its results count if they are what would be made now."""
+    from ltpipe.stages import _lock
+
     paths = chain.copy(tmp_path)
     record = paths.record("base").read_bytes()
     paths.record("base").unlink()
     holder = holding_the_lock(paths.folder("base"), tmp_path / "held")
 
+    describe, waiting = _lock.describe, tmp_path / "waiting"
+
+    def told(who: dict[str, object]) -> str:
+        waiting.touch()
+        return describe(who)
+
+    monkeypatch.setattr(_lock, "describe", told)
+
     def end() -> None:
-        time.sleep(1)
+        while not waiting.exists():
+            time.sleep(0.01)
         if outcome != "killed":
             paths.record("base").write_bytes(record)
         if outcome == "with other inputs":
