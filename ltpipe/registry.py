@@ -20,6 +20,7 @@ FUNCTIONS = Registry("function", parent=root.FUNCTIONS, scope="ltpipe", location
 DATASETS = Registry("dataset", parent=root.DATASETS, scope="ltpipe", locations=_LOCATIONS)
 DATA_SAMPLERS = Registry("data sampler", parent=root.DATA_SAMPLERS, scope="ltpipe", locations=_LOCATIONS)
 TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="ltpipe", locations=_LOCATIONS)
+METRICS = Registry("metric", parent=root.METRICS, scope="ltpipe", locations=_LOCATIONS)
 TASK_UTILS = Registry("task util", parent=root.TASK_UTILS, scope="ltpipe", locations=_LOCATIONS)
 
 _Class = TypeVar("_Class", bound=type)

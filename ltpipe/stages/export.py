@@ -17,6 +17,7 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
 from ltpipe.engine.config import read_config, set_limits
+from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inputs import known_classes
 from ltpipe.engine.train import read_checkpoint, write_checkpoint
 from ltpipe.errors import UserError
@@ -127,6 +128,11 @@ def _config(
     knows, and builds file names from ``coco_url``.
     """
     federated = exp.dataset.format == "lvis"
+    evaluator = "LVISMetric" if federated else "CocoMetric"
+    imports = [*config.custom_imports.imports] if needs_ltpipe else []
+    if last_pixel(config.model):
+        evaluator = f"ltpipe.LastPixel{evaluator}"
+        imports.append("ltpipe.engine.last_pixel_metrics")
     metrics = ["bbox", "segm"] if model["roi_head"].get("mask_head") else ["bbox"]
     # mmdet reads AP of three caps, of which our number has the last one: 100 detections per image and class.
     caps = {} if federated else {"proposal_nums": (1, 10, 100)}
@@ -140,13 +146,13 @@ def _config(
     )
     return dict(
         default_scope="mmdet",
-        **({"custom_imports": config.custom_imports} if needs_ltpipe else {}),
+        **({"custom_imports": {**config.custom_imports, "imports": imports}} if imports else {}),
         model=model,
         test_pipeline=list(config.test_pipeline),
         test_dataloader=dict(
             batch_size=1, num_workers=2, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset
         ),
-        test_evaluator=dict(type="LVISMetric" if federated else "CocoMetric", ann_file=BESIDE, metric=metrics, **caps),
+        test_evaluator=dict(type=evaluator, ann_file=BESIDE, metric=metrics, **caps),
         test_cfg=dict(type="TestLoop"),
         visualizer=dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"),
     )

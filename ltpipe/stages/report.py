@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ltpipe.categories import Categories, labels_in
 from ltpipe.data.split import Split
 from ltpipe.data.tables import read_csv
 from ltpipe.evaluation.affinity import load_affinity
@@ -47,9 +48,11 @@ def run(exp: Experiment, paths: Paths) -> None:
         seed=0,
         inputs=inputs,
     ) as stage:
+        measured = [item for one, place in shown for item in evaluations(one, place)]
+        same_classes(exp, measured)
         stage.outputs += build_report(
             paths.folder("report"),
-            [item for one, place in shown for item in evaluations(one, place)],
+            measured,
             title=exp.name,
             subtitle=exp.description,
             cards=[_card(one, place) for one, place in shown],
@@ -65,6 +68,24 @@ def evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
         table = read_csv(paths.per_class(checkpoint))
         for iou_type, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
             yield Evaluation(exp.name, checkpoint, metrics, table[table["iou_type"] == iou_type].reset_index(drop=True))
+
+
+def same_classes(exp: Experiment, measured: Sequence[Evaluation]) -> None:
+    """Refuse to compare numbers of different classes; a checkpoint of a phase knows some of them.
+
+    Raises:
+        UserError: A class of one evaluation has another name or id in another, or is not there.
+    """
+    known = sorted((_categories(item) for item in measured), key=lambda one: -len(one.ids))
+    for largest, one in zip(known[:1] * len(known), known, strict=True):
+        if one.pairs() != largest.pairs():
+            fix = f"evaluate {one.source} again if its data have changed, or leave it out of report.compare"
+            labels_in(largest, one, where=f"{exp.file or exp.name}: report.compare", fix=fix, part=True)
+
+
+def _categories(item: Evaluation) -> Categories:
+    rows = item.per_class[["category_id", "name"]].rename(columns={"category_id": "id"}).to_dict("records")
+    return Categories.of_records(rows, f"{item.experiment}/{item.checkpoint}")
 
 
 def _card(exp: Experiment, paths: Paths) -> ExperimentCard:

@@ -6,11 +6,15 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+import pytest
 import torch
 from mmengine.config import Config
 from tiny_project import experiment, rewritten, run_stages
 
 from ltpipe.cli import main
+from ltpipe.errors import UserError
+from ltpipe.evaluation.report import Evaluation
 from ltpipe.stages import report
 
 if TYPE_CHECKING:
@@ -48,3 +52,20 @@ def test_names_that_look_like_something_else(chain: Chain, tmp_path: Path) -> No
     assert list(config.test_dataloader.dataset.metainfo.classes) == NAMES
     # An untrained detector gains and loses nothing, so the page lists no class; this is what it is made from.
     assert [set(one.per_class["name"]) for one in report.evaluations(exp, paths)] == [set(NAMES)] * 4
+
+
+def test_a_report_compares_the_same_classes_only(chain: Chain) -> None:
+    def evaluated(experiment: str, ids: list[int], names: list[str]) -> Evaluation:
+        return Evaluation(experiment, "base", {}, pd.DataFrame({"category_id": ids, "name": names, "AP": 0.5}))
+
+    whole = evaluated("one", [3, 7, 9], ["None", "01", "cat"])
+    # Phases know fewer classes; tables are in the order of the ids.
+    report.same_classes(chain.exp, [evaluated("one", [7, 9], ["01", "cat"]), whole])
+    report.same_classes(chain.exp, [])
+    for ids, names, words in (
+        ([3, 7, 9], ["None", "cat", "01"], "id 7 is '01' in one/base, 'cat' in two/base"),
+        ([1, 2], ["None", "01"], "'None' has id 3 in one/base, 1 in two/base"),
+        ([100, 101], ["a", "b"], r"'a' \(id 100\) is not in one/base"),
+    ):
+        with pytest.raises(UserError, match=words):
+            report.same_classes(chain.exp, [whole, evaluated("two", ids, names)])

@@ -164,18 +164,41 @@ def test_mmdet_alone_measures_our_numbers(measured: dict[str, tuple[Experiment, 
         compare(measured[fmt][1], name, folder, numbers[str(folder)])
 
 
+def compare_here(exp: Experiment, paths: Paths, checkpoint: str, folder: Path) -> None:
+    """Compare an exported detector that needs ltpipe, in this process."""
+    from mmengine.runner import Runner
+
+    folder = exported(exp, paths, checkpoint, folder)
+    config = Config.fromfile(str(folder / "config.py"))
+    config.work_dir, config.load_from, config.test_dataloader.num_workers = f"{folder}/w", f"{folder}/model.pth", 0
+    config.test_evaluator.outfile_prefix = str(folder / "found")
+    compare(paths, checkpoint, folder, Runner.from_cfg(config).test())
+
+
 def test_a_calibrated_detector_measures_our_numbers(
     measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmengine.runner import Runner
-
     monkeypatch.setattr(np, "float", float, raising=False)
     for fmt, made in measured.items():
-        folder = exported(*made, "simcal", tmp_path / fmt)
-        config = Config.fromfile(str(folder / "config.py"))
-        config.work_dir, config.load_from, config.test_dataloader.num_workers = f"{folder}/w", f"{folder}/model.pth", 0
-        config.test_evaluator.outfile_prefix = str(folder / "found")
-        compare(made[1], "simcal", folder, Runner.from_cfg(config).test())
+        compare_here(*made, "simcal", tmp_path / fmt)
+
+
+def test_an_older_geometry_measures_its_full_boxes(
+    measured: dict[str, tuple[Experiment, Paths]], chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np, "float", float, raising=False)
+    for fmt, (exp, paths) in measured.items():
+        old = experiment(
+            chain.folder,
+            split=None,
+            lst=None,
+            model={"classifier": {"type": "linear"}},
+            base={"checkpoint": str(paths.model("phase2"))},
+            detector={"geometry": "mmdet1"},
+            dataset=json.loads(exp.dataset.model_dump_json(exclude_none=True)),
+        )
+        made = run_stages(old, tmp_path / f"results_{fmt}", "index", "split", "base", ("evaluate", "base"))
+        compare_here(old, made, "base", tmp_path / fmt)
 
 
 def test_mmdets_inferencer_runs_it(measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path) -> None:
