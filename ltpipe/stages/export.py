@@ -133,7 +133,9 @@ def _config(
     if last_pixel(config.model):
         evaluator = f"ltpipe.LastPixel{evaluator}"
         imports.append("ltpipe.engine.last_pixel_metrics")
-    metrics = ["bbox", "segm"] if model["roi_head"].get("mask_head") else ["bbox"]
+    kinds = set(exp.evaluate.iou_types)
+    metrics = ["bbox"] if "bbox" in kinds else []
+    metrics += ["segm"] if model["roi_head"].get("mask_head") and kinds != {"bbox"} else []
     # mmdet reads AP of three caps, of which our number has the last one: 100 detections per image and class.
     caps = {} if federated else {"proposal_nums": (1, 10, 100)}
     dataset = dict(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
-from tiny_project import copied, experiment, rewritten, run_stages
+from tiny_project import copied, experiment, rewritten, run_stages, state_of
 
 from ltpipe.cli import main
 from ltpipe.evaluation.predictions import Predictions
@@ -199,6 +200,41 @@ def test_an_older_geometry_measures_its_full_boxes(
         )
         made = run_stages(old, tmp_path / f"results_{fmt}", "index", "split", "base", ("evaluate", "base"))
         compare_here(old, made, "base", tmp_path / fmt)
+
+
+def test_an_exported_detector_comes_back(
+    measured: dict[str, tuple[Experiment, Paths]], chain: Chain, tmp_path: Path
+) -> None:
+    """With ids and names in the file, with names as mmdet writes them, and with nothing: ids are in no order."""
+    exp, paths = measured["lvis"]
+    folder = exported(exp, paths, "phase2", tmp_path)
+    content = torch.load(folder / "model.pth", weights_only=True)
+    names = content["meta"]["dataset_meta"]
+    for number, meta in enumerate((content["meta"], {"dataset_meta": names}, {"CLASSES": names["classes"]}, {})):
+        file, back = tmp_path / f"{number}.pth", tmp_path / f"back{number}.pth"
+        torch.save({"state_dict": content["state_dict"], "meta": meta}, file)
+        said = ["--loss", "cross_entropy", "--classifier", "linear", "--mask", "fcn"]
+        classes = ["--classes", str(paths.statistics("train"))]
+        assert main(["convert", str(file), "--output", str(back), *classes, *said]) == 0
+        one_shot: dict[str, Any] = {"split": None, "lst": None, "model": {"classifier": {"type": "linear"}}}
+        dataset = json.loads(exp.dataset.model_dump_json(exclude_none=True))
+        again = experiment(chain.folder, **one_shot, dataset=dataset, base={"checkpoint": str(back)})
+        made = run_stages(again, tmp_path / "results", *([] if number else ["index", "split"]), "base")
+        one, other = state_of(made.model("base")), state_of(paths.model("phase2"))
+        assert one.keys() <= other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    run_stages(again, tmp_path / "results", ("evaluate", "base"))
+    ours, before = (json.loads(file.read_text()) for file in (made.metrics("base"), paths.metrics("phase2")))
+    assert ours["segm"]["AP"] == before["segm"]["AP"] and ours["bbox"]["APr"] == before["bbox"]["APr"]
+
+
+def test_only_what_the_experiment_measures(
+    measured: dict[str, tuple[Experiment, Paths]], chain: Chain, tmp_path: Path
+) -> None:
+    exp, paths = measured["coco"]
+    content = json.loads(exp.model_dump_json(exclude_none=True))
+    boxes = experiment(chain.folder, **content | {"evaluate": {"iou_types": ["bbox"]}})
+    config = Config.fromfile(str(exported(boxes, paths, "base", tmp_path) / "config.py"))
+    assert config.test_evaluator.metric == ["bbox"]
 
 
 def test_mmdets_inferencer_runs_it(measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path) -> None:
