@@ -32,7 +32,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         for part, source in (("train", data.train), ("val", data.val)):
             folder = stage.work / part
             build_store(source.annotations, folder, fmt=data.format, image_folder=source.images)
-            write_csv(folder / "statistics.csv", class_statistics(AnnotationStore.open(folder)))
+            write_csv(folder / "statistics.csv", class_statistics(AnnotationStore.open(folder), data.frequency_limits))
         _same_classes(exp, stage.work)
         for part in ("train", "val"):
             target = paths.dataset / part

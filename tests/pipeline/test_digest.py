@@ -63,6 +63,7 @@ EDITS = [
     ("schedule: {iterations: 20}", "seed: 4, schedule: {iterations: 20}", {"calibrate head"}),
     ("dataset:", "seed: 5\ndataset:", {"base"}),
     ("data/train.json", "data/other.json", {"index"}),
+    ("name: small", "name: small\n  frequency_limits: [5, 50]", {"index"}),
 ]
 
 
