@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.config.training import CalibrationSchedule
-from ltpipe.frequency import BIN_EDGES
+from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
 
 IouType = Literal["bbox", "segm", "boundary"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -35,6 +35,11 @@ class Dataset(Block):
     class_list: Path | None = Field(
         None, description="JSON list of {id, name, image_count, instance_count}; enough to validate without the data"
     )
+    frequency_limits: tuple[Positive, Positive] | None = Field(
+        None,
+        description="most training images of a rare and of a common class; null: the groups that the annotations name, "
+        f"else {FREQUENCY_LIMITS[0]} and {FREQUENCY_LIMITS[1]} as in LVIS",
+    )
     generate: dict[str, Any] | None = Field(None, description="options of `ltpipe toy-data`, which then draws the data")
 
     @model_validator(mode="after")
@@ -45,6 +50,13 @@ class Dataset(Block):
             if source != Source(annotations=self.folder / f"{part}.json", images=self.folder / part):
                 raise ValueError(f"toy data are drawn into data/{self.name}: {part}.json beside the folder {part}")
         return self
+
+    @field_validator("frequency_limits")
+    @classmethod
+    def _rare_below_common(cls, limits: tuple[int, int] | None) -> tuple[int, int] | None:
+        if limits is not None and limits[0] >= limits[1]:
+            raise ValueError("frequency_limits must ascend, e.g. [10, 100]")
+        return limits
 
     @property
     def folder(self) -> Path:

@@ -27,6 +27,7 @@ INJECTED = frozenset(
         "in_features",
         "out_features",
         "class_features",
+        "class_frequency",
         "class_names",
         "class_ranks",
     }

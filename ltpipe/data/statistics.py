@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from ltpipe.data.store import AnnotationStore
+from ltpipe.frequency import frequency_groups
 
 
 def count_classes(
@@ -27,12 +30,16 @@ def count_classes(
     return images, np.bincount(category, minlength=num_categories)
 
 
-def class_statistics(store: AnnotationStore) -> pd.DataFrame:
+def class_statistics(store: AnnotationStore, limits: Sequence[int] | None = None) -> pd.DataFrame:
     """Return one row per category, in file order.
 
     Instances and images are counted from the annotations, never taken from the file's own count fields; crowd regions
     and ignored annotations do not count. The frequency group is the file's where all its categories have one
     (in LVIS validation files it speaks of the training set), else it follows from the counted images.
+
+    Args:
+        store: The annotations.
+        limits: Most images of a rare and of a common class: the groups follow from the counted images in any case.
 
     Returns:
         Columns ``category_id`` int64, ``name`` str, ``image_count`` int64, ``instance_count`` int64, ``frequency``
@@ -46,6 +53,6 @@ def class_statistics(store: AnnotationStore) -> pd.DataFrame:
             "name": store.category_names,
             "image_count": images,
             "instance_count": instances,
-            "frequency": store.category_frequency,
+            "frequency": store.category_frequency if limits is None else frequency_groups(images, limits),
         }
     )

@@ -31,6 +31,7 @@ def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
         annotated,
         names=table["name"].tolist(),
         ranks=np.searchsorted(np.sort(split.order), ids).tolist(),
+        frequency=table["frequency"].tolist(),
     )
 
 

@@ -67,6 +67,7 @@ class ClassCounts:
         num_annotated_images: Those with an annotation.
         names: Names of the classes.
         ranks: Place of each class among all classes of the data set by ascending category id: its row in tables.
+        frequency: ``r``, ``c`` or ``f`` per class.
     """
 
     images: Sequence[int]
@@ -75,6 +76,7 @@ class ClassCounts:
     num_annotated_images: int
     names: Sequence[str] | None = None
     ranks: Sequence[int] | None = None
+    frequency: Sequence[str] | None = None
 
     def injected(self) -> dict[str, Any]:
         """Return the constructor arguments that methods get from the data and not from the user."""
@@ -84,6 +86,7 @@ class ClassCounts:
             "instance_counts": list(self.instances),
             "num_images": self.num_images,
             "num_annotated_images": self.num_annotated_images,
+            "class_frequency": self.frequency,
             "class_names": self.names,
             "class_ranks": self.ranks,
         }

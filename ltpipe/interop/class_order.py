@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Arguments of components with an entry per class: counts and names, and weights that end with the background.
-PER_CLASS = ("image_counts", "instance_counts", "class_names", "class_ranks", "class_weight")
+PER_CLASS = ("image_counts", "instance_counts", "class_frequency", "class_names", "class_ranks", "class_weight")
 
 
 def reorder_config(value: Any, order: Sequence[int]) -> Any:

@@ -8,7 +8,7 @@ their area is zero. Sources: the ``lvis`` 0.5.3 and ``pycocotools`` 2.0 packages
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,8 +112,8 @@ def select(
     protocol, cap = _resolve(gt, predictions, iou_type, protocol, max_detections)
     predictions = predictions.checked()
     categories = _category_rows(gt, category_ids)
-    image_row, category_row = _known_rows(gt, predictions)
-    anns, counts = _annotations(gt, protocol, categories, iou_type)
+    image_row, category_row = known_rows(gt, predictions)
+    anns, counts = counting_annotations(gt, protocol, categories, iou_type)
     dets, dropped = _detections(gt, predictions, protocol, cap, categories, anns, image_row, category_row)
     counts |= dropped
     areas = _areas(predictions, iou_type, dets)
@@ -162,7 +162,7 @@ def _category_rows(gt: AnnotationStore, category_ids: Sequence[int] | NDArray[np
     return rows
 
 
-def _known_rows(gt: AnnotationStore, predictions: Predictions) -> tuple[Rows, Rows]:
+def known_rows(gt: AnnotationStore, predictions: Predictions) -> tuple[Rows, Rows]:
     """Return the image and category row of every detection; refuse unknown ids and masks of another size."""
     image_row = row_of(predictions.image_ids, gt.image_ids)
     category_row = row_of(predictions.category_ids, gt.category_ids)
@@ -188,7 +188,7 @@ def _known_rows(gt: AnnotationStore, predictions: Predictions) -> tuple[Rows, Ro
     return image_row, category_row
 
 
-def _annotations(
+def counting_annotations(
     gt: AnnotationStore, protocol: Protocol, categories: Rows, iou_type: IouType
 ) -> tuple[Rows, dict[str, int]]:
     """Return the annotations used, by image id, and how many were left out."""
@@ -221,7 +221,7 @@ def _detections(
     counts = {"detections": len(predictions)}
     keep = np.ones(len(predictions), bool)
     if protocol == "lvis" and cap != -1:
-        keep &= _within_cap(image_row, predictions.scores, cap)
+        keep &= within_cap(image_row, predictions.scores, cap)
     counts["over_cap"] = int(len(keep) - keep.sum())
     evaluated = np.zeros(len(gt.category_ids), bool)
     evaluated[categories] = True
@@ -229,14 +229,14 @@ def _detections(
     counts["other_categories"] = int((keep & ~wanted).sum())
     keep &= wanted
     if protocol == "lvis":
-        judged = np.isin(_pair(gt, image_row, category_row), _judged_pairs(gt, anns))
+        judged = np.isin(pair_of(gt, image_row, category_row), judged_pairs(gt, anns))
         counts["unverified"] = int((keep & ~judged).sum())
         keep &= judged
     rows = np.flatnonzero(keep)
     return rows[np.argsort(predictions.image_ids[rows], kind="stable")], counts
 
 
-def _within_cap(image_row: Rows, scores: Floats, cap: int) -> NDArray[np.bool_]:
+def within_cap(image_row: Rows, scores: Floats, cap: int) -> NDArray[np.bool_]:
     """Mark the ``cap`` best detections of every image; of equal scores the earlier ones."""
     keep = np.ones(len(scores), bool)
     per_image = np.bincount(image_row)
@@ -248,16 +248,26 @@ def _within_cap(image_row: Rows, scores: Floats, cap: int) -> NDArray[np.bool_]:
     return keep
 
 
-def _judged_pairs(gt: AnnotationStore, anns: Rows) -> Rows:
+def judged_pairs(gt: AnnotationStore, anns: Rows) -> Rows:
     """Return the (image, category) pairs about which the federated ground truth says something."""
-    positive = _pair(gt, gt.ann_image[anns].astype(np.int64), gt.ann_category[anns])
-    absent = [gt.negative_categories(row) for row in range(len(gt.image_ids))]
-    image = np.repeat(np.arange(len(absent)), [len(ids) for ids in absent])
-    category = row_of(np.concatenate([*absent, np.zeros(0, np.int64)]), gt.category_ids)
-    return np.unique(np.concatenate([positive, _pair(gt, image, category)[category >= 0]]))
+    positive = pair_of(gt, gt.ann_image[anns].astype(np.int64), gt.ann_category[anns])
+    return np.unique(np.concatenate([positive, _listed_pairs(gt, gt.negative_categories)]))
 
 
-def _pair(gt: AnnotationStore, image_row: Rows, category_row: NDArray[np.integer]) -> Rows:
+def partial_pairs(gt: AnnotationStore) -> Rows:
+    """Return the (image, category) pairs of which there may be more objects than were annotated."""
+    return np.unique(_listed_pairs(gt, gt.not_exhaustive_categories))
+
+
+def _listed_pairs(gt: AnnotationStore, listed: Callable[[int], Rows]) -> Rows:
+    lists = [listed(row) for row in range(len(gt.image_ids))]
+    image = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
+    category = row_of(np.concatenate([*lists, np.zeros(0, np.int64)]), gt.category_ids)
+    return pair_of(gt, image, category)[category >= 0]
+
+
+def pair_of(gt: AnnotationStore, image_row: Rows, category_row: NDArray[np.integer]) -> Rows:
+    """Return a number for every image and category."""
     return image_row * len(gt.category_ids) + category_row
 
 

@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 Bits = NDArray[np.uint16]
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     """A selection as columns; images and categories are places in ``selection.images`` and ``selection.categories``.
 
     Attributes:
@@ -65,8 +65,31 @@ class _Pairs(NamedTuple):
     iou_ptr: Ints
 
 
+class Matches(NamedTuple):
+    """What became of the detections of a selection; bit ``t`` belongs to IoU threshold ``t``.
+
+    Attributes:
+        columns: The selection as columns.
+        hits: ``(A, D)`` true positives.
+        misses: ``(A, D)`` false positives; neither: ignored.
+        wanted: ``(A, G)`` annotations to be found.
+    """
+
+    columns: Columns
+    hits: Bits
+    misses: Bits
+    wanted: NDArray[np.bool_]
+
+
 def evaluate_columns(selection: Selection) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return precision ``(T, R, K, A) float64`` and recall ``(T, K, A) float64``; -1 where there is no ground truth."""
+    matches = match_columns(selection)
+    columns, rows = matches.columns, matches.columns.by_category
+    return curves(matches, rows, columns.det_category[rows], columns.ann_category, len(selection.categories))
+
+
+def match_columns(selection: Selection) -> Matches:
+    """Match detections and annotations, image by image."""
     columns = _columns(selection)
     hits = np.zeros((len(AREAS), len(selection.dets)), np.uint16)
     misses = np.where(_ignored_unless_matched(selection, columns), np.uint16(0), EVERY_THRESHOLD)
@@ -76,10 +99,38 @@ def evaluate_columns(selection: Selection) -> tuple[NDArray[np.float64], NDArray
 
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(match_part, _parts(columns)))
-    return _accumulate(selection, columns, hits, misses)
+    gt = selection.gt
+    wanted = ~_outside(gt.ann_area[selection.anns]) & ~gt.ann_iscrowd[selection.anns].astype(bool)
+    return Matches(columns, hits, misses, wanted)
 
 
-def _columns(selection: Selection) -> _Columns:
+def curves(
+    matches: Matches, rows: Ints, det_group: Ints, ann_group: Ints, num_groups: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Turn matches into precision and recall of groups of detections: of categories, or of pools of them.
+
+    Args:
+        matches: Detections and annotations.
+        rows: ``(d,)`` detections by group and descending score.
+        det_group: ``(d,)`` their groups, ascending.
+        ann_group: ``(G,)`` groups of the annotations; -1: none.
+        num_groups: Number of groups ``N``.
+
+    Returns:
+        Precision ``(T, R, N, A) float64`` and recall ``(T, N, A) float64``; -1 where there is nothing to be found.
+    """
+    pointer = np.concatenate([[0], np.cumsum(np.bincount(det_group, minlength=num_groups))])
+    wanted = matches.wanted & (ann_group >= 0)
+    objects = np.stack([np.bincount(ann_group[own], minlength=num_groups) for own in wanted], axis=1)
+    shape = len(IOU_THRESHOLDS), num_groups, len(wanted)
+    precision, recall = np.full((shape[0], len(RECALL_THRESHOLDS), *shape[1:]), -1.0), np.full(shape, -1.0)
+    kernels.accumulate(
+        pointer, matches.hits[:, rows], matches.misses[:, rows], objects, RECALL_THRESHOLDS, precision, recall
+    )
+    return precision, recall
+
+
+def _columns(selection: Selection) -> Columns:
     gt, found = selection.gt, selection.predictions
     image, category = (np.empty(len(ids), np.int64) for ids in (gt.image_ids, gt.category_ids))
     image[selection.images] = np.arange(len(selection.images))
@@ -88,13 +139,13 @@ def _columns(selection: Selection) -> _Columns:
     det_image = row_of(found.image_ids[selection.dets], gt.image_ids[selection.images])
     det_category = row_of(found.category_ids[selection.dets], gt.category_ids[selection.categories])
     by_score = np.argsort(-found.scores[selection.dets], kind="stable")
-    by_category = by_score[_stable_order(det_category[by_score])]
-    by_image = by_category[_stable_order(det_image[by_category])]
+    by_category = by_score[stable_order(det_category[by_score])]
+    by_image = by_category[stable_order(det_image[by_category])]
     anns = image[gt.ann_image[selection.anns]], category[gt.ann_category[selection.anns]]
-    return _Columns(det_image, det_category, *anns, by_category, by_image)
+    return Columns(det_image, det_category, *anns, by_category, by_image)
 
 
-def _stable_order(places: Ints) -> Ints:
+def stable_order(places: Ints) -> Ints:
     """Return the stable order of numbers >= 0; those of 16 bits are sorted in linear time."""
     small = not len(places) or places.max() <= np.iinfo(np.uint16).max
     return np.argsort(places.astype(np.uint16) if small else places, kind="stable")
@@ -105,7 +156,7 @@ def _outside(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.stack([(areas < low) | (areas > high) for low, high in AREA_LIMITS])
 
 
-def _ignored_unless_matched(selection: Selection, columns: _Columns) -> NDArray[np.bool_]:
+def _ignored_unless_matched(selection: Selection, columns: Columns) -> NDArray[np.bool_]:
     """Return ``(A, D)``: detections that are no mistakes even if nothing is there.
 
     They are of another size, or the image may show more objects of the category than were annotated.
@@ -121,7 +172,7 @@ def _ignored_unless_matched(selection: Selection, columns: _Columns) -> NDArray[
     return ignored
 
 
-def _parts(columns: _Columns) -> Iterator[tuple[slice, slice]]:
+def _parts(columns: Columns) -> Iterator[tuple[slice, slice]]:
     """Cut detections and annotations between images."""
     marks = columns.det_image[DETECTIONS_PER_PART::DETECTIONS_PER_PART]
     bounds = [np.searchsorted(ids, marks).tolist() for ids in (columns.det_image, columns.ann_image)]
@@ -131,7 +182,7 @@ def _parts(columns: _Columns) -> Iterator[tuple[slice, slice]]:
         yield slice(a, b), slice(c, d)
 
 
-def _match_part(selection: Selection, columns: _Columns, dets: slice, anns: slice, hits: Bits, misses: Bits) -> None:
+def _match_part(selection: Selection, columns: Columns, dets: slice, anns: slice, hits: Bits, misses: Bits) -> None:
     """Match some images, and write what becomes of their detections."""
     pairs = _pairs(selection, columns, dets, anns, misses)
     if not len(pairs.images):
@@ -156,7 +207,7 @@ def _match_part(selection: Selection, columns: _Columns, dets: slice, anns: slic
     misses[:, pairs.dets] &= ~matched
 
 
-def _pairs(selection: Selection, columns: _Columns, dets: slice, anns: slice, misses: Bits) -> _Pairs:
+def _pairs(selection: Selection, columns: Columns, dets: slice, anns: slice, misses: Bits) -> _Pairs:
     """Sort a part into pairs; under the COCO protocol a pair has only so many detections, others are no misses."""
     num_categories = len(selection.categories)
     det_order = columns.by_image[dets]
@@ -176,17 +227,3 @@ def _pairs(selection: Selection, columns: _Columns, dets: slice, anns: slice, mi
     iou_ptr = np.concatenate([[0], np.cumsum(np.diff(det_ptr) * np.diff(ann_ptr))])
     images = selection.images[common // num_categories]
     return _Pairs(det_order[kept_det], anns.start + ann_order[kept_ann], images, det_ptr, ann_ptr, iou_ptr)
-
-
-def _accumulate(
-    selection: Selection, columns: _Columns, hits: Bits, misses: Bits
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    num_categories, gt = len(selection.categories), selection.gt
-    pointer = np.concatenate([[0], np.cumsum(np.bincount(columns.det_category, minlength=num_categories))])
-    wanted = ~_outside(gt.ann_area[selection.anns]) & ~gt.ann_iscrowd[selection.anns].astype(bool)
-    objects = np.stack([np.bincount(columns.ann_category[own], minlength=num_categories) for own in wanted], axis=1)
-    shape = len(IOU_THRESHOLDS), num_categories, len(AREAS)
-    precision, recall = np.full((shape[0], len(RECALL_THRESHOLDS), *shape[1:]), -1.0), np.full(shape, -1.0)
-    ordered = hits[:, columns.by_category], misses[:, columns.by_category]
-    kernels.accumulate(pointer, *ordered, objects, RECALL_THRESHOLDS, precision, recall)
-    return precision, recall

@@ -76,6 +76,11 @@ class MaskColumn:
             copy_spans(text, starts, stops, out, pointer[where])
         return pointer, out
 
+    def take(self, rows: NDArray[np.int64]) -> MaskColumn:
+        """Return the given rows, in the order given."""
+        areas = None if self.areas is None else self.areas[rows]
+        return MaskColumn(self.sizes[rows], ((0, *self.packed(rows)),), areas)
+
     def checked(self, where: object) -> MaskColumn:
         """Return the column with its areas, after decoding every mask that has not been decoded before.
 
@@ -143,6 +148,12 @@ class Predictions:
             masks = MaskColumn(sizes, _text_blocks(table["mask_counts"]), areas)
         ids, categories, scores = (_numbers(table[name]) for name in ("image_id", "category_id", "score"))
         return cls(ids, categories, scores, boxes, masks, str(path))
+
+    def take(self, rows: NDArray[np.int64]) -> Predictions:
+        """Return the given rows, in the order given."""
+        boxes = None if self.boxes is None else self.boxes[rows]
+        masks = None if self.masks is None else self.masks.take(rows)
+        return Predictions(self.image_ids[rows], self.category_ids[rows], self.scores[rows], boxes, masks, self.source)
 
     def checked(self) -> Predictions:
         """Return the predictions if an evaluator may see them, with the areas of their masks.

@@ -65,6 +65,8 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
         assert exp.lst is not None and isinstance(key, int)
         steps = exp.lst.iterations_per_phase
         found["iterations"] = None if steps is None else steps[key - 1]
+    if stage == "index" and exp.dataset.frequency_limits is not None:
+        found["dataset.frequency_limits"] = whole["dataset"]["frequency_limits"]
     if stage in ("split", "replay") and extra_images(exp) == "holdout":
         found["holdout"] = True
     if stage == "evaluate" and key not in exp.calibrate:

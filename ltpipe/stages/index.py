@@ -38,7 +38,7 @@ def run(exp: Experiment, paths: Paths) -> None:
                 classes=train,
             )
             train = AnnotationStore.open(folder)
-            write_csv(folder / "statistics.csv", class_statistics(train))
+            write_csv(folder / "statistics.csv", class_statistics(train, data.frequency_limits))
         _check_class_list(exp, stage.work)
         for part in ("train", "val"):
             target = paths.dataset / part

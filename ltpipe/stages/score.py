@@ -21,7 +21,7 @@ from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import write_csv
 from ltpipe.errors import UserError, unknown_name
-from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS, frequency_groups
+from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
 from ltpipe.interop.known_ids import KnownIds
 from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics.class_groups import Number
@@ -173,8 +173,7 @@ def _classes(
     store = _open(train, work / "train", Options("coco"), progress=progress)
     known = Categories.of_store(store, "the training annotations")
     labels_in(known, Categories.of_store(gt, f"{annotations}"), where=train, fix=ONE_LIST, part=True)
-    statistics = class_statistics(store)
-    return statistics.assign(frequency=frequency_groups(statistics["image_count"], options.frequency_limits))
+    return class_statistics(store, options.frequency_limits)
 
 
 def _measure(

@@ -16,8 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ltpipe.config import catalogue
 from ltpipe.config.catalogue import SLOTS, component, find, names
-from ltpipe.config.options import annotation, describe, options_model, read_args
+from ltpipe.config.options import INJECTED, annotation, describe, options_model, read_args
 from ltpipe.errors import UserError
+from ltpipe.interop.class_order import PER_CLASS
 from ltpipe.pipeline.digests import stage_digest
 from tests.helpers.small_project import Load
 
@@ -59,6 +60,12 @@ class Steep(Tilted):
     """
 
     needs_softmax = True
+
+
+def test_what_methods_get_class_by_class_is_reordered_with_the_classes() -> None:
+    """An exported config has its classes in another order."""
+    per_class = {name for name in INJECTED if name.startswith("class_") or name.endswith("_counts")}
+    assert per_class - {"class_features"} <= set(PER_CLASS)
 
 
 def test_a_constructor_is_the_description() -> None:

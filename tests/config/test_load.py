@@ -46,6 +46,7 @@ MISTAKES = [
     ("name: small", "name: small\n  name: large", ["small.yaml:3: dataset.name", "given twice", "small.yaml:2"]),
     ("{epochs: 2}", "{epochs: 2", ["small.yaml", "not valid YAML"]),
     ("name: small", "name: small\n  generate: {seeds: 1}", ["data/small", "train.json beside"]),
+    ("name: small", "name: small\n  frequency_limits: [100, 10]", ["dataset.frequency_limits", "must ascend"]),
 ]
 
 

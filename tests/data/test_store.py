@@ -186,6 +186,7 @@ def test_open_explains_what_is_wrong(tmp_path: Path) -> None:
 
 def test_frequency_groups_at_their_borders() -> None:
     assert frequency_groups(np.array([0, 1, 10, 11, 100, 101])) == list("rrrccf")
+    assert frequency_groups([2, 3, 5, 6], (2, 5)) == list("rccf")
 
 
 def test_class_statistics(tmp_path: Path) -> None:
@@ -197,6 +198,8 @@ def test_class_statistics(tmp_path: Path) -> None:
         images = [a["image_id"] for a in content["annotations"] if a["category_id"] == category["id"]]
         assert (row.category_id, row.name, row.frequency) == (category["id"], category["name"], category["frequency"])
         assert (row.image_count, row.instance_count) == (len(set(images)), len(images))
+    by_count = class_statistics(AnnotationStore.open(tmp_path / "store"), (3, 20))["frequency"]
+    assert by_count.tolist() == frequency_groups(table["image_count"], (3, 20)) != table["frequency"].tolist()
 
 
 def test_statistics_without_crowd_ignored_and_given_frequency(tmp_path: Path) -> None:
@@ -206,5 +209,6 @@ def test_statistics_without_crowd_ignored_and_given_frequency(tmp_path: Path) ->
     assert table["image_count"].to_dict() == {"sock": 1, "Ünit": 2, "cup": 1}
     assert store.category_frequency == ["r", "r", "r"]
     assert store.info["frequency_from"] == "counts"
+    assert class_statistics(store, (0, 1))["frequency"].tolist() == ["c", "f", "c"]
     counts = store.info["counts"]
     assert (counts["crowd"], counts["ignored"], counts["rle"], counts["degenerate_boxes"]) == (1, 1, 2, 5)

@@ -22,6 +22,12 @@ from tests.helpers.pairs import run_pair
 MIXED = [0, 2, K, 2, 1, K, 4, 0, 0, K]
 
 
+def test_groups_of_the_data_set_go_before_counts() -> None:
+    letters = ["f", *["r"] * (K - 1)]
+    crat = part(class_frequency=letters, source="f", target="r")
+    assert crat.source.tolist() == [True] + [False] * (K - 1) and crat.target.tolist() == [False] + [True] * (K - 1)
+
+
 def naive_step(head: BoxHead, inputs: Inputs, crat: CRAT, energy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, weights and statistic, with one backward pass per sample through the whole regressor."""
     positive = inputs.labels < K

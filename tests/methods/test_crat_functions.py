@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ltpipe.errors import UserError
+from ltpipe.frequency import frequency_groups
 from ltpipe.methods.crat import functions
 from tests.published.crat_energy import energy_from_reference
 
@@ -148,10 +149,10 @@ def test_reference_layout() -> None:
 
 def test_choices_of_classes() -> None:
     images, instances = [10, 11, 100, 101], [30, 29, 300, 400]
-    assert functions.classes_of("r", images, instances) == [True, False, False, False]
-    assert functions.classes_of("rf", images, instances) == [True, False, False, True]
-    assert functions.classes_of(">=30", images, instances) == [True, False, True, True]
-    assert functions.classes_of("<30", images, instances) == [False, True, False, False]
+    assert functions.classes_of("r", frequency_groups(images), instances) == [True, False, False, False]
+    assert functions.classes_of("rf", frequency_groups(images), instances) == [True, False, False, True]
+    assert functions.classes_of(">=30", frequency_groups(images), instances) == [True, False, True, True]
+    assert functions.classes_of("<30", frequency_groups(images), instances) == [False, True, False, False]
     for wrong in ("x", "", "=3"):
         with pytest.raises(UserError, match="unknown choice"):
-            functions.classes_of(wrong, images, instances)
+            functions.classes_of(wrong, frequency_groups(images), instances)

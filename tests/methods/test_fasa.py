@@ -359,6 +359,13 @@ def test_summary_by_frequency() -> None:
         assert summary[f"fasa/p_mean_{name}"] == pytest.approx(float(np.mean(fasa.prob[members].numpy())))
 
 
+def test_groups_of_the_data_set_go_before_counts() -> None:
+    letters = "rfcfr"
+    assert {name: rows.tolist() for name, rows in part(class_frequency=list(letters)).frequency.items()} == {
+        name: [i for i, letter in enumerate(letters) if letter == name] for name in "rcf"
+    }
+
+
 def test_missing_hook_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     h, fasa = head(), FASA(C, IMAGES, INSTANCES)
     with caplog.at_level(logging.WARNING):

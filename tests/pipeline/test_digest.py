@@ -66,6 +66,7 @@ EDITS = [
     ("model:", "model:\n  loss_average: batch", {"base", "lst 1", "lst 2"}),
     ("model:", "model:\n  parts: [{type: fasa}]", {"split", "split 1", "split 2", "base", "lst 1", "lst 2"}),
     ("data/train.json", "data/other.json", {"index"}),
+    ("name: small", "name: small\n  frequency_limits: [5, 50]", {"index"}),
 ]
 
 

@@ -192,21 +192,19 @@ def mask_transfer_loss(logits: Tensor, targets: Tensor, weights: Tensor, top_k: 
     return loss
 
 
-def classes_of(choice: str, image_counts: Sequence[int], instance_counts: Sequence[int]) -> list[bool]:
+def classes_of(choice: str, frequency: Sequence[str], instance_counts: Sequence[int]) -> list[bool]:
     """Return which classes a choice names.
 
     Args:
-        choice: Letters of LVIS's frequency groups (``r``: 1-10 training images, ``c``: 11-100, ``f``: more), or a
-            condition on training instances such as ``>=100`` or ``<30``.
-        image_counts: Training images per class.
+        choice: Letters of frequency groups, or a condition on training instances such as ``>=100`` or ``<30``.
+        frequency: ``r``, ``c`` or ``f`` per class.
         instance_counts: Training instances per class.
 
     Raises:
         UserError: The choice is neither.
     """
-    groups = ["r" if n <= 10 else "c" if n <= 100 else "f" for n in image_counts]
     if choice and set(choice) <= set("rcf"):
-        return [group in choice for group in groups]
+        return [group in choice for group in frequency]
     found = re.fullmatch(r"(>=|<=|>|<)\s*(\d+)", choice)
     if found is None:
         raise UserError(

@@ -24,6 +24,7 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
 from ltpipe.errors import UserError
+from ltpipe.frequency import frequency_groups
 from ltpipe.methods.box_layers import is_plain_linear, rectifies
 from ltpipe.methods.crat.bank import FisherBank, SampleGradients
 from ltpipe.methods.crat.functions import (
@@ -84,6 +85,7 @@ class CRAT(HeadPart):
         target: Classes that receive, written alike.
         detach_features: Train the last layers only, not the features below.
         sync: Combine the statistics of all processes.
+        class_frequency: Frequency group per class, label order; None: by image counts.
     """
 
     source: Tensor
@@ -116,6 +118,7 @@ class CRAT(HeadPart):
         target: str = "rcf",
         detach_features: bool = False,
         sync: bool = True,
+        class_frequency: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         given = dict(momentum=momentum, decay_absent=decay_absent, sample_stat=sample_stat, temperature=temperature)
@@ -128,8 +131,9 @@ class CRAT(HeadPart):
         self.mask_weight = LOSS_WEIGHTS[normalize][1] if mask_weight is None else mask_weight
         self.seen_mask_in_mask, self.exclude_unseen = seen_mask_in_mask, exclude_unseen
         self.threshold, self.top_k, self.detach_features = threshold, top_k, detach_features
+        frequency = frequency_groups(image_counts) if class_frequency is None else class_frequency
         for name, choice in (("source", source), ("target", target)):
-            mask = torch.tensor(classes_of(choice, image_counts, instance_counts), dtype=torch.bool)
+            mask = torch.tensor(classes_of(choice, frequency, instance_counts), dtype=torch.bool)
             self.register_buffer(name, mask, persistent=False)
         averaging = (chosen["momentum"], chosen["decay_absent"], class_stat, sync)
         self.box_bank = FisherBank(num_classes, 4, *averaging)

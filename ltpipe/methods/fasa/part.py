@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ltpipe.errors import UserError, unknown_name
+from ltpipe.frequency import FREQUENCY_NAMES, frequency_groups
 from ltpipe.methods.fasa.counters import class_losses
 from ltpipe.methods.fasa.functions import (
     adapted_probability,
@@ -40,7 +41,6 @@ PRESETS: dict[str, dict[str, str]] = {
     "default": {"similarity": "neg_sq_dist", "sync": "iter", "adapt_split": "holdout"},
     "repro": {"similarity": "sq_dist", "sync": "none", "adapt_split": "val"},
 }
-RARE, COMMON = 10, 100  # LVIS: at most this many training images
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class FASA(HeadPart):
 
     Args:
         num_classes: Foreground classes.
-        image_counts: Training images per class; they only group the classes in the log.
+        image_counts: Training images per class.
         instance_counts: Training instances per class.
         preset: ``default``, or ``repro`` for the published run: similarity ``sq_dist``, no synchronisation, adaptation
             on the evaluation images. The three options below override it.
@@ -93,6 +93,7 @@ class FASA(HeadPart):
         interval: Epochs between adaptations (code: 1).
         normaliser: ``class_sum``: class loss over all RoIs (code); ``class_mean``: over the RoIs of the class.
         skip_var_single: A single row does not pull the variance of its class towards 0.
+        class_frequency: Frequency group per class, for the log; None: by image counts.
         seed: Seed of the drawn features; the draws also depend on the process and the iteration.
 
     Raises:
@@ -133,6 +134,7 @@ class FASA(HeadPart):
         normaliser: Literal["class_sum", "class_mean"] = "class_sum",
         skip_var_single: bool = False,
         seed: int = 0,
+        class_frequency: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if preset not in PRESETS:
@@ -159,8 +161,8 @@ class FASA(HeadPart):
                 "FASA needs one image and one instance count per class",
                 got=f"{num_classes} classes, {len(image_counts)} image and {len(instance_counts)} instance counts",
             )
-        bins = np.digitize(np.asarray(image_counts), [RARE + 1, COMMON + 1])
-        self.frequency = {name: np.flatnonzero(bins == i) for i, name in enumerate("rcf")}
+        letters = np.array(frequency_groups(image_counts) if class_frequency is None else class_frequency)
+        self.frequency = {name: np.flatnonzero(letters == name) for name in FREQUENCY_NAMES}
         self._make_state(initial_probability(instance_counts, instance_prob_power, instance_prob_scale))
 
     def _make_state(self, prob: Tensor) -> None:
