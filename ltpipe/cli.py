@@ -346,13 +346,13 @@ def _toy_data(arguments: argparse.Namespace) -> None:
 def _make_long_tailed(arguments: argparse.Namespace) -> None:
     from ltpipe.convert.class_index import by_category, read_class_index
     from ltpipe.data.long_tail import make_long_tailed, read_targets
-    from ltpipe.data.records import read_annotation_file
+    from ltpipe.data.readers.coco import read_categories
 
     if arguments.counts is None and arguments.index is None:
         raise UserError("nothing says how long the tail is", where="make-lt", fix="give --counts, --index or both")
     listed = None
     if arguments.index is not None:
-        categories = [c.id for c in read_annotation_file(arguments.annotations, "coco").categories]
+        categories = [category.id for category in read_categories(arguments.annotations)]
         listed = by_category(read_class_index(arguments.index), categories, arguments.index)
     targets = read_targets(arguments.counts) if arguments.counts is not None else []
     record = make_long_tailed(arguments.annotations, arguments.output, targets, seed=arguments.seed, listed=listed)

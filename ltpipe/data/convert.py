@@ -1,6 +1,6 @@
-"""Annotation JSON -> store: streams a file, checks every record, writes the columns.
+"""Annotation file -> store: reads a file, checks and links its records, writes the columns.
 
-Memory holds the images, about 200 bytes for each annotation, and one block of text and coordinates at a time.
+Memory holds the records without their masks, which stay in the mapped file, and one batch of masks at a time.
 """
 
 from __future__ import annotations
@@ -9,137 +9,175 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ltpipe.data.checks import CheckedColumns, checked_columns, existing_files
+from ltpipe.categories import ONE_LIST, Categories, labels_in
+from ltpipe.data.checks import CheckedColumns, checked_columns
+from ltpipe.data.findings import Findings, Policy
+from ltpipe.data.image_names import image_files
 from ltpipe.data.progress import Progress
-from ltpipe.data.records import CategoryRecord, Format, ImageRecord, RecordNames
-from ltpipe.data.segments import BadSegment, encode_segments
+from ltpipe.data.readers import READERS, Records
+from ltpipe.data.readers.records import CategoryRecord
+from ltpipe.data.segments import Masks, read_masks
 from ltpipe.data.statistics import count_classes, frequency_groups
-from ltpipe.data.store import SCHEMAS, STORE_VERSION
-from ltpipe.data.stream import AnnotationStream
+from ltpipe.data.store import SCHEMAS, STORE_VERSION, AnnotationStore
+from ltpipe.data.summary import annotation_counts, check_usable, remark_oddities, tail, used
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path, sha256_file, write_json
 
 SEGMENT_ROWS = 16384
+UNLIKE = "boxes unlike their masks (x, y, x, y instead of x, y, width, height?)"
+SMALLEST_OVERLAP, PIXELS = 0.5, 4.0  # of a box with the bounds of its mask; differences up to so many pixels are fine
 
 
 def build_store(
-    json_path: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     out_folder: str | os.PathLike[str],
     *,
-    fmt: Format,
+    fmt: str,
     image_folder: str | os.PathLike[str] | None = None,
+    faults: Policy = "refuse",
+    classes: AnnotationStore | None = None,
     progress: bool = True,
 ) -> None:
-    """Convert a COCO- or LVIS-format annotation file into an :class:`~ltpipe.data.store.AnnotationStore`.
+    """Convert an annotation file into an :class:`~ltpipe.data.store.AnnotationStore`.
 
     The folder appears complete or not at all; an older store there is replaced.
 
     Args:
-        json_path: The annotation file.
+        source: The annotation file.
         out_folder: Folder of the store.
-        fmt: ``"lvis"`` (federated, v0.5 or v1) or ``"coco"``.
+        fmt: A name in :data:`~ltpipe.data.readers.READERS`: ``lvis`` (federated, v0.5 or v1) or ``coco``.
         image_folder: Where the images are; every image file is looked up there. ``None`` skips the check.
+        faults: What becomes of records that cannot be used: ``refuse`` the file, or ``drop`` and count them.
+        classes: Store of the training part, whose classes the file may list a part of; the others have no objects then.
         progress: Show on the error stream how far it is: a bar on a terminal, a line now and then in a log.
 
     Raises:
-        UserError: The file cannot be read, or a record is wrong: names the file, the record and the key.
+        UserError: The file cannot be read, has faults (all kinds are named at once), no object that can be used, or
+            classes that the training part does not have.
     """
-    source, target = Path(json_path), Path(out_folder)
+    path, target, findings = Path(source), Path(out_folder), Findings()
     if target.exists() and os.listdir(target) and not (target / "info.json").exists():
         raise UserError("the output folder holds other files", where=target, fix="name a new folder for the store")
-    stream = AnnotationStream.open(source, fmt)
-    bar = Progress(source.name, 2 * len(stream.spans), shown=progress)
-    columns, name = checked_columns(stream, bar.advance)
-    files = existing_files(stream.images, image_folder, name)
-    frequency, frequency_from = _frequency(stream.categories, columns)
+    records = READERS[fmt](path, findings)
+    bar = Progress(path.name, 2 * len(records.ids), shown=progress)
+    bar.advance(len(records.ids))
+    table = checked_columns(records, findings)
+    if classes is not None:
+        table = _with_classes(table, classes, path, findings)
+    columns, sizes = table.annotations, table.image_sizes
+    names = [category.name for category in table.categories]
+    frequency, frequency_from = _frequency(table)
     with atomic_path(target) as folder:
         folder.mkdir()
-        _write_images(folder, stream.images, columns, files)
-        names = pa.array([category.name for category in stream.categories])
-        _write(folder, "categories", [pa.array(columns.category_ids), names, pa.array(frequency)])
-        _write(folder, "annotations", [_column(columns.annotations[key]) for key in SCHEMAS["annotations"].names])
-        num_rle = _write_segments(folder, stream, columns, name, bar)
+        num_rle, without = _write_segments(folder, records, table, findings, bar)
+        findings.check(path, faults)
+        check_usable(path, columns, sizes, findings)
+        _write_images(folder, table, _files(records, table, image_folder, findings))
+        _write(folder, "categories", [pa.array(table.category_ids), pa.array(names), pa.array(frequency)])
+        _write(folder, "annotations", [_column(columns[key]) for key in SCHEMAS["annotations"].names])
+        counts = annotation_counts(columns, sizes, len(names))
+        remark_oddities(columns, sizes, counts, findings)
+        groups, rarest = tail(columns, names, frequency)
         info = {
             "store_version": STORE_VERSION,
             "format": fmt,
-            "federated": fmt == "lvis",
-            "file": source.name,
-            "bytes": source.stat().st_size,
-            "sha256": sha256_file(source),
+            "federated": records.federated,
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
             "frequency_from": frequency_from,
             "segment_rows": SEGMENT_ROWS,
-            "counts": _counts(columns) | {"rle": num_rle},
+            "counts": counts | {"rle": num_rle, "without_mask": without},
+            "frequencies": groups,
+            "rarest": rarest,
+            **findings.as_json(),
         }
+        if records.renamed:
+            write_json(folder / "ids.json", records.renamed)
         write_json(folder / "info.json", info)
         if target.exists():
             shutil.rmtree(target)
 
 
-def _frequency(categories: Sequence[CategoryRecord], columns: CheckedColumns) -> tuple[list[str], str]:
+def _with_classes(table: CheckedColumns, train: AnnotationStore, path: Path, findings: Findings) -> CheckedColumns:
+    """Add the classes of the training part that the file does not list."""
+    own = tuple(category.name for category in table.categories)
+    listed = Categories(tuple(table.category_ids.tolist()), own, path.name)
+    labels_in(Categories.of_store(train, "the training annotations"), listed, where=path, fix=ONE_LIST, part=True)
+    columns = zip(train.category_ids.tolist(), train.category_names, train.category_frequency, strict=True)
+    added = [CategoryRecord(i, name, cast("Any", letter)) for i, name, letter in columns if i not in set(listed.ids)]
+    findings.remark("classes of the training part that this file does not list: not measured", count=len(added))
+    categories = [*table.categories, *added]
+    return replace(table, categories=categories, category_ids=np.array([c.id for c in categories], np.int64))
+
+
+def _files(
+    records: Records, table: CheckedColumns, folder: str | os.PathLike[str] | None, findings: Findings
+) -> list[str]:
+    rows = table.image_rows.tolist()
+    return image_files(table.images, folder, records.path, lambda row: records.name("images", rows[row]), findings)
+
+
+def _frequency(table: CheckedColumns) -> tuple[list[str], str]:
     """Return the frequency group of each category and where it comes from: ``file`` or ``counts``."""
-    given = [category.frequency for category in categories]
+    given = [category.frequency for category in table.categories]
     if None not in given:
         return [str(letter) for letter in given], "file"
-    used = (columns.annotations["iscrowd"] | columns.annotations["ignore"]) == 0
-    image, category = columns.annotations["image"][used], columns.annotations["category"][used]
+    single = used(table.annotations)
+    image, category = (table.annotations[key][single] for key in ("image", "category"))
     return frequency_groups(count_classes(image, category, len(given))[0]), "counts"
 
 
-def _counts(columns: CheckedColumns) -> dict[str, int]:
-    annotations = columns.annotations
-    return {
-        "images": len(columns.image_ids),
-        "categories": len(columns.category_ids),
-        "annotations": len(annotations["id"]),
-        "images_without_annotations": len(columns.image_ids) - len(np.unique(annotations["image"])),
-        "categories_without_annotations": len(columns.category_ids) - len(np.unique(annotations["category"])),
-        "degenerate_boxes": int((annotations["bbox"][:, 2:] <= 1).any(axis=1).sum()),
-        "crowd": int(annotations["iscrowd"].sum()),
-        "ignored": int(annotations["ignore"].sum()),
-    }
-
-
-def _write_images(folder: Path, images: Sequence[ImageRecord], columns: CheckedColumns, files: Sequence[str]) -> None:
-    per_image = np.bincount(columns.annotations["image"], minlength=len(files))
-    federated = [
-        _id_lists([getattr(image, key) or () for image in images])
-        for key in ("neg_category_ids", "not_exhaustive_category_ids")
-    ]
-    fixed = [_column(values) for values in (columns.image_ids, columns.image_sizes)]
+def _write_images(folder: Path, table: CheckedColumns, files: Sequence[str]) -> None:
+    per_image = np.bincount(table.annotations["image"], minlength=len(files))
+    ids = np.fromiter((image.id for image in table.images), np.int64, len(files))
+    federated = [_id_lists(lists) for lists in table.lists.values()]
+    fixed = [_column(values) for values in (ids, table.image_sizes)]
     _write(folder, "images", [*fixed, pa.array(files, pa.string()), _column(np.cumsum(per_image)), *federated])
 
 
 def _write_segments(
-    folder: Path, stream: AnnotationStream, columns: CheckedColumns, name: RecordNames, bar: Progress
-) -> int:
-    """Write the masks, one batch of coordinates in memory at a time; return the number of RLE masks."""
-    order, image = columns.annotations["order"], columns.annotations["image"]
-    num_rle = 0
+    folder: Path, records: Records, table: CheckedColumns, findings: Findings, bar: Progress
+) -> tuple[int, int]:
+    """Write the masks, one batch in memory at a time; return how many are run lengths, and how many there are not."""
+    columns, num_rle, without = table.annotations, 0, 0
     with _writer(folder, "segments") as writer:
-        for start in range(0, len(order), SEGMENT_ROWS):
-            rows = order[start : start + SEGMENT_ROWS]
-            sizes = columns.image_sizes[image[start : start + SEGMENT_ROWS]]
-            try:
-                batch = encode_segments(stream.text(), stream.spans[rows], sizes)
-            except BadSegment as error:
-                where = name("annotations", int(rows[error.row]), "segmentation")
-                allowed = "polygons [[x, y, x, y, x, y, ...], ...] or an RLE of the image's size"
-                raise UserError("malformed mask", where=where, got=error, allowed=allowed) from error
-            writer.write_batch(batch)
-            stream.release()
-            num_rle += int(np.count_nonzero(pc.binary_length(batch["rle"])))
+        for start in range(0, len(table.rows), SEGMENT_ROWS):
+            rows = table.rows[start : start + SEGMENT_ROWS].tolist()
+            sizes = table.image_sizes[columns["image"][start : start + SEGMENT_ROWS]]
+
+            def name(row: int, rows: list[int] = rows) -> str:
+                return records.name("annotations", rows[row], "segmentation")
+
+            masks = read_masks([records.masks[row] for row in rows], sizes, findings, name)
+            _compare(masks, columns["bbox"][start : start + SEGMENT_ROWS], findings, name)
+            writer.write_batch(masks.columns())
+            records.release()
+            num_rle += len(rows) - masks.rle.count(b"")
+            without += int((~masks.present).sum())
             bar.advance(len(rows))
     bar.close()
-    return num_rle
+    return num_rle, without
+
+
+def _compare(masks: Masks, boxes: NDArray[np.float64], findings: Findings, name: Any) -> None:
+    """Note boxes that are not around their masks."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    common = np.minimum(corners[:, 2:], masks.bounds[:, 2:]) - np.maximum(corners[:, :2], masks.bounds[:, :2])
+    inside = np.maximum(common, 0).prod(axis=1)
+    sides = masks.bounds[:, 2:] - masks.bounds[:, :2]
+    overlap = inside / np.maximum(boxes[:, 2:].prod(axis=1) + sides.prod(axis=1) - inside, 1e-9)
+    apart = np.abs(corners - masks.bounds).max(axis=1) > PIXELS
+    findings.remark_rows(UNLIKE, np.flatnonzero((overlap < SMALLEST_OVERLAP) & apart), name)
 
 
 def _write(folder: Path, name: str, arrays: list[pa.Array]) -> None:
@@ -162,6 +200,6 @@ def _column(values: NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def _id_lists(lists: list[Sequence[int]]) -> pa.ListArray:
+def _id_lists(lists: list[list[int]]) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(chain.from_iterable(lists), pa.int64()))

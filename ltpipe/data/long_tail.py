@@ -17,7 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ltpipe.data.records import AnnotationFile, read_annotation_file
+from ltpipe.data.findings import Findings
+from ltpipe.data.readers import READERS, Records
+from ltpipe.data.readers.coco import decode_lists
+from ltpipe.data.readers.text import read_text
 from ltpipe.errors import UserError
 from ltpipe.files import atomic_path, sha256_file, write_json
 
@@ -105,9 +108,10 @@ def make_long_tailed(
     Raises:
         UserError: The source cannot be read, targets or index do not belong to it, or the counts cannot be reached.
     """
-    records = read_annotation_file(source, "coco")
-    category = np.array([a.category_id for a in records.annotations], dtype=np.int64)
-    image = np.array([a.image_id for a in records.annotations], dtype=np.int64)
+    findings = Findings()
+    records = READERS["coco"](source, findings)
+    findings.check(source, "refuse")
+    category, image = records.category_ids, records.image_ids
     _check_targets(records, targets, source, required=listed is None)
     if listed is None:
         kept, recipe = draw(category, image, targets, seed), Recipe("drawn", seed, sha256_file(source))
@@ -199,7 +203,7 @@ def choose_quota(
     return quota
 
 
-def _check_targets(records: AnnotationFile, targets: Sequence[Target], source: Path, *, required: bool) -> None:
+def _check_targets(records: Records, targets: Sequence[Target], source: Path, *, required: bool) -> None:
     names = {c.id: c.name for c in records.categories}
     wrong = [f"{t.id} {t.name}".strip() for t in targets if t.id not in names or t.name not in ("", names[t.id])]
     absent = [f"{i} {name}" for i, name in names.items() if i not in {t.id for t in targets}]
@@ -213,7 +217,7 @@ def _check_targets(records: AnnotationFile, targets: Sequence[Target], source: P
 
 
 def _listed(
-    records: AnnotationFile,
+    records: Records,
     category: NDArray[np.int64],
     image: NDArray[np.int64],
     listed: Mapping[int, Sequence[int]],
@@ -236,7 +240,7 @@ def _listed(
     return kept
 
 
-def _counts(records: AnnotationFile, category: NDArray[np.int64], image: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _counts(records: Records, category: NDArray[np.int64], image: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Return id, name, image and instance count of every category, in file order."""
     return [
         {
@@ -268,13 +272,12 @@ def _refuse(failed: Sequence[str], what: str, fix: str) -> None:
         raise UserError(what, where=f"{len(failed)} classes", got="; ".join(failed[:SHOWN]), fix=fix)
 
 
-def _write(source: Path, output: Path, records: AnnotationFile, kept: Flags, facts: Mapping[str, Any]) -> None:
-    content = msgspec.json.decode(source.read_bytes(), type=_Lists)
-    filled = {a.image_id for a, stays in zip(records.annotations, kept, strict=True) if stays}
+def _write(source: Path, output: Path, records: Records, kept: Flags, facts: Mapping[str, Any]) -> None:
+    content = decode_lists(source, read_text(source, Findings()), _Lists)
+    filled = set(records.image_ids[kept].tolist())
     lost: dict[int, set[int]] = {}
-    for row in np.flatnonzero(~kept).tolist():
-        annotation = records.annotations[row]
-        lost.setdefault(annotation.image_id, set()).add(annotation.category_id)
+    for image, category in zip(records.image_ids[~kept].tolist(), records.category_ids[~kept].tolist(), strict=True):
+        lost.setdefault(image, set()).add(category)
     images = [
         _less_exhaustive(raw, lost[record.id])
         if record.not_exhaustive_category_ids is not None and record.id in lost

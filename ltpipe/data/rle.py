@@ -130,8 +130,12 @@ def rle_runs(counts: str | bytes | Sequence[int]) -> NDArray[np.int64]:
     return runs
 
 
-def check_rle(rle: dict[str, Any], height: int, width: int) -> None:
-    """Check an RLE mask of an image of ``height`` x ``width`` pixels.
+class OtherSize(ValueError):
+    """A mask of an image of another size."""
+
+
+def check_rle(rle: dict[str, Any], height: int, width: int) -> int:
+    """Check an RLE mask of an image of ``height`` x ``width`` pixels; return how many it covers.
 
     Args:
         rle: ``{"size": [height, width], "counts": text or list}``.
@@ -139,15 +143,16 @@ def check_rle(rle: dict[str, Any], height: int, width: int) -> None:
         width: Image width in pixels.
 
     Raises:
-        ValueError: A key is missing, the size is not the image's, or the runs do not fill the image exactly.
+        OtherSize: The size is not the image's.
+        ValueError: The runs do not fill the image exactly.
     """
-    if not isinstance(rle.get("counts"), (str, list)) or "size" not in rle:
-        raise ValueError("RLE without the keys size and counts")
     if list(rle["size"]) != [height, width]:
-        raise ValueError(f"RLE size {rle['size']} is not the image's [height, width] {[height, width]}")
-    total = int(rle_runs(rle["counts"]).sum())
+        raise OtherSize(f"RLE size {rle['size']} is not the image's [height, width] {[height, width]}")
+    runs = rle_runs(rle["counts"])
+    total = int(runs.sum())
     if total != height * width:
         raise ValueError(f"RLE runs sum to {total}, not to height * width = {height * width}")
+    return int(runs[1::2].sum())
 
 
 def _numbers(digits: NDArray[np.uint8], stops: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
@@ -76,7 +78,7 @@ class _PolygonColumn(NamedTuple):
 
 
 class _Segments(NamedTuple):
-    """One batch of ``segments.arrow``; exactly one of the three columns is non-empty for an annotation."""
+    """One batch of ``segments.arrow``; at most one of the three columns is non-empty for an annotation."""
 
     hundredths: _PolygonColumn
     floats: _PolygonColumn
@@ -174,7 +176,7 @@ class AnnotationStore:
         return _array(self._not_exhaustive[image].values)
 
     def segmentation(self, annotation: int) -> list[list[float]] | dict[str, Any]:
-        """Return the mask of an annotation row exactly as the JSON held it.
+        """Return the mask of an annotation row as the JSON held it; an empty list if it has none.
 
         Returns:
             Polygons ``[[x0, y0, x1, y1, ...], ...]`` in absolute pixels, or the RLE dictionary.
@@ -185,7 +187,18 @@ class AnnotationStore:
         segments = self._segment_batch(batch)
         polygons = [(xy / 100.0).tolist() for xy in segments.hundredths.row(row)]
         polygons = polygons or [xy.tolist() for xy in segments.floats.row(row)]
-        return polygons or json.loads(segments.rle[row].as_py())
+        rle = segments.rle[row].as_py()
+        return polygons or (json.loads(rle) if rle else [])
+
+    @cached_property
+    def ann_has_mask(self) -> NDArray[np.bool_]:
+        """``(A,) bool``, whether an annotation has a mask."""
+        found = [np.zeros(0, np.bool_)]
+        for number in range(-(-len(self.ann_ids) // self.info["segment_rows"])):
+            segments = self._segment_batch(number)
+            polygons = np.diff(segments.hundredths.first_polygon) + np.diff(segments.floats.first_polygon)
+            found.append((polygons > 0) | (_array(pc.binary_length(segments.rle)) > 0))
+        return np.concatenate(found)
 
     def outlines(self, annotations: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the polygons of those of the given annotation rows that are one polygon each.

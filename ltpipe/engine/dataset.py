@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from mmdet.datasets.transforms import PackDetInputs, RandomFlip
 from mmengine.dataset import BaseDataset
@@ -143,7 +144,16 @@ class StoreDataset(BaseDataset):
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         info = self.get_data_info(idx)
-        return self.checked(idx, info, self.pipeline(info))
+        try:
+            sample = self.pipeline(info)
+        except cv2.error as error:
+            raise UserError(
+                "a step of the pipeline cannot handle an image",
+                where=f"{info['img_path']}, image id {info['img_id']}",
+                got=f"height {info['height']}, width {info['width']}: {' '.join(str(error).split())}",
+                fix="leave the image out of the annotations, or choose another size in the detector's pipeline",
+            ) from error
+        return self.checked(idx, info, sample)
 
 
 @DATASETS.register_module()

@@ -11,7 +11,8 @@ from ltpipe.categories import Categories
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
-from ltpipe.engine.config import ClassCounts, with_our_steps
+from ltpipe.engine.config import REPLACEMENTS, ClassCounts, with_our_steps
+from ltpipe.errors import UserError
 from ltpipe.spec.catalogue import extra_images
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
@@ -42,6 +43,29 @@ def known_classes(paths: Paths, split: Split, num_classes: int) -> Categories:
     store = AnnotationStore.open(paths.store("train"))
     annotated = Categories.of_store(store, "the training annotations")
     return annotated.take(split.order[:num_classes], "the experiment")
+
+
+def check_masks(paths: Paths, model: ConfigDict, where: object) -> None:
+    """Refuse data with objects without a mask for a mask head that cannot leave them out.
+
+    Args:
+        paths: The experiment's artefacts.
+        model: The detector.
+        where: Its file, for the error.
+
+    Raises:
+        UserError: There are such objects, and the RoI head is not one of ours.
+    """
+    without = AnnotationStore.open(paths.store("train")).info["counts"].get("without_mask", 0)
+    head = model.roi_head
+    if without and head.get("mask_head") is not None and head.type not in REPLACEMENTS.values():
+        raise UserError(
+            "this RoI head cannot leave objects without a mask out of the mask loss",
+            where=where,
+            got=f"{head.type}; {without} training objects without a mask",
+            allowed="StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead",
+            fix="use one of these, a detector without masks, or annotations with masks",
+        )
 
 
 def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:

@@ -115,7 +115,7 @@ def select(
     predictions = predictions.checked()
     categories = _category_rows(gt, category_ids)
     image_row, category_row = _known_rows(gt, predictions)
-    anns, counts = _annotations(gt, protocol, categories)
+    anns, counts = _annotations(gt, iou_type, protocol, categories)
     dets, dropped = _detections(gt, predictions, protocol, cap, categories, anns, image_row, category_row)
     counts |= dropped
     areas = _areas(predictions, iou_type, dets)
@@ -186,10 +186,15 @@ def _known_rows(gt: GroundTruth, predictions: Predictions) -> tuple[Rows, Rows]:
     return image_row, category_row
 
 
-def _annotations(gt: GroundTruth, protocol: Protocol, categories: Rows) -> tuple[Rows, dict[str, int]]:
+def _annotations(
+    gt: GroundTruth, iou_type: IouType, protocol: Protocol, categories: Rows
+) -> tuple[Rows, dict[str, int]]:
     """Return the annotations used, by image id, and how many were left out."""
     used = np.isin(gt.ann_category, categories)
     counts = {}
+    if iou_type != "bbox" and not gt.ann_has_mask.all():
+        counts["gt_without_mask"] = int((used & ~gt.ann_has_mask).sum())
+        used &= gt.ann_has_mask
     if protocol == "lvis":
         reasons = {"gt_crowd": gt.ann_iscrowd, "gt_ignore": gt.ann_ignore, "gt_zero_area": ~(gt.ann_area > 0)}
         for name, flag in reasons.items():

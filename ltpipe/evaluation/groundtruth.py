@@ -39,6 +39,11 @@ class GroundTruth(Protocol):
         """Return the polygons or the run-length mask of annotation ``a`` as the source file held it."""
         ...
 
+    @property
+    def ann_has_mask(self) -> NDArray[np.bool_]:
+        """``(A,)``, whether an annotation has a mask."""
+        ...
+
     def outlines(self, rows: Ids) -> tuple[Ids, NDArray[np.float64]]:
         """Return the polygons of those of the given annotations that are one polygon each.
 
@@ -113,6 +118,11 @@ class JsonGroundTruth:
     def segmentation(self, a: int) -> Any:
         """Decode the segmentation of annotation ``a``."""
         return msgspec.json.decode(self.segmentations[a])
+
+    @property
+    def ann_has_mask(self) -> NDArray[np.bool_]:
+        """``(A,)``, whether an annotation has a mask."""
+        return np.array([bytes(text) not in (b"null", b"[]", b"{}") for text in self.segmentations], np.bool_)
 
     def outlines(self, rows: Ids) -> tuple[Ids, NDArray[np.float64]]:
         """Decode the annotations that are one polygon of three points or more."""

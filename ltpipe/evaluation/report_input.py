@@ -77,6 +77,7 @@ class ExperimentCard:
         methods: What was chosen for each part, e.g. ``{"loss": "seesaw (p = 0.8)"}``.
         schedules: One row per training stage, all with the same keys, e.g. ``stage, length, batch size``.
         stages: Content of the ``stage.json`` files, in order of execution.
+        data: What there is in each part of the data set and what looked odd, in sentences.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ExperimentCard:
     methods: Mapping[str, str] = field(default_factory=dict)
     schedules: Sequence[Mapping[str, Any]] = ()
     stages: Sequence[Mapping[str, Any]] = ()
+    data: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def complete(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

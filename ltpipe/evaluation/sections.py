@@ -25,7 +25,7 @@ from ltpipe.evaluation.report_input import (
     who,
 )
 from ltpipe.evaluation.sections_affinity import affinity
-from ltpipe.evaluation.sections_context import accounting, methods, provenance, terms
+from ltpipe.evaluation.sections_context import accounting, data, methods, provenance, terms
 from ltpipe.evaluation.sections_sweep import sweep
 from ltpipe.evaluation.sweep import Sweep
 
@@ -60,6 +60,7 @@ def all_sections(
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "affinity": ("Which classes are alike", affinity(affinities, figures)),
         "changes": ("Classes that changed most", changes(evaluations)),
+        "data": ("The data", data(cards)),
         "methods": ("Methods and schedules", methods(cards)),
         "accounting": ("Which detections counted", accounting(evaluations)),
         "provenance": ("Where the numbers come from", provenance(cards)),

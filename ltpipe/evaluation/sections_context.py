@@ -47,6 +47,16 @@ def methods(cards: Sequence[ExperimentCard]) -> Parts:
     return parts
 
 
+def data(cards: Sequence[ExperimentCard]) -> Parts:
+    """Return what there is in the data sets, and what was mended or looked odd when they were read."""
+    parts: Parts = []
+    for card in cards:
+        if card.data and card.data not in [other.data for other in cards[: cards.index(card)]]:
+            parts.append(page.heading(card.name))
+            parts += [page.note(f"{part}: {sentence}.") for part, said in card.data.items() for sentence in said]
+    return parts
+
+
 def accounting(evaluations: Sequence[Evaluation]) -> Parts:
     """Return how many detections each rule of the protocol removed."""
     names = {
@@ -57,6 +67,7 @@ def accounting(evaluations: Sequence[Evaluation]) -> Parts:
         "zero_area": "without area",
         "evaluated": "counted",
         "gt": "objects",
+        "gt_without_mask": "without a mask",
     }
     rows = [
         who(item) | item.metrics["counts"] | {"on": IOU_NAMES[item.iou_type], "cap": item.metrics["max_detections"]}
@@ -66,7 +77,8 @@ def accounting(evaluations: Sequence[Evaluation]) -> Parts:
     columns += [Column(key, title, "count") for key, title in names.items() if any(key in row for row in rows)]
     text = (
         "Not judged: detections of classes about which the image says nothing (federated annotation). Over the cap: "
-        "beyond the best so many of an image. Objects: ground-truth objects of the evaluated classes."
+        "beyond the best so many of an image. Objects: ground-truth objects of the evaluated classes; those without a "
+        "mask are measured by their boxes and left out of the numbers for masks."
     )
     return [page.note(text), page.folded("Show the counts", page.table(columns, rows, group="experiment"))]
 

@@ -26,6 +26,9 @@ class Dataset(Block):
 
     name: Name = Field(description="folder below results/datasets")
     format: Literal["lvis", "coco"] = Field("lvis", description="annotation format")
+    faults: Literal["refuse", "drop"] = Field(
+        "refuse", description="records that cannot be used: refuse the file, or leave them out and count them"
+    )
     train: Source = Field(description="training part")
     val: Source = Field(description="validation part")
     class_list: Path | None = Field(

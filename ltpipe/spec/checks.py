@@ -80,11 +80,11 @@ def check_data(exp: Experiment) -> tuple[list[str], int]:
     for part, source in parts.items():
         _check_source(exp, part, source)
     train = Categories.of_records(annotation_categories(data.train.annotations), "the training annotations")
-    others = {"val.annotations": (annotation_categories(data.val.annotations), "the validation annotations")}
+    val = Categories.of_records(annotation_categories(data.val.annotations), "the validation annotations")
+    labels_in(train, val, where=where(exp, "dataset.val.annotations"), fix=ONE_LIST, part=True)
     if listed is not None:
-        others["class_list"] = (listed, "the class list")
-    for key, (records, name) in others.items():
-        labels_in(Categories.of_records(records, name), train, where=where(exp, f"dataset.{key}"), fix=ONE_LIST)
+        known = Categories.of_records(listed, "the class list")
+        labels_in(known, train, where=where(exp, "dataset.class_list"), fix=ONE_LIST)
     return [], len(train.ids)
 
 

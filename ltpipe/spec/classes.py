@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltpipe.data.readers.coco import read_categories
 from ltpipe.errors import UserError
 from ltpipe.files import write_json
 
 if TYPE_CHECKING:
     from ltpipe.spec.blocks import Dataset
 
-_CATEGORIES = re.compile(rb'"categories"\s*:\s*\[\s*\{')
 CACHE = Path(".ltpipe") / "categories"
 
 
@@ -46,35 +44,12 @@ def read_class_list(path: Path) -> list[dict[str, Any]]:
     return classes
 
 
-def scan_categories(path: Path) -> list[dict[str, Any]]:
-    """Read only the ``categories`` of an annotation file: the file is searched in place, not parsed.
+def annotation_categories(path: Path) -> list[dict[str, Any]]:
+    """Return ``id`` and ``name`` of the categories of an annotation file, remembered in a small file until it changes.
 
     Raises:
-        UserError: The file has no list of categories.
+        UserError: The file has no list of categories, or one that cannot be used.
     """
-    if not path.stat().st_size:
-        raise UserError("the annotation file is empty, it has no categories", where=path)
-    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        for match in _CATEGORIES.finditer(text):
-            start = match.end() - 1
-            while text[start : start + 1] != b"[":
-                start -= 1
-            end, size = start, 1 << 20
-            while end < len(text):
-                end = min(len(text), start + size)
-                try:
-                    found, _ = json.JSONDecoder().raw_decode(text[start:end].decode("utf-8", "ignore"))
-                except ValueError:
-                    size *= 4
-                    continue
-                if all(isinstance(c, dict) and "id" in c and "name" in c for c in found):
-                    return list(found)
-                break
-    raise UserError("the annotation file has no categories", where=path, allowed='a list "categories" of {id, name}')
-
-
-def annotation_categories(path: Path) -> list[dict[str, Any]]:
-    """As :func:`scan_categories`, remembering ``id`` and ``name`` in a small file until the annotation file changes."""
     stat = path.stat()
     key = {"file": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     cache = CACHE / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.json"
@@ -82,7 +57,11 @@ def annotation_categories(path: Path) -> list[dict[str, Any]]:
         kept = json.loads(cache.read_text(encoding="utf-8"))
         if kept["source"] == key:
             return list(kept["categories"])
-    categories = [{"id": c["id"], "name": c["name"]} for c in scan_categories(path)]
+    categories = [{"id": category.id, "name": category.name} for category in read_categories(path)]
+    if not categories:
+        raise UserError(
+            "the annotation file has no categories", where=path, allowed='a list "categories" of {id, name}'
+        )
     write_json(cache, {"source": key, "categories": categories})
     return categories
 

@@ -21,7 +21,7 @@ _LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch
 # A leading minus leaves a key out again.
 SLICES: Mapping[str, tuple[str, ...]] = {
     "toy_data": ("dataset.generate",),
-    "index": ("dataset.format", "dataset.train", "dataset.val"),
+    "index": ("dataset.format", "dataset.faults", "dataset.train", "dataset.val"),
     "split": ("split", "-split.ignore_future_gt"),
     "replay": ("lst.replay", *_LENGTH),
     "base": ("seed", "detector", "model", "split", "base"),

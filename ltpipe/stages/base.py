@@ -12,7 +12,7 @@ from ltpipe.categories import Categories
 from ltpipe.data.split import Split
 from ltpipe.engine.between_epochs import part_hooks
 from ltpipe.engine.config import assemble_model, training_config
-from ltpipe.engine.inputs import class_counts, known_classes, stream_config
+from ltpipe.engine.inputs import check_masks, class_counts, known_classes, stream_config
 from ltpipe.engine.predict import build_dataset
 from ltpipe.engine.processes import process_group
 from ltpipe.engine.second_stage import check_fixed_layers, with_trained_layers, without_layers
@@ -48,6 +48,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
+        check_masks(paths, model, exp.detector.config)
         model = with_trained_layers(model, exp.base.trained)
         sampler = {"type": exp.base.sampler.type, **exp.base.sampler.options}
         dataset = stream_config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ltpipe.engine.inputs import known_classes, test_config
 from ltpipe.engine.oracle import OracleLabels
 from ltpipe.engine.predict import build_dataset, detections, load_model, rescored_detections
 from ltpipe.engine.shards import in_shards
+from ltpipe.errors import UserError
 from ltpipe.evaluation.affinity import neighbours, save_affinity
 from ltpipe.evaluation.engine import Tensors, evaluate, save_tensors
 from ltpipe.evaluation.metrics import per_class_table, summarize
@@ -157,11 +159,18 @@ def measure(exp: Experiment, paths: Paths, predictions: Path, known: NDArray[np.
     found = Predictions.open(predictions)
     # The COCO protocol caps per image and class, at 100, whatever the detector keeps per image.
     cap = exp.evaluate.max_detections if gt.federated else None
-    return {
-        iou_type: evaluate(gt, found, iou_type, max_detections=cap, category_ids=known)
-        for iou_type in exp.evaluate.iou_types
-        if iou_type == "bbox" or found.masks is not None
-    }
+    masks = found.masks is not None and bool(gt.ann_has_mask.any())
+    measured = [iou_type for iou_type in exp.evaluate.iou_types if iou_type == "bbox" or masks]
+    if found.masks is not None and not masks:
+        print(f"{exp.dataset.val.annotations}: no object has a mask, only boxes are measured", file=sys.stderr)
+    if not measured:
+        raise UserError(
+            "nothing can be measured",
+            where="evaluate.iou_types",
+            got=f"{', '.join(exp.evaluate.iou_types)}, and no object of {exp.dataset.val.annotations} has a mask",
+            fix="iou_types: [bbox]",
+        )
+    return {kind: evaluate(gt, found, kind, max_detections=cap, category_ids=known) for kind in measured}
 
 
 def class_table(paths: Paths, split: Split) -> pd.DataFrame:

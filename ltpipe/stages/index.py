@@ -8,6 +8,7 @@ from ltpipe.categories import ONE_LIST, Categories, labels_in
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.summary import lines
 from ltpipe.data.tables import write_csv
 from ltpipe.files import move
 from ltpipe.spec.classes import read_class_list
@@ -29,24 +30,30 @@ def run(exp: Experiment, paths: Paths) -> None:
         seed=0,
         inputs=dict(zip(makers, (data.train.annotations, data.val.annotations), strict=True)),
     ) as stage:
+        train = None
         for part, source in (("train", data.train), ("val", data.val)):
             folder = stage.work / part
-            build_store(source.annotations, folder, fmt=data.format, image_folder=source.images)
-            write_csv(folder / "statistics.csv", class_statistics(AnnotationStore.open(folder)))
-        _same_classes(exp, stage.work)
+            build_store(
+                source.annotations,
+                folder,
+                fmt=data.format,
+                image_folder=source.images,
+                faults=data.faults,
+                classes=train,
+            )
+            train = AnnotationStore.open(folder)
+            write_csv(folder / "statistics.csv", class_statistics(train))
+        _check_class_list(exp, stage.work)
         for part in ("train", "val"):
             target = paths.dataset / part
             move(stage.work / part, target)
+            print("\n".join(lines(part, AnnotationStore.open(target).info)))
             stage.outputs += [target / "info.json", target / "statistics.csv"]
 
 
-def _same_classes(exp: Experiment, folder: Path) -> None:
-    """Refuse parts with different classes: labels would not mean the same."""
-    stores = {part: AnnotationStore.open(folder / part) for part in ("train", "val")}
-    train = Categories.of_store(stores["train"], "the training annotations")
-    others = {exp.dataset.val.annotations: Categories.of_store(stores["val"], "the validation annotations")}
+def _check_class_list(exp: Experiment, folder: Path) -> None:
+    """Refuse a class list with other classes than the annotations: labels would not mean the same."""
     if exp.dataset.class_list is not None:
-        listed = read_class_list(exp.dataset.class_list)
-        others[exp.dataset.class_list] = Categories.of_records(listed, "the class list")
-    for where, other in others.items():
-        labels_in(other, train, where=where, fix=ONE_LIST)
+        listed = Categories.of_records(read_class_list(exp.dataset.class_list), "the class list")
+        annotated = Categories.of_store(AnnotationStore.open(folder / "train"), "the training annotations")
+        labels_in(listed, annotated, where=exp.dataset.class_list, fix=ONE_LIST)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ltpipe.categories import Categories, labels_in
 from ltpipe.data.split import Split
+from ltpipe.data.summary import sentences
 from ltpipe.data.tables import read_csv
 from ltpipe.evaluation.affinity import load_affinity
 from ltpipe.evaluation.report import Evaluation, Expectation, ExperimentCard, Sweep, build_report
@@ -16,6 +17,7 @@ from ltpipe.spec.digest import stage_slice
 from ltpipe.spec.load import load_beside
 from ltpipe.spec.models import Experiment
 from ltpipe.spec.paths import Paths
+from ltpipe.spec.records import read_json
 from ltpipe.spec.status import stage_keys
 from ltpipe.spec.training import Schedule
 from ltpipe.stages._run import stage_run
@@ -113,7 +115,13 @@ def _card(exp: Experiment, paths: Paths) -> ExperimentCard:
         schedules.append(_schedule(name, calibrator.schedule))
     records = [paths.record(stage, key) for stage, key in stage_keys(exp) if stage != "report"]
     stages = [json.loads(record.read_text(encoding="utf-8")) for record in records if record.is_file()]
-    return ExperimentCard(exp.name, exp.description, methods, schedules, stages)
+    return ExperimentCard(exp.name, exp.description, methods, schedules, stages, _data(paths))
+
+
+def _data(paths: Paths) -> dict[str, list[str]]:
+    """Return what `index` said of both parts of the data set."""
+    found = {part: read_json(paths.store(part) / "info.json") for part in ("train", "val")}
+    return {part: sentences(info) for part, info in found.items() if info and "rarest" in info}
 
 
 def _words(choice: Choice) -> str:

@@ -7,9 +7,10 @@ import sys
 import yaml
 
 from ltpipe import __version__
-from ltpipe.data.checks import existing_files
+from ltpipe.data.findings import Findings
+from ltpipe.data.image_names import image_files
 from ltpipe.data.images import check_sample, orientation_remarks
-from ltpipe.data.records import read_image_records
+from ltpipe.data.readers.coco import read_images
 from ltpipe.files import atomic_path, discard, sha256_file
 from ltpipe.spec.checks import check_experiment
 from ltpipe.spec.digest import stage_slice
@@ -58,8 +59,9 @@ def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:
     found = {}
     for part, source in (("train", exp.dataset.train), ("val", exp.dataset.val)):
         if source.annotations.is_file():
-            images, name = read_image_records(source.annotations, exp.dataset.format)
-            files = existing_files(images, source.images, name)
+            images = [image for image in read_images(source.annotations) if min(image.height, image.width) > 0]
+            name = [f"image id {image.id}" for image in images].__getitem__
+            files = image_files(images, source.images, source.annotations, name, Findings())
             sizes = [(image.height, image.width) for image in images]
             found[part] = check_sample(source.images, files, sizes, [image.id for image in images], seed=exp.seed)
     return found

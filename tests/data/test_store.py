@@ -92,13 +92,11 @@ def test_coordinates_that_are_no_hundredths_stay_exact(tmp_path: Path) -> None:
     assert store.segmentation(row) == content["annotations"][0]["segmentation"]
 
 
-def test_file_without_annotations(tmp_path: Path) -> None:
-    store = built(tmp_path, lvis_content() | {"annotations": []}, "lvis")
-    assert store.image_ptr.tolist() == [0, 0, 0, 0]
-    assert store.ann_bbox.shape == (0, 4)
-    assert class_statistics(store)["instance_count"].tolist() == [0, 0, 0]
-    with pytest.raises(IndexError):
-        store.segmentation(0)
+def test_rows_beyond_the_last_one(tmp_path: Path) -> None:
+    store = built(tmp_path, lvis_content(), "lvis")
+    for row in (-1, 4):
+        with pytest.raises(IndexError):
+            store.segmentation(row)
 
 
 def test_lvis_v1_names_come_from_the_url(tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_failed_conversion_keeps_the_old_store(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(convert, "encode_segments", fail)
+        patch.setattr(convert, "read_masks", fail)
         built(tmp_path, coco_content(), "coco")
     assert AnnotationStore.open(tmp_path / "store").info["format"] == "lvis"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "train.json"]

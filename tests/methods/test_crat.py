@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ltpipe.errors import UserError
 from ltpipe.methods.crat import CRAT
+from ltpipe.methods.crat_functions import mask_transfer_loss
 
 MIXED = [0, 2, K, 2, 1, K, 4, 0, 0, K]
 
@@ -218,6 +219,20 @@ def test_zero_weights_change_no_bit() -> None:
         (found,) = torch.autograd.grad(plain + extra, parameter, retain_graph=True)
         assert torch.equal(found, expected)
     assert plain + extra == plain
+
+
+def test_masks_of_some_objects_only_take_the_weights_of_their_rois() -> None:
+    """Objects without a mask are in the box head's batch and not in the mask head's."""
+    crat, head = warmed()
+    mask_head, inputs = MaskHead(), random_inputs(MIXED)
+    positives = inputs.labels[inputs.labels < K]
+    kept = torch.arange(len(positives)) % 2 == 0
+    crat.box_losses(head, box_batch(head, inputs))
+    assert crat.box_transfer is not None
+    weights, batch = crat.box_transfer[kept], mask_batch(mask_head, positives[kept])
+    batch.kept = kept
+    expected = crat.mask_weight * mask_transfer_loss(batch.mask_preds, batch.targets, weights, crat.top_k)
+    assert crat.mask_losses(mask_head, batch)["loss_mask_trans"] == expected > 0
 
 
 def test_order_of_classes_and_rois_does_not_matter() -> None:

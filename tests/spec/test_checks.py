@@ -61,8 +61,13 @@ def test_a_class_list_that_does_not_match(load: Load) -> None:
 
 
 def test_validation_classes_that_do_not_match(load: Load) -> None:
-    write_annotations(Path("data/val.json"), ["class0"])
-    refused(load, words=["dataset.val.annotations", "1 classes", "6 classes"])
+    write_annotations(Path("data/val.json"), ["class0", "klass1"])
+    refused(load, words=["dataset.val.annotations", "'klass1'", "'class1'"])
+
+
+def test_validation_classes_may_be_a_part(load: Load) -> None:
+    write_annotations(Path("data/val.json"), ["class0", "class1"])
+    assert check_experiment(load(), ["small"]) == []
 
 
 def test_the_detector_file(load: Load) -> None:

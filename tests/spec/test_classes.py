@@ -8,31 +8,27 @@ from pathlib import Path
 import pytest
 from small_project import write_annotations
 
+from ltpipe.data.readers.coco import read_categories
 from ltpipe.errors import UserError
-from ltpipe.spec.classes import annotation_categories, read_class_list, scan_categories
+from ltpipe.spec.classes import annotation_categories, read_class_list
 
 
-def test_scan_equals_parsing(tmp_path: Path) -> None:
+def test_categories_are_those_of_the_list(tmp_path: Path) -> None:
+    """Not of another list with that name before it, and equal ones once."""
+    categories = [{"id": i, "name": f"name {i} é"} for i in range(3000)]
+    others = {"info": {"categories": [{"id": 1, "name": "wrong"}]}, "images": [{"id": 1, "categories": []}]}
     file = tmp_path / "a.json"
-    write_annotations(file, [f"name {i} é" for i in range(3000)])
-    assert scan_categories(file) == json.loads(file.read_text())["categories"]
+    file.write_text(json.dumps({**others, "annotations": [{"x": 1}], "categories": [*categories, categories[5]]}))
+    assert [{"id": c.id, "name": c.name} for c in read_categories(file)] == categories
 
 
-def test_scan_grows_its_window(tmp_path: Path) -> None:
+def test_no_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "a.json"
-    categories = [{"id": i, "name": "x" * 1000} for i in range(5000)]
-    file.write_text(json.dumps({"categories": categories, "images": []}))
-    assert scan_categories(file) == categories
-
-
-def test_no_categories(tmp_path: Path) -> None:
-    file = tmp_path / "a.json"
-    file.write_text('{"images": [1, 2, 3]}')
-    with pytest.raises(UserError, match="no categories"):
-        scan_categories(file)
-    file.write_text("")
-    with pytest.raises(UserError, match="no categories"):
-        scan_categories(file)
+    for text in ('{"images": [1, 2, 3]}', "", '{"categories": []}', '{"categories": 7}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="categories|empty"):
+            annotation_categories(file)
 
 
 def test_the_memory_of_categories_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +36,7 @@ def test_the_memory_of_categories_follows_the_file(tmp_path: Path, monkeypatch: 
     file = tmp_path / "a.json"
     write_annotations(file, ["a", "b"])
     assert [c["name"] for c in annotation_categories(file)] == ["a", "b"]
-    monkeypatch.setattr("ltpipe.spec.classes.scan_categories", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("ltpipe.spec.classes.read_categories", lambda path: pytest.fail("read again"))
     assert len(annotation_categories(file)) == 2
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
