@@ -19,13 +19,13 @@ BORDER = 1.0  # pixels by which a box may reach over the border before that is t
 # What is said of the counts of :func:`annotation_counts`, in this order.
 WORDS = {
     "images": "images",
-    "images_without_annotations": "of them without objects",
-    "annotations": "objects",
-    "crowd": "crowd regions",
-    "ignored": "ignored objects",
-    "without_mask": "objects without a mask",
-    "degenerate_boxes": "degenerate boxes (a pixel or less wide or high)",
-    "outside": "boxes outside their image",
+    "images_without_annotations": "of them without annotations",
+    "annotations": "annotations",
+    "crowd": "of them crowd regions",
+    "ignored": "of them ignored",
+    "without_mask": "without a mask",
+    "degenerate_boxes": "with a degenerate box (a pixel or less wide or high)",
+    "outside": "with a box outside their image",
     "categories": "classes",
     "categories_without_annotations": "of them without objects",
 }

@@ -205,15 +205,16 @@ def test_ids_of_any_kind_are_kept_apart(tmp_path: Path) -> None:
         annotation["image_id"] = names[annotation["image_id"]]
         annotation["category_id"] = str(annotation["category_id"])
     content["annotations"][0]["id"] = "a-8"
+    content["annotations"][2]["id"] = 2**70
     del content["annotations"][1]["id"]
     store = stored(tmp_path, content)
     assert store.image_ids.tolist() == [1, 40, 90]
     assert json.loads((tmp_path / "store" / "ids.json").read_text()) == {
         "images": {"7b6c-aa": 1},
-        "annotations": {"a-8": 1},
+        "annotations": {"a-8": 1, str(2**70): 2},
     }
     assert of_id(store, 1)["image"] == 90 and of_id(store, 1)["category"] == "cup"
-    assert of_id(store, 2) == {**of_id(store, 2), "image": 1, "category": "Ünit", "bbox": [0.1, 0, 1, 4]}
+    assert of_id(store, 3) == {**of_id(store, 3), "image": 1, "category": "Ünit", "bbox": [0.1, 0, 1, 4]}
     assert len(set(store.ann_ids.tolist())) == 7
 
 
@@ -273,7 +274,7 @@ def test_the_summary_of_a_real_file(tmp_path: Path) -> None:
     content = json.loads(LVIS_100.read_text())
     used = {annotation["category_id"] for annotation in content["annotations"]}
     letters = [category["frequency"] for category in content["categories"]]
-    assert said.startswith("100 images; 7 of them without objects; 977 objects")
+    assert said.startswith("100 images; 7 of them without annotations; 977 annotations")
     assert f"1230 classes; {1230 - len(used)} of them without objects" in said
     assert info["frequencies"] == {letter: letters.count(letter) for letter in "rcf"}
     assert len(info["rarest"]) == 10 and all(item["images"] == 1 for item in info["rarest"])

@@ -110,11 +110,13 @@ def number(value: Any, note: Note) -> float:
 
 
 def identity(value: Any, note: Note) -> int | str | None:
-    """Read an id: a whole number, or a text such as a UUID; None if it is missing."""
+    """Read an id: a whole number of 64 bits, or a text such as a UUID or a larger number; None if it is missing."""
     if isinstance(value, str):
         text = value.strip()
         if not text or str(_WHOLE.fullmatch(text) and int(text)) != text:
             return text or None
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
     return None if value is None else whole(value, note)
 
 
