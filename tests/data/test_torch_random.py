@@ -56,6 +56,6 @@ def test_range_limits(high: int) -> None:
 
 
 def test_index_modules_do_not_import_torch() -> None:
-    modules = "split, phase, replay, legacy, samplers, plan"
+    modules = "split, phase, replay, published_indices, samplers, calibration_plan"
     code = f"import sys; from ltpipe.data import {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
