@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing.queues import Queue
+from types import TracebackType
 from typing import Any
 
 from torch._utils import ExceptionWrapper
@@ -57,6 +59,7 @@ def outlive_sigterm(worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with, args=(parent.pid,), name="end with parent", daemon=True).start()
         Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
+        sys.excepthook = _tell_of_own_errors
 
 
 def _end_with(parent: int) -> None:
@@ -65,6 +68,12 @@ def _end_with(parent: int) -> None:
         received = signal.sigtimedwait({signal.SIGTERM}, LOOK_AGAIN)
         if (received is not None and received.si_pid == parent) or os.getppid() != parent:
             os._exit(0)
+
+
+def _tell_of_own_errors(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Print a traceback as Python does, unless the parent has left in the middle of a batch: it says why itself."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, where)
 
 
 def _send_error(queue: Any, error: Exception, batch: tuple[int, Any]) -> None:

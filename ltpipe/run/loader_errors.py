@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import resource
 import shutil
 import signal
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 from ltpipe.errors import UserError
 from ltpipe.run.cores import VARIABLE
@@ -14,7 +16,7 @@ from ltpipe.run.cores import VARIABLE
 SHARED_MEMORY = "/dev/shm"
 _KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: (.+?)\. ")
 _EXITED = re.compile(r"DataLoader worker \(pid (\d+)\) exited unexpectedly with (exit code \d+)")
-_LOST = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
+_LOST = re.compile(r"DataLoader worker \(pid\(s\) (\d+)[\d, ]*\) exited unexpectedly")
 _NOT_SENT = re.compile(r"(?:</torch_|shared memory).*: ([^:]+) \(\d+\)")
 _FEWER = f"use fewer loader processes: {VARIABLE}=4 in the environment makes two for each training process, 2 none"
 _CONTINUES = "the same command continues from the last saved state"
@@ -49,13 +51,24 @@ def from_loader(error: Exception) -> UserError | None:
         return _lost(killed[1], names.get(killed[2], killed[2]))
     if ended := _EXITED.search(said):
         return _lost(ended[1], ended[2])
-    return _lost(lost[1], "torch did not see how it ended") if (lost := _LOST.search(said)) else None
+    return _lost(lost[1], _how_it_ended(int(lost[1]))) if (lost := _LOST.search(said)) else None
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _how_it_ended(pid: int) -> str:
+    """Return the signal or exit code of a child process.
+
+    torch's first message comes as an exception in the midst of anything, and what it interrupts may have swallowed it.
+    """
+    for one in gc.get_objects():
+        if isinstance(one, BaseProcess) and one.pid == pid and one.exitcode is not None:
+            return f"exit code {one.exitcode}" if one.exitcode >= 0 else signal.Signals(-one.exitcode).name
+    return "unknown"
 
 
 def _shared_memory() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +110,27 @@ def test_a_killed_one_is_told_of_by_its_signal(number: str, advice: str) -> None
 def test_one_that_ends_by_itself_is_told_of_by_its_exit_code() -> None:
     error = from_loader(raised_by(lambda: os._exit(7)))
     assert error is not None and error.got == "exit code 7"
+
+
+def test_one_whose_end_torch_did_not_see_is_told_of_as_well() -> None:
+    lost = multiprocessing.get_context("fork").Process(target=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    lost.start()
+    lost.join(60)
+    error = from_loader(RuntimeError(f"DataLoader worker (pid(s) {lost.pid}) exited unexpectedly"))
+    assert error is not None and error.got == "SIGKILL"
+
+
+@pytest.mark.parametrize(("left", "told"), [(ConnectionResetError("in the middle"), False), (ValueError("own"), True)])
+def test_a_batch_that_is_no_longer_wanted_is_nothing_to_tell_of(
+    capfd: pytest.CaptureFixture[str], left: Exception, told: bool
+) -> None:
+    """multiprocessing tells so of a parent that goes while a tensor is handed over."""
+
+    def hook() -> None:
+        sys.excepthook(type(left), left, None)
+
+    list(loader(hook))
+    assert (str(left) in capfd.readouterr().err) == told
 
 
 def test_a_batch_that_cannot_be_sent_is_an_error() -> None:

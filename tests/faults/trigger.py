@@ -33,7 +33,7 @@ def install(arguments: list[str]) -> None:
     fault = os.environ.get("FAULT", "").split()
     if not fault:
         return
-    line = " ".join(word for word in arguments if word != "--experiment").removesuffix(f" {PROCESSES}")
+    line = " ".join(word.removeprefix("--experiment=") for word in arguments).removesuffix(f" {PROCESSES}")
     fired = Path(os.environ["FAULT_FIRED"])
     os.environ.setdefault("FAULT_GROUP", str(os.getpgrp()))  # torchrun's processes have groups of their own
     if fault == ["count"]:
