@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from measuring import Cost, Row, apart, write_result
 
-from ltpipe.methods.lst.teacher import TeacherLogits, write_legacy_json
+from ltpipe.methods.lst.teacher import TeacherLogits
+from tests.published.teacher_json import write_legacy_json
 
 OLD_CLASSES, BOXES_PER_IMAGE = 270, 2.5
 REPEATS = 5  # of the short side; the median counts

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from ltpipe.data.records import Format
-from ltpipe.data.stream import AnnotationStream
+from ltpipe.data.readers.coco import read_images
+
+Format = Literal["lvis", "coco"]
 
 
 def annotation_format(path: Path) -> Format:
@@ -14,5 +16,5 @@ def annotation_format(path: Path) -> Format:
     Raises:
         UserError: The file cannot be read, or is no annotation file.
     """
-    federated = any(image.neg_category_ids is not None for image in AnnotationStream.open(path, "coco").images)
+    federated = any(image.neg_category_ids is not None for image in read_images(path))
     return "lvis" if federated else "coco"

@@ -276,11 +276,11 @@ class LTHybridTaskCascadeRoIHead(RoICallPoints, HybridTaskCascadeRoIHead):
     """
 
     def mask_loss(
-        self, stage: int, x: Any, sampling_results: list[Any], batch_gt_instances: InstanceList, *args: Any
+        self, stage: int, x: Any, sampling_results: list[Any], batch_gt_instances: InstanceList, **more: Any
     ) -> dict[str, Any]:
         """As mmdet's, without objects that have no mask."""
         sampling_results = self.learning_masks(sampling_results, batch_gt_instances)
-        return super().mask_loss(stage, x, sampling_results, batch_gt_instances, *args)
+        return super().mask_loss(stage, x, sampling_results, batch_gt_instances, **more)
 
     def _mask_forward(
         self, stage: int, x: Any, rois: Tensor, semantic_feat: Tensor | None = None, training: bool = True

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import on_slurm  # noqa: F401 - registers its injections
 
+from tests.faults import on_slurm  # noqa: F401 - registers its injections
 from tests.faults.injections import INJECTIONS, Case, Injection, Missed
 from tests.faults.project import Project, Stage
 

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from ltpipe.engine.call_points import CallPoints
 from ltpipe.metrics.evaluate import evaluate
 from mmengine.config import ConfigDict
 from pycocotools import mask as coco_mask
@@ -20,6 +19,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
 from ltpipe.engine.dataset_configs import check_masks
+from ltpipe.engine.roi_heads import RoICallPoints as CallPoints
 from ltpipe.errors import UserError
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
