@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from ltpipe.metrics.evaluate import evaluate
 from mmengine.config import ConfigDict
 from pycocotools import mask as coco_mask
@@ -19,7 +18,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
 from ltpipe.engine.dataset_configs import check_masks
-from ltpipe.engine.roi_heads import RoICallPoints as CallPoints
+from ltpipe.engine.roi_heads import RoICallPoints
 from ltpipe.errors import UserError
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
@@ -83,18 +82,15 @@ def test_any_kind_of_objects_trains_and_is_measured(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, detector: str
 ) -> None:
     seen: list[tuple[int, int]] = []
-    whole = CallPoints.mask_losses
+    whole = RoICallPoints.learning_masks
 
-    def noted(self: Any, stage: int, head: Any, forward: Any, results: Any, gts: Any, cfg: Any) -> Any:
+    def noted(self: Any, results: Any, gts: Any) -> Any:
         with_mask = [int(gt.has_mask[res.pos_assigned_gt_inds].sum()) for res, gt in zip(results, gts, strict=True)]
+        found = whole(self, results, gts)
+        seen.append((sum(len(res.pos_priors) for res in found), sum(with_mask)))
+        return found
 
-        def counted(rois: torch.Tensor, labels: torch.Tensor) -> Any:
-            seen.append((len(rois), sum(with_mask)))
-            return forward(rois, labels)
-
-        return whole(self, stage, head, counted, results, gts, cfg)
-
-    monkeypatch.setattr(CallPoints, "mask_losses", noted)
+    monkeypatch.setattr(RoICallPoints, "learning_masks", noted)
     boxes = detector == "boxes.py"
     exp, paths = prepared(
         chain,
