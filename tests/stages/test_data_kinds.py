@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import pytest
-from ltpipe.metrics.evaluate import evaluate
 from mmengine.config import ConfigDict
 from pycocotools import mask as coco_mask
 
@@ -20,6 +19,7 @@ from ltpipe.data.tables import read_csv
 from ltpipe.engine.dataset_configs import check_masks
 from ltpipe.engine.roi_heads import RoICallPoints
 from ltpipe.errors import UserError
+from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
 from tests.helpers.tiny_project import experiment, rewritten, run_stages

@@ -97,7 +97,7 @@ def test_names_of_two_lines_are_refused(tmp_path: Path) -> None:
         ('detector: {load_from: "a\\u2028b.pth"}', "detector.load_from"),
         ('calibrate: {simcal: {type: simcal, checkpoint: "a\\rb.pth"}}', "calibrate.simcal.checkpoint"),
     ):
-        file.write_text(f"extends: {ROOT}/configs/experiments/coco_lt_simcal_ag.yaml\n{text}\n")
+        file.write_text(f"extends: {ROOT}/configs/experiments/coco_lt/coco_lt_simcal_ag.yaml\n{text}\n")
         with pytest.raises(UserError, match=f"plain.yaml:2: {re.escape(key)}") as caught:
             load_experiment(file)
         assert "line break" in str(caught.value)
