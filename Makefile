@@ -3,7 +3,7 @@
 # make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
 # make lint     ruff, formatting, mypy
-# make clean    remove results, logs and toy data; the environment stays
+# make clean    remove results and logs; data and the environment stay
 #
 # PYTHON and CORES may be given: make run CORES=8
 
@@ -47,7 +47,7 @@ lint: $(VENV)/.installed
 install: $(VENV)/.installed
 
 clean:
-	rm -rf results logs data/toy .snakemake .ltpipe .pytest_cache .mypy_cache .ruff_cache
+	rm -rf results logs .snakemake .ltpipe .pytest_cache .mypy_cache .ruff_cache
 
 # ---- the environment, in the order that pip needs -------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     target = toy.add_mutually_exclusive_group(required=True)
     target.add_argument("--experiment", metavar="EXP", help="draw what the experiment's dataset.generate asks for")
     target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
+    _results(toy)
     long_tail_options(verbs.add_parser("make-lt", help="long-tailed version of a COCO- or LVIS-format data set"))
     convert_options(verbs.add_parser("convert", help="checkpoint or class index of another repository, for our use"))
     _export_options(verbs.add_parser("export", help="a checkpoint for mmdet 3.x, or detections as JSON"))
@@ -101,6 +102,10 @@ def _experiment(verb: argparse.ArgumentParser) -> None:
         "experiment", nargs="?", metavar="EXP", help="name in configs/experiments, or path of a YAML file"
     )
     where.add_argument("--experiment", dest="option", metavar="EXP", help="the same, as an option")
+    _results(verb)
+
+
+def _results(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
 
 
@@ -280,18 +285,22 @@ def _toy_data(arguments: argparse.Namespace) -> None:
         write_toy_data(arguments.folder)
         return
     from ltpipe.config.loading import load_experiment
+    from ltpipe.pipeline.paths import Paths
 
     exp = load_experiment(arguments.experiment)
-    importlib.import_module("ltpipe.stages.toy_data").run(exp)
+    importlib.import_module("ltpipe.stages.toy_data").run(exp, Paths(arguments.results, exp))
 
 
 def _make_long_tailed(arguments: argparse.Namespace) -> None:
     from ltpipe.data.long_tail import make_long_tailed, read_targets
     from ltpipe.data.readers.coco import read_categories
     from ltpipe.interop.class_index import by_category, read_class_index
+    from ltpipe.run.outputs import Output
 
     if arguments.counts is None and arguments.index is None:
         raise UserError("nothing says how long the tail is", where="make-lt", fix="give --counts, --index or both")
+    # Once more below, but reading takes minutes.
+    Output(arguments.output, "make-lt", inputs=[arguments.annotations, arguments.counts, arguments.index])
     listed = None
     if arguments.index is not None:
         categories = [category.id for category in read_categories(arguments.annotations)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ltpipe.config import catalogue
 from ltpipe.config.experiment import Experiment
-from ltpipe.run.files import atomic_path
+from ltpipe.run.outputs import Output
 
 SCHEMA = Path("configs") / "schema" / "experiment.schema.json"
 
@@ -70,6 +70,10 @@ def schema_text() -> str:
 
 
 def write_schema(path: Path = SCHEMA) -> None:
-    """Write the schema file, atomically."""
-    with atomic_path(path) as temporary:
+    """Write the schema file, atomically.
+
+    Raises:
+        UserError: The file is not as ltpipe wrote it, and would change.
+    """
+    with Output(path, "schema", at_once=False).write() as temporary:
         temporary.write_text(schema_text(), encoding="utf-8")

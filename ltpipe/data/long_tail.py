@@ -22,7 +22,8 @@ from ltpipe.data.readers import READERS, Records
 from ltpipe.data.readers.coco import decode_lists
 from ltpipe.data.readers.text import read_text
 from ltpipe.errors import UserError
-from ltpipe.run.files import atomic_path, sha256_file, write_json
+from ltpipe.run.files import sha256_file
+from ltpipe.run.outputs import Output
 
 Flags = NDArray[np.bool_]
 SHOWN = 8
@@ -106,8 +107,10 @@ def make_long_tailed(
         The record: recipe, checksums, counts per class.
 
     Raises:
-        UserError: The source cannot be read, targets or index do not belong to it, or the counts cannot be reached.
+        UserError: The source cannot be read, targets or index do not belong to it, the counts cannot be reached, or the
+            output is the source or a file that ltpipe did not make.
     """
+    made = Output(output, "make-lt", inputs=[source])
     findings = Findings()
     records = READERS["coco"](source, findings)
     findings.check(source, "refuse")
@@ -120,10 +123,10 @@ def make_long_tailed(
     counts = _counts(records, category[kept], image[kept])
     _verify(counts, targets, images=listed is not None)
     facts = {**asdict(recipe), "images": len(np.unique(image[kept])), "annotations": int(kept.sum())}
-    _write(source, output, records, kept, facts)
-    record = {**facts, "source": source.name, "sha256": sha256_file(output), "classes": counts}
-    write_json(output.with_name(output.name + ".record.json"), record)
-    return record
+    with made.write(record := {**facts, "source": source.name, "classes": counts}) as temporary:
+        _write(source, temporary, records, kept, facts)
+        record["sha256"] = sha256_file(temporary)
+    return made.record
 
 
 def draw(category: NDArray[np.int64], image: NDArray[np.int64], targets: Sequence[Target], seed: int) -> Flags:
@@ -292,8 +295,7 @@ def _write(source: Path, output: Path, records: Records, kept: Flags, facts: Map
         "annotations": [raw for raw, stays in zip(content.annotations, kept, strict=True) if stays],
         "categories": [_without_counts(raw) for raw in content.categories],
     }
-    with atomic_path(output) as temporary:
-        temporary.write_bytes(msgspec.json.encode(document))
+    output.write_bytes(msgspec.json.encode(document))
 
 
 def _less_exhaustive(raw: msgspec.Raw, lost: set[int]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from ltpipe.data.toy_draw import SHAPES, STYLES, Thing, draw_scene, outline, polygon_area
 from ltpipe.errors import UserError
 from ltpipe.frequency import frequency_groups
-from ltpipe.run.files import atomic_path
+from ltpipe.run.outputs import Output
 
 PAIRS_PER_IMAGE = 3.4
 SECOND_INSTANCE = 0.25
@@ -70,8 +69,8 @@ def write_toy_data(
 ) -> None:
     """Write ``train.json``, ``val.json`` and their PNG files in ``train/`` and ``val/``.
 
-    The same options give the same bytes of JSON and the same pixels. The folder appears complete or not at all; older
-    toy data there are replaced.
+    The same options give the same bytes of JSON and the same pixels. The JSON files appear last. Toy data drawn
+    before are replaced, other files in the folder stay.
 
     Args:
         folder: Where to write.
@@ -84,9 +83,8 @@ def write_toy_data(
         fewest_images: Training images of the rarest class; lowered to ``most_images``.
 
     Raises:
-        UserError: The options contradict each other, or the folder holds other files.
+        UserError: The options contradict each other, or the folder holds files that ltpipe did not draw.
     """
-    target = Path(folder)
     most = max(1, round(0.45 * train_images)) if most_images is None else most_images
     _check_range("seed", seed, 0, 2**32 - 1)
     _check_range("num_classes", num_classes, 1, len(SHAPES) * len(STYLES))
@@ -94,9 +92,8 @@ def write_toy_data(
     _check_range("most_images", most, 1, train_images)
     _check_range("fewest_images", fewest_images, 1, train_images)
     _check_range("val_images", val_images, 1, 100_000)
-    others = sorted(set(os.listdir(target)) - {"train", "val", "train.json", "val.json"}) if target.is_dir() else []
-    if others:
-        raise UserError("the toy data folder holds other files", where=target, got=", ".join(others[:3]))
+    parts = {"train": range(1, train_images + 1), "val": range(train_images + 1, train_images + val_images + 1)}
+    output = _output(Path(folder), parts)
     classes = _classes(num_classes, most, min(fewest_images, most), np.random.default_rng([seed, 0]))
     train_counts = np.array([one.images for one in classes])
     share = round(PAIRS_PER_IMAGE * val_images / num_classes)
@@ -107,11 +104,13 @@ def write_toy_data(
         "train": _plan(train_counts, train_images, NEGATIVES["train"], frequent, rngs[0]),
         "val": _plan(val_counts, val_images, NEGATIVES["val"], frequent, rngs[1]),
     }
-    with atomic_path(target) as temporary:
+    with output.write({"seed": seed}) as temporary:
         categories = _categories(classes, plans["train"])
-        for split, first_id, stream in (("train", 1, 3), ("val", train_images + 1, 4)):
-            (temporary / split).mkdir(parents=True)
-            images, annotations = _draw(temporary / split, plans[split], classes, image_size, first_id, [seed, stream])
+        for split, stream in (("train", 3), ("val", 4)):
+            (temporary / split).mkdir()
+            images, annotations = _draw(
+                temporary / split, plans[split], classes, image_size, parts[split], [seed, stream]
+            )
             content = {
                 "info": {"description": f"ltpipe toy data, {split}", "version": "1", "seed": seed},
                 "licenses": [],
@@ -120,8 +119,16 @@ def write_toy_data(
                 "categories": categories,
             }
             (temporary / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
+
+
+def _output(folder: Path, parts: Mapping[str, range]) -> Output:
+    """Return the images with these ids and the annotations, which appear last, as an output in a folder."""
+    images = [f"{part}/{_file_name(image_id)}" for part, ids in parts.items() for image_id in ids]
+    return Output(folder, "toy-data", names=[*images, *(f"{part}.json" for part in parts)])
+
+
+def _file_name(image_id: int) -> str:
+    return f"{image_id:06d}.png"
 
 
 def _check_range(key: str, value: int, low: int, high: int) -> None:
@@ -197,7 +204,7 @@ def _categories(classes: Sequence[_Class], scenes: Sequence[_Scene]) -> list[dic
 
 
 def _draw(
-    folder: Path, scenes: Sequence[_Scene], classes: Sequence[_Class], size: int, first_id: int, seed: list[int]
+    folder: Path, scenes: Sequence[_Scene], classes: Sequence[_Class], size: int, ids: Sequence[int], seed: list[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Draw the scenes into ``folder`` and return their image and annotation records."""
     images: list[dict[str, Any]] = []
@@ -205,12 +212,12 @@ def _draw(
     for index, scene in enumerate(tqdm(scenes, desc=f"drawing {folder.name}", unit=" images", disable=None)):
         rng = np.random.default_rng([*seed, index])
         pixels, masks = draw_scene(rng, size, [classes[one.label].thing for one in scene.objects])
-        file = f"{first_id + index:06d}.png"
+        file = _file_name(ids[index])
         if not cv2.imwrite(str(folder / file), pixels):
             raise OSError(f"cannot write {folder / file}")
         images.append(
             {
-                "id": first_id + index,
+                "id": ids[index],
                 "file_name": file,
                 "coco_url": f"http://images.cocodataset.org/{folder.name}/{file}",
                 "height": size,
@@ -221,7 +228,7 @@ def _draw(
         )
         for one, mask in zip(scene.objects, masks, strict=True):
             if one.annotated:
-                annotations.append(_annotation(len(annotations) + 1, first_id + index, one.label + 1, outline(mask)))
+                annotations.append(_annotation(len(annotations) + 1, ids[index], one.label + 1, outline(mask)))
     return images, annotations
 
 

@@ -33,6 +33,7 @@ from ltpipe.interop.pretrained import (
 from ltpipe.interop.safe_reading import ForeignFile, read_content, read_foreign
 from ltpipe.methods.bags.functions import DEFAULT_EDGES, GroupLayout, group_layout
 from ltpipe.methods.class_rows import reorder_layers
+from ltpipe.run.outputs import Output
 
 # The first that fits counts.
 LAYOUTS = (
@@ -80,8 +81,10 @@ def convert(request: Request) -> dict[str, Any]:
     """Convert and write a checkpoint; return the facts stored with it.
 
     Raises:
-        UserError: A file cannot be read, has an unknown layout, or the command leaves something open.
+        UserError: A file cannot be read, has an unknown layout, or the command leaves something open; or the output is
+            an input, or a file that ltpipe did not make.
     """
+    output = Output(request.output, "convert", inputs=[*request.files, request.classes, request.groups])
     files = [read_foreign(path) for path in request.files]
     layout = choose_layout(files[0], request.source, init=request.init)
     if len(files) > 1 and layout is not CALIBRATED:
@@ -108,7 +111,8 @@ def convert(request: Request) -> dict[str, Any]:
         state = with_affine_statistics(state)
     record["dropped"] = sorted(key for key in files[0].state if layout.rename(key)[0] is None)
     meta = {"converted": record} | ({} if classes is None else classes.meta())
-    write_checkpoint(request.output, state, meta)
+    with output.write() as temporary:
+        write_checkpoint(temporary, state, meta)
     return meta
 
 

@@ -14,6 +14,7 @@ from ltpipe.interop.class_index import by_category, read_class_index, write_clas
 from ltpipe.interop.convert import CLASS_INDEX, Request, convert
 from ltpipe.interop.safe_reading import is_torch_file, read_content
 from ltpipe.run.files import sha256_file
+from ltpipe.run.outputs import Output
 
 
 def run(arguments: Any) -> None:
@@ -74,12 +75,15 @@ def convert_class_index(path: Path, output: Path, annotations: Path | None) -> s
     """Write SimCal's class index as JSON; return what was found.
 
     Raises:
-        UserError: The annotations are not named, or belong to another data set.
+        UserError: The annotations are not named, or belong to another data set; or the output is an input, or a file
+            that ltpipe did not make.
     """
     if annotations is None:
         raise UserError("a class index has no category ids", where=path, fix="give --annotations with the JSON file")
+    made = Output(output, "convert", inputs=[path, annotations])
     classes = read_class_index(path)
     ids = [int(category["id"]) for category in annotation_categories(annotations)]
     by_category(classes, ids, path)
-    write_class_index(output, classes, ids, sha256_file(annotations))
+    with made.write() as temporary:
+        write_class_index(temporary, classes, ids, sha256_file(annotations))
     return f"{output}: class index of {len(classes)} classes, {sum(len(c.image_ids) for c in classes)} image entries"

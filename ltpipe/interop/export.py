@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ltpipe.config.experiment import Experiment
+from ltpipe.config.outside_checkpoints import given_checkpoints
 from ltpipe.data.annotation_json import write_annotations
 from ltpipe.data.categories import ONE_LIST, Categories, check_labels, labels_in
 from ltpipe.data.split import Split
@@ -29,8 +30,10 @@ from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import atomic_path, sha256_file
 from ltpipe.run.input_checks import checked_input
+from ltpipe.run.outputs import Output
 
 ANNOTATIONS = "val.json"
+NAMES = ("model.pth", ANNOTATIONS, "config.py")
 BESIDE = f"BESIDE/{ANNOTATIONS}"  # until the config is text
 
 
@@ -51,7 +54,8 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
         What was written, one sentence.
 
     Raises:
-        UserError: The checkpoint is not there, or is not plain.
+        UserError: The checkpoint is not there, or is not plain; or the folder holds files of these names that ltpipe
+            did not make.
     """
     maker, _ = paths.producer(checkpoint)
     read = {maker: paths.model(checkpoint), f"{maker}:config": paths.config(checkpoint), "split": paths.split}
@@ -59,6 +63,7 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     for name, path in read.items():
         _there(path, exp, checkpoint)
         checked_input(exp, paths, "export", name, path)
+    output = Output(folder, "export", inputs=_read(exp, paths, checkpoint), names=NAMES)
     config, content = read_config(paths.config(checkpoint)), read_checkpoint(paths.model(checkpoint))
     known, classes = _classes(paths, content["meta"], paths.model(checkpoint))
     order = labels_in(known, classes, where=paths.model(checkpoint), fix=ONE_LIST)
@@ -80,14 +85,21 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
         **classes.meta(),
         "exported": {"experiment": exp.name, "checkpoint": checkpoint, "sha256": sha256_file(paths.model(checkpoint))},
     }
-    write_checkpoint(folder / "model.pth", state, meta)
     val, groups = AnnotationStore.open(paths.store("val")), read_csv(paths.statistics("train"))
     frequency = dict(zip(groups["category_id"].tolist(), groups["frequency"], strict=True))
-    write_annotations(folder / ANNOTATIONS, val, classes, frequency)
-    _write_config(folder / "config.py", _config(exp, config, model, classes, bool(needed)))
+    with output.write({"experiment": exp.name, "checkpoint": checkpoint}) as made:
+        write_checkpoint(made / "model.pth", state, meta)
+        write_annotations(made / ANNOTATIONS, val, classes, frequency)
+        _write_config(made / "config.py", _config(exp, config, model, classes, bool(needed)))
     needs = f"needs ltpipe for {', '.join(needed)}" if needed else "plain mmdet 3.x"
     files = f"config.py, model.pth and {ANNOTATIONS}"
     return f"{folder}: {files}, {len(classes.ids)} classes in the order of the annotations; {needs}"
+
+
+def _read(exp: Experiment, paths: Paths, checkpoint: str) -> list[Path]:
+    """Return what exports read or come from: no export takes its place."""
+    own = [paths.model(checkpoint), paths.config(checkpoint), paths.predictions(checkpoint), paths.split]
+    return [*own, exp.dataset.train.annotations, exp.dataset.val.annotations, *given_checkpoints(exp).values()]
 
 
 def _classes(paths: Paths, meta: Mapping[str, Any], where: Path) -> tuple[Categories, Categories]:
@@ -117,14 +129,16 @@ def export_detections(exp: Experiment, paths: Paths, checkpoint: str, file: Path
         iou_type: ``bbox`` or ``segm``: servers measure each by a file of its own.
 
     Raises:
-        UserError: The checkpoint was not evaluated, or without masks.
+        UserError: The checkpoint was not evaluated, or without masks; or the file is one that ltpipe did not export.
     """
     _there(paths.predictions(checkpoint), exp, checkpoint, stage="evaluate")
     checked_input(exp, paths, "export", "evaluate", paths.predictions(checkpoint))
+    output = Output(file, "export", inputs=_read(exp, paths, checkpoint))
     found = Predictions.open(paths.predictions(checkpoint))
     if iou_type == "segm" and found.masks is None:
         raise UserError("the detections have no masks", where=paths.predictions(checkpoint), fix="--iou-type bbox")
-    write_results(found, file, boxes=iou_type == "bbox", masks=iou_type == "segm")
+    with output.write({"experiment": exp.name, "checkpoint": checkpoint, "iou_type": iou_type}) as temporary:
+        write_results(found, temporary, boxes=iou_type == "bbox", masks=iou_type == "segm")
     return f"{file}: {len(found)} detections, {iou_type}"
 
 

@@ -68,6 +68,11 @@ class Paths:
         """The resolved experiment: all defaults and parents merged in."""
         return self.root / self.LOCK
 
+    @property
+    def drawn(self) -> Path:
+        """Note that the toy data of an experiment are drawn."""
+        return self.dataset / "toy_data.json"
+
     def store(self, part: Part) -> Path:
         """Folder of the columnar annotation store of the training or validation part."""
         return self.dataset / part

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from ltpipe.config.experiment import Experiment
-from ltpipe.pipeline.digests import stage_slice
+from ltpipe.pipeline.digests import stage_digest
 from ltpipe.pipeline.inputs import of_parts, stage_inputs
 from ltpipe.pipeline.paths import RESULTS, Paths
 from ltpipe.pipeline.stage_keys import stage_keys
 from ltpipe.run.earlier_results import keep, put_back
-from ltpipe.run.input_checks import check_annotations, checked_input
+from ltpipe.run.input_checks import check_annotations, check_outside, checked_input
 from ltpipe.run.log_progress import holder
 from ltpipe.run.records import RECORD, changes, is_cut_off, read_json, recorded_outputs
 from ltpipe.run.snakemake_lock import hold_run_lock
@@ -50,19 +50,23 @@ class Reruns:
         return {Paths(RESULTS, exp).record(*one): (exp, *one) for exp, one in own}
 
     @cached_property
-    def _toy_files(self) -> Mapping[Path, Experiment]:
-        """Annotation files that `ltpipe toy-data` draws."""
-        drawn = [exp for exp in self._experiments.values() if exp.dataset.generate is not None]
-        return {source.annotations: exp for exp in drawn for source in (exp.dataset.train, exp.dataset.val)}
+    def _drawn(self) -> Mapping[Path, Experiment]:
+        """All data sets that `ltpipe toy-data` draws, by the note that it leaves."""
+        return {
+            Paths(RESULTS, exp).drawn: exp for exp in self._experiments.values() if exp.dataset.generate is not None
+        }
 
     def maker(self, file: Path) -> Path | None:
-        """Return the record of the stage that makes a file; None for a file of the user.
-
-        Toy data have no record: their annotation files stand for it.
-        """
-        if file in self._toy_files:
+        """Return the record of the stage, or the note of the toy data, that a file belongs to; None for the user's."""
+        if file in self._drawn:
             return file
-        return next((record for folder in file.parents if (record := folder / RECORD) in self._made), None)
+        drawn = (note for note, exp in self._drawn.items() if file in _annotations(exp))
+        made = (record for folder in file.parents if (record := folder / RECORD) in self._made)
+        return next(drawn, None) or next(made, None)
+
+    def is_note(self, record: Path) -> bool:
+        """Whether a record is a note on toy data. It is all that Snakemake knows of them: it removes what it knows."""
+        return record in self._drawn
 
     # ---- what is due -------------------------------------------------------------------------------------------------
 
@@ -70,7 +74,7 @@ class Reruns:
         """Why a finished stage has to run again, one text per reason; empty if it has not.
 
         Args:
-            record: The stage's record, or an annotation file of toy data.
+            record: The stage's record, or the note of toy data.
         """
         if record not in self._due:
             self._due[record] = []  # nobody waits for oneself
@@ -87,15 +91,15 @@ class Reruns:
             return True
         if self.why_due(record):
             return False
-        if record in self._toy_files:
-            known = read_json(Paths(RESULTS, self._toy_files[record]).record("index")) or {}
-            return record.is_file() and "dataset.generate" in known.get("settings", {})
+        if record in self._drawn:
+            return record.is_file()
         outputs = recorded_outputs(record)
         return record.is_file() and all((record.parent / name).is_file() for name in outputs)
 
     def _changes(self, record: Path) -> list[str]:
-        if record in self._toy_files:
-            return self._other_options(self._toy_files[record])
+        if record in self._drawn:
+            note, today = read_json(record), stage_digest(self._drawn[record], "toy_data")
+            return [] if note is None or note.get("digest") == today else ["dataset.generate has changed"]
         exp, stage, key = self._made[record]
         paths = Paths(RESULTS, exp)
         if not record.is_file():
@@ -103,14 +107,17 @@ class Reruns:
         # What is gone cannot be compared: somebody may have needed the space.
         found = changes(exp, paths, stage, key, gone=False)
         makers = {self.maker(file) for file in stage_inputs(exp, paths, stage, key).values()}
-        again = sorted(str(maker.parent) for maker in makers if maker is not None and self.why_due(maker))
+        again = sorted(self._shown(maker) for maker in makers if maker is not None and self.why_due(maker))
         return found + [f"{maker} is made again" for maker in dict.fromkeys(again)]
 
-    def _other_options(self, exp: Experiment) -> list[str]:
-        """Why toy data have to be drawn again: the store was made when the experiment asked for others."""
-        settings = (read_json(Paths(RESULTS, exp).record("index")) or {}).get("settings", {})
-        name, today = "dataset.generate", stage_slice(exp, "toy_data")
-        return [f"{name} has changed"] if name in settings and settings[name] != today[name] else []
+    def _shown(self, record: Path) -> str:
+        """The folder of a stage's results, or of toy data."""
+        return str(self._drawn[record].dataset.folder if record in self._drawn else record.parent)
+
+    def _lost(self, record: Path) -> list[str]:
+        """Annotations that were drawn and are gone. They are drawn again as they were, and nothing follows from it."""
+        files = _annotations(self._drawn[record]) if record in self._drawn and record.is_file() else ()
+        return [f"{file} is gone" for file in files if not file.is_file()]
 
     def _is_asked_for(self, record: Path) -> bool:
         """Whether ``-R``, ``-f`` or ``-F`` names a stage, by rule or file."""
@@ -118,7 +125,7 @@ class Reruns:
             return False
         asked = self._workflow.dag_settings
         names = {*asked.forcerun, *(asked.targets if asked.forcetargets else ())}
-        if record in self._toy_files:
+        if record in self._drawn:
             rules = {"toy_data"}
         else:
             _, stage, key = self._made[record]
@@ -150,18 +157,16 @@ class Reruns:
             return
         self._take_over()
         forced = self._workflow.dag.forcefiles
-        why = self.why_due(record)
+        why = self.why_due(record) + self._lost(record)
         if why and str(record) not in forced:
             forced.add(str(record))
             more = f" and {len(why) - _TOLD} more" if len(why) > _TOLD else ""
-            what = record.parent if record.name == RECORD else record
-            print(f"{what} is made again: {'; '.join(why[:_TOLD])}{more}", file=sys.stderr)
+            print(f"{self._shown(record)} is made again: {'; '.join(why[:_TOLD])}{more}", file=sys.stderr)
 
     def _take_over(self) -> None:
         """While the rules are read Snakemake knows neither its settings nor whether anything will run; now it does."""
         settings = self._workflow.dag_settings
-        # Toy data have no record and their options are a parameter; no other rule has one that changes.
-        settings.rerun_triggers = frozenset(one for one in settings.rerun_triggers if one.name == "PARAMS")
+        settings.rerun_triggers = frozenset()
         # A stage is complete when its record is there, whether its Snakemake has lived to see it or not.
         self._workflow.dag.ignore_incomplete = True
         if self._lock is None and self._workflow.executor_plugin is not None and not self._workflow.dryrun:
@@ -198,6 +203,7 @@ class Reruns:
         paths = Paths(RESULTS, exp)
         inputs = stage_inputs(exp, paths, stage, key)
         for name, path in inputs.items():
+            check_outside(record.parent, stage, name, path)
             maker = self.maker(path)
             if maker not in files and (maker is None or path.is_file()):
                 checked_input(exp, paths, stage, name, path)
@@ -210,6 +216,10 @@ class Reruns:
         for folder in self._kept:
             if holder(folder) is None:
                 put_back(folder)
+
+
+def _annotations(exp: Experiment) -> tuple[Path, Path]:
+    return exp.dataset.train.annotations, exp.dataset.val.annotations
 
 
 def _forget(work: Path) -> None:

@@ -192,10 +192,6 @@ class Pipeline:
 
         return of_wildcards
 
-    def toy_digest(self, wildcards: Wildcards) -> str:
-        """Digest of the options of toy data, which have no record."""
-        return stage_digest(self.of(wildcards)[0], "toy_data")
-
     def inputs(self, stage: str, key: str | int | None, wildcards: Wildcards) -> dict[str, bool]:
         """Files that a stage reads and a rule makes, and whether they stay; others are compared by ltpipe alone.
 
@@ -209,13 +205,14 @@ class Pipeline:
         """
         exp, paths = self.of(wildcards)
         if stage == "toy_data":
-            self.reruns.consider(exp.dataset.train.annotations)
+            self.reruns.consider(paths.drawn)
             return {}
         value = getattr(wildcards, key) if isinstance(key, str) else key
         self.reruns.consider(paths.record(stage, value))
         files = filter(is_made_always, stage_inputs(exp, paths, stage, value).values())
         makers = {file: maker for file in files if (maker := self.reruns.maker(file)) is not None}
-        return {str(file): self.reruns.stays(maker) for file, maker in makers.items()}
+        known = {maker if self.reruns.is_note(maker) else file: maker for file, maker in makers.items()}
+        return {str(file): self.reruns.stays(maker) for file, maker in known.items()}
 
     # ---- before anything is queued -----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ltpipe.config.experiment import Experiment
@@ -72,6 +73,27 @@ def checked_input(exp: Experiment, paths: Paths, stage: str, name: str, path: Pa
             fix=f"put the file back, or run {again} again; if the change is meant, remove {RECORD} there",
         )
     return now
+
+
+def check_outside(folder: Path, stage: str, name: str, path: Path) -> None:
+    """Refuse a file of the user that lies where a stage writes its results.
+
+    Args:
+        folder: The stage's results.
+        stage: The stage.
+        name: Name of the input in :func:`~ltpipe.pipeline.inputs.stage_inputs`.
+        path: The file.
+
+    Raises:
+        UserError: The stage would replace what it reads.
+    """
+    if name.split(":")[0] not in TABLE and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(
+            f"an input of stage {stage} lies among the results that it replaces",
+            where=path,
+            got=f"{name} of the experiment, in {folder}",
+            fix="move it out of the results folder and name it there. Nothing was changed",
+        )
 
 
 def check_annotations(exp: Experiment, paths: Paths, stage: str, part: Part) -> None:

@@ -24,7 +24,7 @@ from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, move, write_json
-from ltpipe.run.input_checks import checked_inputs, outdated_makers
+from ltpipe.run.input_checks import check_outside, checked_inputs, outdated_makers
 from ltpipe.run.loader_errors import from_loader
 from ltpipe.run.records import EARLIER, RECORD, RUN_KEY, place
 from ltpipe.run.resume import described, replaced_record, run_key, why_discarded
@@ -83,6 +83,8 @@ def stage_run(
             yield StageRun(folder, folder / "work")
             return
         inputs = stage_inputs(exp, paths, stage, key)
+        for name, path in inputs.items():
+            check_outside(folder, stage, name, path)
         today = run_key(exp, stage, key, checked_inputs(exp, paths, stage, inputs))
         for remark in outdated_makers(exp, paths, inputs):
             print(remark, flush=True)

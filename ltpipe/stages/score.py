@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,9 +31,10 @@ from ltpipe.report.build import build_report
 from ltpipe.report.html import NOTHING, show
 from ltpipe.report.inputs import IOU_NAMES, Evaluation
 from ltpipe.run.files import sha256_file, write_json
+from ltpipe.run.outputs import Output
 
 Scores = dict[str, dict[str, dict[str, Number]]]
-RECORD = "score.json"
+PAGE = ("summary.csv", "per_class.csv", "report.html")
 SUFFIXES = (".gz", ".json")
 
 
@@ -100,15 +99,18 @@ def score(
             raise unknown_name("IoU type", kind, IOU_TYPES)
     options = Options(protocol, None if iou_types is None else tuple(iou_types), tuple(bins), (limits[0], limits[1]))
     files = _by_stem([detections] if isinstance(detections, str | Path) else detections)
-    folder = None if output is None else _own_folder(Path(output))
+    read = {"annotations": Path(annotations), "train": None if train is None else Path(train)}
+    read |= {f"detections:{stem}": path for stem, path in files.items()}
+    written = None if output is None else Output(Path(output), "score", inputs=read.values(), names=PAGE)
     with tempfile.TemporaryDirectory(prefix="ltpipe-score-") as name:
         work = Path(name)
         gt = _open(Path(annotations), work / "val", options, images, progress)
-        counted = None if train is None else Path(train)
-        classes = _classes(gt, Path(annotations), counted, work, options, progress)
+        classes = _classes(gt, Path(annotations), read["train"], work, options, progress)
         measured = _measure(gt, classes, Path(annotations), files, options)
-        if folder is not None:
-            _write(folder, measured, Path(annotations), counted, files, options)
+        if written is not None:
+            facts = {"ltpipe": __version__, "inputs": _checksums(read), "options": vars(options)}
+            with written.write(facts) as folder:
+                _write(folder, measured, Path(annotations), files)
     scores: Scores = {stem: {} for stem in files}
     for item in measured:
         scores[item.checkpoint][item.iou_type] = flatten(item.metrics)
@@ -129,26 +131,6 @@ def _by_stem(detections: Sequence[str | Path]) -> dict[str, Path]:
     if not files:
         raise UserError("no file of detections", fix="name one or several JSON files")
     return files
-
-
-def _own_folder(folder: Path) -> Path:
-    """Return a folder that is new, empty, or was written by this command."""
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / RECORD).is_file())):
-        raise UserError("the output folder holds other files", where=folder, fix="name a new folder")
-    return folder
-
-
-def _own_file(path: Path) -> None:
-    """Refuse a file that is there and is none of this command: numbers by file, IoU type and metric."""
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-        own = all(IOU_TYPES.index(kind) >= 0 and "AP" in kinds[kind] for kinds in scores.values() for kind in kinds)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, AttributeError, TypeError):
-        own = False
-    if not own:
-        raise UserError("the output file is there and holds something else", where=path, fix="name a new file")
 
 
 def _open(
@@ -216,31 +198,17 @@ def _evaluation(
     return Evaluation(annotations.stem, stem, metrics, per_class_table(tensors, classes))
 
 
-def _write(
-    folder: Path,
-    measured: Sequence[Evaluation],
-    annotations: Path,
-    train: Path | None,
-    files: Mapping[str, Path],
-    options: Options,
-) -> None:
-    """Write the page, the tables and, last, the record of what they were made from."""
+def _checksums(read: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
+    """Return the path and the checksum of every file that was read."""
+    return {key: {"path": str(path), "sha256": sha256_file(path)} for key, path in read.items() if path is not None}
+
+
+def _write(folder: Path, measured: Sequence[Evaluation], annotations: Path, files: Mapping[str, Path]) -> None:
+    """Write the page and the tables."""
     text = f"{len(files)} files of detections" if len(files) > 1 else next(iter(files.values())).name
-    written = build_report(
-        folder, measured, title=f"{annotations.name}: {text}", subtitle=f"Measured by ltpipe {__version__}."
-    )
+    build_report(folder, measured, title=f"{annotations.name}: {text}", subtitle=f"Measured by ltpipe {__version__}.")
     tables = [item.per_class.assign(iou_type=item.iou_type, checkpoint=item.checkpoint) for item in measured]
     write_csv(folder / "per_class.csv", pd.concat(tables))
-    inputs = {"annotations": annotations, "train": train} | {f"detections:{stem}": path for stem, path in files.items()}
-    record: dict[str, Any] = {
-        "ltpipe": __version__,
-        "inputs": {
-            key: {"path": str(path), "sha256": sha256_file(path)} for key, path in inputs.items() if path is not None
-        },
-        "options": vars(options),
-        "outputs": sorted(str(path.relative_to(folder)) for path in [*written, folder / "per_class.csv"]),
-    }
-    write_json(folder / RECORD, record)
 
 
 def table(scores: Scores) -> str:
@@ -262,8 +230,8 @@ def table(scores: Scores) -> str:
 
 def run(arguments: Namespace) -> None:
     """Run ``ltpipe score`` with parsed arguments."""
-    if arguments.json is not None:
-        _own_file(arguments.json)
+    read = [arguments.annotations, arguments.train, *arguments.detections]
+    numbers_file = None if arguments.json is None else Output(arguments.json, "score", inputs=read)
     scores = score(
         arguments.annotations,
         arguments.detections,
@@ -276,8 +244,9 @@ def run(arguments: Namespace) -> None:
         progress=True,
     )
     print(table(scores))
-    if arguments.json is not None:
-        write_json(arguments.json, scores)
+    if numbers_file is not None:
+        with numbers_file.write() as temporary:
+            write_json(temporary, scores)
     if any(
         None in (numbers["APr"], numbers["APc"], numbers["APf"])
         for kinds in scores.values()

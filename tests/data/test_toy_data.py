@@ -49,7 +49,7 @@ def test_same_seed_same_data_other_seed_other_data(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         write_toy_data(tmp_path / name, seed=seed, **SMALL)
     first, again, other = (checksums(tmp_path / name) for name in "abc")
-    assert len(first) == 2 + SMALL["train_images"] + SMALL["val_images"]
+    assert len(first) == 3 + SMALL["train_images"] + SMALL["val_images"]
     assert first == again
     assert all(first[file] != other[file] for file in first)
 
@@ -157,14 +157,22 @@ def test_what_is_visible_stays_visible(shape: str) -> None:
         assert area == pytest.approx(mask.sum() / 16, rel=0.08)
 
 
-def test_folder_is_replaced_whole_and_other_files_are_safe(tmp_path: Path) -> None:
+def test_what_was_drawn_is_replaced_and_other_files_are_safe(tmp_path: Path) -> None:
     folder = tmp_path / "toy"
     write_toy_data(folder, **SMALL)
-    write_toy_data(folder, **SMALL | {"train_images": 20, "val_images": 5})
+    (folder / "thesis.tex").write_text("mine")
+    write_toy_data(folder, **SMALL | {"train_images": 20, "val_images": 5, "seed": 1})
     assert len(list((folder / "train").iterdir())) == 20 and len(list((folder / "val").iterdir())) == 5
-    (folder / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"other files[\s\S]*thesis.tex"):
+    assert (folder / "thesis.tex").read_text() == "mine"
+    (folder / "train" / "000001.png").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    with pytest.raises(UserError, match=r"has changed since ltpipe made it[\s\S]*000001.png"):
         write_toy_data(folder, **SMALL)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"other files[\s\S]*thesis.tex"):
+        write_toy_data(tmp_path / "mine", **SMALL)
 
 
 @pytest.mark.parametrize(

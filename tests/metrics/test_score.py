@@ -137,8 +137,8 @@ def test_output_folder(found: dict[str, Path], gt_path: Path, tmp_path: Path, ca
     for _ in range(2):
         assert main([*command, "--output", str(folder)]) == 0
     assert "Boundaries, percent" in (text := capsys.readouterr().out) and text.count("segm_found") >= 2
-    record = json.loads((folder / "score.json").read_text())
-    assert all((folder / name).is_file() for name in record["outputs"])
+    record = json.loads((folder / "record.json").read_text())
+    assert all((folder / name).is_file() for name in record["files"]) and len(record["files"]) > 3
     assert set(record["inputs"]) == {"annotations", "train", "detections:bbox_found", "detections:segm_found"}
     with open(folder / "per_class.csv", newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))

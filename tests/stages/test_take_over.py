@@ -340,6 +340,32 @@ def test_exports_that_need_ltpipe_say_so(
     assert "nothing to export" in capsys.readouterr().err
 
 
+def test_exports_replace_exports_only(
+    chain: Chain, trained: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exp = experiment(chain.folder, name="trained", **ONE_SHOT)
+    common = ["export", str(exp.file), "--results", str(trained.results), "--checkpoint", "simcal"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.py").write_text("mine")
+    (tmp_path / "mine.json").write_text("mine")
+    kept = [tmp_path / "mine.json", tmp_path / "mine" / "config.py", exp.dataset.val.annotations]
+    kept += [trained.model("simcal"), trained.config("simcal"), trained.predictions("simcal")]
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in kept]
+    for output in (tmp_path / "mine", trained.model("simcal").parent, trained.model("base").parent):
+        assert main([*common, "--output", str(output)]) == 2
+        assert "the folder holds other files" in capsys.readouterr().err
+    for output in (kept[0], *kept[2:]):
+        assert main([*common, "--detections", str(output)]) == 2
+        assert "ltpipe did not make" in (error := capsys.readouterr().err) or "is an input" in error
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in kept] == before
+    for _ in range(2):
+        assert main([*common, "--output", str(tmp_path / "out")]) == 0
+        assert main([*common, "--detections", str(tmp_path / "found.json")]) == 0
+    (tmp_path / "out" / "config.py").write_text("edited")
+    assert main([*common, "--output", str(tmp_path / "out")]) == 2
+    assert (tmp_path / "out" / "config.py").read_text() == "edited"
+
+
 def test_weights_of_iif_go_into_the_rows() -> None:
     loss = dict(type="ltpipe.IIFLoss", num_classes=2, image_counts=[5, 50], instance_counts=[5, 50], num_images=100)
     head = dict(type="ltpipe.LTBBoxHead", cls_predictor_cfg=dict(type="ltpipe.LinearClassifier"), loss_cls=loss)

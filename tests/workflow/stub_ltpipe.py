@@ -14,7 +14,7 @@ from ltpipe.pipeline.digests import stage_digest, stage_slice
 from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
-from ltpipe.run.files import discard
+from ltpipe.run.files import discard, write_json
 from ltpipe.run.records import EARLIER, place
 from ltpipe.run.stage_lock import is_done
 
@@ -69,11 +69,12 @@ def main() -> None:
     with open("calls.txt", "a", encoding="utf-8") as calls:
         calls.write(" ".join(sys.argv[1:]) + "\n")
     exp = load_experiment(given.experiment)
+    paths = Paths("results", exp)
     if given.stage == "toy-data":
         files = [exp.dataset.train.annotations, exp.dataset.val.annotations]
         record = None
+        write_json(paths.drawn, {"digest": stage_digest(exp, "toy_data")})
     else:
-        paths = Paths("results", exp)
         # Phase 0 of `split` is the stage itself.
         key = given.phase or given.name or given.checkpoint
         if is_done(exp, paths, given.stage, {} if key is None else {"key": key}):

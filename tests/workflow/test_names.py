@@ -124,13 +124,15 @@ def on_slurm(workspace: Workspace, config: str, monkeypatch: pytest.MonkeyPatch,
         program.write_text(f"#!/bin/sh\n{text}")
         program.chmod(0o755)
     options = ("--ltslurm-init-seconds-before-status-checks", "1", "--retries", "0", "--latency-wait", "5")
-    return workspace.snakemake("data/toy/val.json", "--profile", "slurm", "--config", config, *options, ok=ok)
+    return workspace.snakemake(
+        "results/datasets/toy/toy_data.json", "--profile", "slurm", "--config", config, *options, ok=ok
+    )
 
 
 def test_jobs_on_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(tmp_path / "a b $(touch RUN)`touch RUN`")
     on_slurm(workspace, add(workspace, "x $(touch RUN)`touch RUN`", "one"), monkeypatch)
-    assert (workspace.folder / "data/toy/val.json").is_file()
+    assert (workspace.folder / "results/datasets/toy/toy_data.json").is_file()
     assert was_run(workspace) == []
 
 
