@@ -74,6 +74,12 @@ def would_do(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -
     return all(name in files and checksum(files[name]) == before for name, before in record["outputs"].items())
 
 
+def record_of(folder: Path) -> Path | None:
+    """Return the record of the finished stage, in its place or kept aside; None without any."""
+    record = folder / RECORD
+    return record if record.is_file() else _kept(folder)[1].get(RECORD)
+
+
 def put_back(folder: Path) -> bool:
     """Put what is kept aside in its place again if the stage has left no record of its own; return whether it was."""
     _, files = _kept(folder)

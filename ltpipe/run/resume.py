@@ -12,7 +12,8 @@ from ltpipe.pipeline.digests import slice_digest, stage_seed, stage_slice
 from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
-from ltpipe.run.records import RECORD, RUN_KEY, changed_settings, read_json
+from ltpipe.run.earlier_results import record_of
+from ltpipe.run.records import RUN_KEY, changed_settings, read_json
 
 # In a work folder from the start: they are no state.
 _NOTES = (RUN_KEY, "threads.json")
@@ -36,8 +37,8 @@ def run_key(exp: Experiment, stage: str, key: str | int | None, checksums: Mappi
 
 def replaced_record(folder: Path) -> str | None:
     """Return the checksum of the record that a run will replace, None if there is none."""
-    record = folder / RECORD
-    return checksum(record) if record.is_file() else None
+    record = record_of(folder)
+    return None if record is None else checksum(record)
 
 
 def why_discarded(folder: Path, work: Path, today: Mapping[str, Any], key: str | int | None = None) -> list[str] | None:

@@ -20,6 +20,7 @@ from ltpipe.engine.calibrator_training import _step, train_head
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
+from ltpipe.run.earlier_results import keep, put_back
 from ltpipe.run.files import ATTEMPT
 from ltpipe.run.records import is_current
 from ltpipe.run.stage_lock import exclusive
@@ -202,6 +203,27 @@ def test_state_does_not_depend_on_what_its_folder_is_called(
     assert iterations_of(chain.exp, paths, "base") == [2, 3]
     assert_same_state(paths.model("base"), chain.paths.model("base"))
     assert of_status(chain.exp, paths, "base")[0] == of_status(chain.exp, paths, "split")[0] == "done"
+
+
+def test_state_outlives_that_earlier_results_are_put_back(chain: Chain, tmp_path: Path) -> None:
+    """Snakemake removes them before the stage starts; when it is interrupted they return, and the state is of later."""
+    paths = chain.copy(tmp_path)
+    folder, outputs = paths.folder("base"), [paths.model("base"), paths.config("base"), paths.record("base")]
+    before = [file.read_bytes() for file in outputs]
+    changed = experiment(chain.folder, base={"schedule": {"lr": 0.02}})
+    for _ in range(2):
+        assert keep(folder, outputs, asked=False)
+        for file in outputs:
+            file.unlink()
+        assert cut_short(changed, paths, "base", None, 2, kill_here) == -9
+        assert put_back(folder) and [file.read_bytes() for file in outputs] == before
+        why = "base.schedule.lr: 0.01 -> 0.02\na later run was stopped: continues from its last checkpoint"
+        assert of_status(changed, paths, "base") == ("stale", why)
+        assert of_status(chain.exp, paths, "base")[0] == "done"
+    assert iterations_of(changed, paths, "base") == [2, 3]
+    assert sorted(file.name for file in folder.iterdir() if file.name != "history") == [
+        ".lock", "config.py", "model.pth", "stage.json",
+    ]  # fmt: skip
 
 
 def test_fresh_starts_anew(chain: Chain, tmp_path: Path) -> None:
