@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from large_inputs import SOURCES, make_inputs
-from measuring import Row, apart, write_result
+from measuring import Row, apart, result_file, write_result
 
 from ltpipe.data.convert import build_store
 from ltpipe.data.phase import PhaseView
@@ -96,16 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inputs", type=Path)
     parser.add_argument("--dataset", choices=SOURCES, default="lvis_v1")
     parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/annotations.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/annotations.json"))
     options = parser.parse_args(arguments)
     inputs = options.inputs or Path("data/benchmarks") / options.dataset
     make_inputs(inputs, options.dataset, options.share, parts=["train"])
     federated = SOURCES[options.dataset].federated
-    source, folder = inputs / "train.json", inputs / "train"
-    shutil.rmtree(folder, ignore_errors=True)
-    _, converting = apart(convert, source, folder, "lvis" if federated else "coco")
-    sample, opening = apart(open_store, folder)
-    _, choosing = apart(open_phase, folder)
+    source = inputs / "train.json"
+    with tempfile.TemporaryDirectory(dir=inputs) as name:
+        folder = Path(name) / "train"
+        _, converting = apart(convert, source, folder, "lvis" if federated else "coco")
+        sample, opening = apart(open_store, folder)
+        _, choosing = apart(open_phase, folder)
     expected, loading = apart(open_json, source, federated)
     same = {key: sample[key] == expected[key] for key in ("size", "boxes", "categories", "masks")}
     assert all(same.values()), f"the two sides read different samples: {same}"

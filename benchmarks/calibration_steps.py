@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import result_file
 from torch import Tensor
 
 from ltpipe.config.experiment import Experiment
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="simcal", help="calibrator of the experiment")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--block", type=int, default=20, help="steps in a row before the other storage has its turn")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/calibration_steps.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/calibration_steps.json"))
     options = parser.parse_args(arguments)
     exp = load_experiment(options.experiment)
     paths = Paths(options.results, exp)

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import result_file
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="both sides under automatic mixed precision")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/detector_step.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/detector_step.json"))
     options = parser.parse_args(arguments)
     init_default_scope("mmdet")
     found = []

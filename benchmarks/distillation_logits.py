@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measuring import Cost, Row, apart, write_result
+from measuring import Cost, Row, apart, result_file, write_result
 
 from ltpipe.methods.lst.teacher import TeacherLogits
 from tests.published.teacher_json import write_legacy_json
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write ``benchmarks/results/distillation_logits.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--boxes", type=int, default=40_762)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/distillation_logits.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/distillation_logits.json"))
     options = parser.parse_args(arguments)
     rows, details = [], {}
     with tempfile.TemporaryDirectory() as name:

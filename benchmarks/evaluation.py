@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 from large_inputs import make_inputs
-from measuring import Cost, Row, apart, write_result
+from measuring import Cost, Row, apart, result_file, write_result
 
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--slices", type=int, default=16)
     parser.add_argument("--cross-check", action="store_true", help="also vernier, and Boundary AP, at full size")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/evaluation.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/evaluation.json"))
     options = parser.parse_args(arguments)
     make_inputs(options.inputs, share=options.share, parts=["val"])
     rows, details = [], {}

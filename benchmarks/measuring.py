@@ -6,11 +6,13 @@ this one spends computing is hardly theirs. Work on several cores takes less on 
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import shlex
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -93,6 +95,24 @@ def _kib(key: str) -> int:
     found = re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
     assert found is not None, f"/proc/self/status has no {key}"
     return int(found[1])
+
+
+def result_file(text: str) -> Path:
+    """Return the file that ``--output`` names: a new one, or what a benchmark has written.
+
+    Raises:
+        ArgumentTypeError: Something else lies there.
+    """
+    file = Path(text)
+    try:
+        own = str(json.loads(file.read_text(encoding="utf-8"))["command"]).startswith("python benchmarks/")
+    except FileNotFoundError:
+        own = True
+    except (OSError, ValueError, TypeError, KeyError):
+        own = False
+    if not own:
+        raise ArgumentTypeError(f"{file} is no result of a benchmark: name a new file")
+    return file
 
 
 def write_result(

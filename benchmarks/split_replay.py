@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from large_inputs import make_inputs
-from measuring import Row, apart, write_result
+from measuring import Row, apart, result_file, write_result
 
 from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.convert import build_store
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inputs", type=Path, default=Path("data/benchmarks/lvis_v1"))
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/split_replay.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/split_replay.json"))
     options = parser.parse_args(arguments)
     make_inputs(options.inputs, share=options.share, parts=["train"])
     folder = options.inputs / "train"

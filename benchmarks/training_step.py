@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import result_file
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
@@ -302,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--methods", nargs="*", help="names; all that change the head by default")
     parser.add_argument("--counts", type=Path, default=Path("configs/classes/lvis_v1.json"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/training_step.json"))
     options = parser.parse_args(arguments)
     init_default_scope("mmdet")
     counts = read_counts(options.counts, options.classes)

@@ -22,21 +22,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import Row, write_result
+from measuring import Row, result_file, write_result
 
-TESTS = Path(__file__).parents[1] / "tests" / "workflow"
+ROOT = Path(__file__).parents[1]
 EMPTY = 'rule all:\n    output: "done.txt"\n    shell: "touch {output}"\n'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write ``benchmarks/results/workflow.json``."""
-    sys.path.append(str(TESTS))
-    from workspace import EXPERIMENTS, Workspace
+    sys.path.append(str(ROOT))
+    from tests.helpers.workspace import EXPERIMENTS, Workspace
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/workflow.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/workflow.json"))
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         workspace = Workspace(Path(name) / "work")

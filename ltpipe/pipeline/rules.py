@@ -229,7 +229,7 @@ class Pipeline:
             log = paths.log("validate")
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "w", encoding="utf-8") as handle:
-                command = ["ltpipe", "validate", "--experiment", str(exp.file)]
+                command = ["ltpipe", "validate", f"--experiment={exp.file}"]
                 code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT).returncode
             if code:
                 message = log.read_text(encoding="utf-8").rpartition("ltpipe validate: ")[2].strip()

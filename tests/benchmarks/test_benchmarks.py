@@ -122,6 +122,30 @@ def test_both_sides_agree(
     assert all(line.count(" | ") == 6 for line in lines)
 
 
+def test_files_of_others_stay(scripts: dict[str, ModuleType], inputs: Path, tmp_path: Path, capsys: Any) -> None:
+    """Images beside the annotations that are measured, and what is no result of a benchmark."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "photo.png").write_text("mine")
+    (tmp_path / "train.json").symlink_to(inputs / "train.json")
+    for name in ("mine.json", "mine.txt"):
+        (tmp_path / name).write_text("[1]")
+        for script in ("annotations", "detector_step", "distillation_logits", "evaluation", "split_replay"):
+            with pytest.raises(SystemExit):
+                scripts[script].main(["--output", str(tmp_path / name)])
+            assert "is no result of a benchmark" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "[1]"
+    for _ in range(2):
+        scripts["annotations"].main(["--inputs", str(tmp_path), "--output", str(tmp_path / "new.json")])
+    assert (tmp_path / "train" / "photo.png").read_text() == "mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "mine.json",
+        "mine.txt",
+        "new.json",
+        "train",
+        "train.json",
+    ]
+
+
 def test_whole_detectors_agree_and_have_a_row(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     """With softmax the losses are mmdet's, else the script stops; the row says which methods keep the aim."""
     options = ["--detector", "toy", "--methods", "softmax", "--steps", "1", "--output", str(tmp_path / "step.json")]
