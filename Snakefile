@@ -26,11 +26,9 @@ onstart:
     # Nothing is queued before every experiment has been checked, detector included; `keep-going` would not stop for it.
     # Inputs are checked before anything is removed. A killed stage continues where it stopped, unless -R, -f or -F asks
     # for it again.
-    try:
+    with clear_refusals():
         PIPELINE.validate()
         PIPELINE.reruns.begin(file for job in workflow.dag.needrun_jobs() for file in job.output)
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
 
 
 # What was finished before a stage that has failed is put back.
