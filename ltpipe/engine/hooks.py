@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import barrier, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
@@ -152,6 +152,8 @@ class StopBeforeLimitHook(Hook):
         if threading.current_thread() is threading.main_thread():
             action = self._note if is_main_process() else signal.SIG_IGN
             self._previous = signal.signal(signal.SIGTERM, action)
+        # No process begins before all of them listen: SIGTERM goes to all, and would end one that does not.
+        barrier()
 
     def _note(self, *_: object) -> None:
         self._terminated = True

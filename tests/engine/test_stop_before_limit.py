@@ -14,6 +14,7 @@ import torch
 
 from ltpipe.cli import STOPPED, main
 from ltpipe.config.experiment import Experiment
+from ltpipe.engine import hooks
 from ltpipe.engine.hooks import StopBeforeLimitHook, saved_states
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.time_limit import VARIABLE, Stopped
@@ -67,6 +68,16 @@ def test_time_is_up(
     found = weights(paths)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_no_process_begins_before_all_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM in the first iteration of one ended another that did not listen yet, and with it the training."""
+    listened: list[object] = []
+    monkeypatch.setattr(hooks, "barrier", lambda: listened.append(signal.getsignal(signal.SIGTERM)))
+    hook, before = StopBeforeLimitHook(), signal.getsignal(signal.SIGTERM)
+    hook.before_train(None)  # type: ignore[arg-type]
+    hook.after_train(None)  # type: ignore[arg-type]
+    assert listened == [hook._note] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_sigterm(undisturbed: tuple[Experiment, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:

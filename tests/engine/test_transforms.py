@@ -301,5 +301,5 @@ def test_a_distributed_training_names_the_image(project: Path, tmp_path: Path) -
     ended = command_lines(torchrun(2), "base", exp.file, "--results", paths.results)
     assert all(code != 0 for code, _ in ended), "a process whose peer has ended ends too"
     told = [error for code, error in ended if code == 2 and "another size than the annotation file says" in error]
-    assert told and "Traceback" not in told[0]
+    assert told and "Traceback" not in told[0], ended
     assert not any("diverged" in error for _, error in ended)
