@@ -21,7 +21,9 @@ from ltpipe.run.files import atomic_path
 ROWS_PER_BLOCK = 5000
 
 
-def write_annotations(path: Path, store: AnnotationStore, classes: Categories, frequency: Mapping[int, str]) -> None:
+def write_annotations(
+    path: Path, store: AnnotationStore, classes: Categories, frequency: Mapping[int, str], *, masked: bool = False
+) -> None:
     """Write the annotations of some classes, atomically.
 
     Under the LVIS protocol crowds, ignored objects and those without area do not count, and are left out. Ids of
@@ -32,6 +34,7 @@ def write_annotations(path: Path, store: AnnotationStore, classes: Categories, f
         store: All annotations.
         classes: Those to write, in this order.
         frequency: ``r``, ``c`` or ``f`` by category id, of the training annotations.
+        masked: Leave out objects without a mask, which evaluators of masks cannot read.
     """
     encode = msgspec.json.Encoder().encode
     categories = [{"id": i, "name": name, "frequency": frequency[i]} for i, name in classes.pairs()]
@@ -40,7 +43,7 @@ def write_annotations(path: Path, store: AnnotationStore, classes: Categories, f
         images = (_image(store, row, set(classes.ids)) for row in range(len(store.image_ids)))
         handle.writelines(_joined(encode(image) for image in images))
         handle.write(b'],\n"annotations": [\n')
-        handle.writelines(_joined(encode(annotation) for annotation in _annotations(store, classes)))
+        handle.writelines(_joined(encode(annotation) for annotation in _annotations(store, classes, masked)))
         handle.write(b"]}\n")
 
 
@@ -61,16 +64,16 @@ def _image(store: AnnotationStore, row: int, ids: set[int]) -> dict[str, Any]:
     return record
 
 
-def counted(store: AnnotationStore, classes: Categories) -> NDArray[np.int64]:
-    """Return the annotation rows of some classes that count in an evaluation."""
+def _counted(store: AnnotationStore, classes: Categories, masked: bool) -> NDArray[np.int64]:
+    """Return the annotation rows of some classes that count in an evaluation, of boxes or of masks."""
     used = np.isin(store.category_ids[store.ann_category], classes.ids)
     if store.federated:
         used &= ~store.ann_iscrowd & ~store.ann_ignore & (store.ann_area > 0)
-    return np.flatnonzero(used)
+    return np.flatnonzero(used & store.ann_has_mask if masked else used)
 
 
-def _annotations(store: AnnotationStore, classes: Categories) -> Iterator[dict[str, Any]]:
-    rows = counted(store, classes)
+def _annotations(store: AnnotationStore, classes: Categories, masked: bool) -> Iterator[dict[str, Any]]:
+    rows = _counted(store, classes, masked)
     for start in range(0, len(rows), ROWS_PER_BLOCK):
         block = rows[start : start + ROWS_PER_BLOCK]
         columns = {

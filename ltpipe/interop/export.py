@@ -32,9 +32,9 @@ from ltpipe.run.files import atomic_path, sha256_file
 from ltpipe.run.input_checks import checked_input
 from ltpipe.run.outputs import Output
 
-ANNOTATIONS = "val.json"
-NAMES = ("model.pth", ANNOTATIONS, "config.py")
-BESIDE = f"BESIDE/{ANNOTATIONS}"  # until the config is text
+ANNOTATIONS, MASKS = "val.json", "val_masks.json"
+NAMES = ("model.pth", ANNOTATIONS, MASKS, "config.py")
+BESIDE = "BESIDE"  # the folder of the config, until the config is text
 
 
 def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *, plain: bool = False) -> str:
@@ -87,13 +87,19 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     }
     val, groups = AnnotationStore.open(paths.store("val")), read_csv(paths.statistics("train"))
     frequency = dict(zip(groups["category_id"].tolist(), groups["frequency"], strict=True))
+    evaluators = _evaluators(exp, config, model, val)
+    exported = {**_config(exp, config, model, classes, bool(needed)), "test_evaluator": evaluators}
+    annotations = [ANNOTATIONS, MASKS] if isinstance(evaluators, list) else [ANNOTATIONS]
     with output.write({"experiment": exp.name, "checkpoint": checkpoint}) as made:
         write_checkpoint(made / "model.pth", state, meta)
-        write_annotations(made / ANNOTATIONS, val, classes, frequency)
-        _write_config(made / "config.py", _config(exp, config, model, classes, bool(needed)))
+        for name in annotations:
+            write_annotations(made / name, val, classes, frequency, masked=name == MASKS)
+        _write_config(made / "config.py", exported)
     needs = f"needs ltpipe for {', '.join(needed)}" if needed else "plain mmdet 3.x"
-    files = f"config.py, model.pth and {ANNOTATIONS}"
-    return f"{folder}: {files}, {len(classes.ids)} classes in the order of the annotations; {needs}"
+    files = f"config.py, model.pth and {' and '.join(annotations)}"
+    without = int((~val.ann_has_mask).sum())
+    left_out = f"; {without} objects without a mask are only in {ANNOTATIONS}" if len(annotations) > 1 else ""
+    return f"{folder}: {files}, {len(classes.ids)} classes in the order of the annotations; {needs}{left_out}"
 
 
 def _read(exp: Experiment, paths: Paths, checkpoint: str) -> list[Path]:
@@ -150,20 +156,11 @@ def _config(
     ``CocoDataset`` reads LVIS as well: ``LVISV1Dataset`` measures all categories of its file, whatever the detector
     knows, and builds file names from ``coco_url``.
     """
-    federated = exp.dataset.format == "lvis"
-    evaluator = "LVISMetric" if federated else "CocoMetric"
     imports = [*config.custom_imports.imports] if needs_ltpipe else []
-    if last_pixel(config.model):
-        evaluator = f"ltpipe.LastPixel{evaluator}"
-        imports.append("ltpipe.engine.last_pixel_metrics")
-    kinds = set(exp.evaluate.iou_types)
-    metrics = ["bbox"] if "bbox" in kinds else []
-    metrics += ["segm"] if model["roi_head"].get("mask_head") and kinds != {"bbox"} else []
-    # mmdet reads AP of three caps, of which our number has the last one: 100 detections per image and class.
-    caps = {} if federated else {"proposal_nums": (1, 10, 100)}
+    imports += ["ltpipe.engine.last_pixel_metrics"] if last_pixel(config.model) else []
     dataset = dict(
         type="CocoDataset",
-        ann_file=BESIDE,
+        ann_file=f"{BESIDE}/{ANNOTATIONS}",
         data_prefix=dict(img=os.path.abspath(exp.dataset.val.images)),
         metainfo=dict(classes=tuple(classes.names), palette=None),
         pipeline=list(config.test_pipeline),
@@ -177,10 +174,30 @@ def _config(
         test_dataloader=dict(
             batch_size=1, num_workers=2, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset
         ),
-        test_evaluator=dict(type=evaluator, ann_file=BESIDE, metric=metrics, **caps),
         test_cfg=dict(type="TestLoop"),
         visualizer=dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"),
     )
+
+
+def _evaluators(exp: Experiment, config: Config, model: dict[str, Any], val: AnnotationStore) -> Any:
+    """Return mmdet's evaluator of what the experiment measures: one, or one for boxes and one for masks.
+
+    Evaluators of masks cannot read objects without one: where there are any, masks have a file of their own.
+    """
+    federated = exp.dataset.format == "lvis"
+    kind = ("ltpipe.LastPixel" if last_pixel(config.model) else "") + ("LVISMetric" if federated else "CocoMetric")
+    kinds, masks = set(exp.evaluate.iou_types), val.ann_has_mask
+    metrics = ["bbox"] if "bbox" in kinds else []
+    metrics += ["segm"] if model["roi_head"].get("mask_head") and kinds != {"bbox"} and masks.any() else []
+    # mmdet reads AP of three caps, of which our number has the last one: 100 detections per image and class.
+    caps = {} if federated else {"proposal_nums": (1, 10, 100)}
+
+    def evaluator(metric: list[str], file: str) -> dict[str, Any]:
+        return dict(type=kind, ann_file=f"{BESIDE}/{file}", metric=metric, **caps)
+
+    if "segm" not in metrics or masks.all():
+        return evaluator(metrics, ANNOTATIONS)
+    return [evaluator([metric], MASKS if metric == "segm" else ANNOTATIONS) for metric in metrics]
 
 
 def _write_config(path: Path, values: dict[str, Any]) -> None:
@@ -191,7 +208,7 @@ def _write_config(path: Path, values: dict[str, Any]) -> None:
     """
     text = Config(values, format_python_code=False).pretty_text.replace("{{", "{\\x7b")
     with atomic_path(path) as temporary:
-        temporary.write_text(text.replace(f"'{BESIDE}'", f"'{{{{ fileDirname }}}}/{ANNOTATIONS}'"), encoding="utf-8")
+        temporary.write_text(text.replace(f"'{BESIDE}/", "'{{ fileDirname }}/"), encoding="utf-8")
 
 
 def _there(path: Path, exp: Experiment, checkpoint: str, stage: str | None = None) -> None:

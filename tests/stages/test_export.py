@@ -172,7 +172,9 @@ def compare_here(exp: Experiment, paths: Paths, checkpoint: str, folder: Path) -
     folder = exported(exp, paths, checkpoint, folder)
     config = Config.fromfile(str(folder / "config.py"))
     config.work_dir, config.load_from, config.test_dataloader.num_workers = f"{folder}/w", f"{folder}/model.pth", 0
-    config.test_evaluator.outfile_prefix = str(folder / "found")
+    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    for evaluator in evaluators:
+        evaluator.outfile_prefix = str(folder / "found")
     compare(paths, checkpoint, folder, Runner.from_cfg(config).test())
 
 
@@ -200,6 +202,39 @@ def test_an_older_geometry_measures_its_full_boxes(
         )
         made = run_stages(old, tmp_path / f"results_{fmt}", "index", "split", "base", ("evaluate", "base"))
         compare_here(old, made, "base", tmp_path / fmt)
+
+
+def test_objects_without_masks_are_measured_by_their_boxes(
+    measured: dict[str, tuple[Experiment, Paths]],
+    chain: Chain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Evaluators of masks cannot read them: masks have annotations of their own."""
+    monkeypatch.setattr(np, "float", float, raising=False)
+    for fmt, (exp, paths) in measured.items():
+        content = json.loads(exp.dataset.val.annotations.read_text())
+        for annotation in content["annotations"][::3]:
+            annotation["segmentation"] = []
+        (tmp_path / f"{fmt}.json").write_text(json.dumps(content))
+        dataset = json.loads(exp.dataset.model_dump_json(exclude_none=True))
+        dataset["val"]["annotations"] = str(tmp_path / f"{fmt}.json")
+        mixed = experiment(
+            chain.folder,
+            split=None,
+            lst=None,
+            model={"classifier": {"type": "linear"}},
+            base={"checkpoint": str(paths.model("phase2"))},
+            dataset=dataset,
+        )
+        made = run_stages(mixed, tmp_path / f"results_{fmt}", "index", "split", "base", ("evaluate", "base"))
+        compare_here(mixed, made, "base", tmp_path / fmt)
+        segm = json.loads(made.metrics("base").read_text())["segm"]
+        masks = json.loads((tmp_path / fmt / "moved base" / "val_masks.json").read_text())["annotations"]
+        assert segm["counts"]["gt"] == len(masks) and segm["counts"]["gt_without_mask"] > 0
+        without = len(content["annotations"][::3])
+        assert f"{without} objects without a mask are only in val.json" in capsys.readouterr().out
 
 
 def test_an_exported_detector_comes_back(
