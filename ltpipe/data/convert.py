@@ -28,7 +28,7 @@ from ltpipe.data.readers.records import CategoryRecord
 from ltpipe.data.segments import Masks, read_masks
 from ltpipe.data.statistics import count_classes
 from ltpipe.data.store import SCHEMAS, STORE_VERSION, AnnotationStore
-from ltpipe.data.summary import annotation_counts, check_usable, remark_oddities, tail, used
+from ltpipe.data.summary import annotation_counts, check_usable, rarest, remark_oddities, summary_groups, used
 from ltpipe.errors import UserError
 from ltpipe.frequency import frequency_groups
 from ltpipe.run.files import atomic_path, sha256_file, write_json
@@ -46,6 +46,7 @@ def build_store(
     image_folder: str | os.PathLike[str] | None = None,
     faults: Policy = "refuse",
     classes: AnnotationStore | None = None,
+    limits: Sequence[int] | None = None,
     progress: bool = True,
 ) -> None:
     """Convert an annotation file into an :class:`~ltpipe.data.store.AnnotationStore`.
@@ -59,6 +60,7 @@ def build_store(
         image_folder: Where the images are; every image file is looked up there. ``None`` skips the check.
         faults: What becomes of records that cannot be used: ``refuse`` the file, or ``drop`` and count them.
         classes: Store of the training part, whose classes the file may list a part of; the others have no objects then.
+        limits: Most training images of a rare and of a common class, for the summary; None: the groups of the file.
         progress: Show on the error stream how far it is: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -87,7 +89,7 @@ def build_store(
         _write(folder, "annotations", [_column(columns[key]) for key in SCHEMAS["annotations"].names])
         counts = annotation_counts(columns, sizes, len(names))
         remark_oddities(columns, sizes, counts, findings)
-        groups, rarest = tail(columns, names, frequency)
+        groups = summary_groups(table.category_ids, columns, frequency, classes, limits)
         info = {
             "store_version": STORE_VERSION,
             "format": fmt,
@@ -98,8 +100,8 @@ def build_store(
             "frequency_from": frequency_from,
             "segment_rows": SEGMENT_ROWS,
             "counts": counts | {"rle": num_rle, "without_mask": without},
-            "frequencies": groups,
-            "rarest": rarest,
+            "frequencies": {letter: groups.count(letter) for letter in "rcf"},
+            "rarest": rarest(columns, names),
             **findings.as_json(),
         }
         if records.renamed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.findings import Finding, Findings
-from ltpipe.data.statistics import count_classes
+from ltpipe.data.statistics import class_statistics, count_classes
+from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
+from ltpipe.frequency import frequency_groups
 
 RAREST = 10
 BORDER = 1.0  # pixels by which a box may reach over the border before that is told
@@ -23,6 +24,7 @@ WORDS = {
     "annotations": "annotations",
     "crowd": "of them crowd regions",
     "ignored": "of them ignored",
+    "objects": "objects",
     "without_mask": "without a mask",
     "degenerate_boxes": "with a degenerate box (a pixel or less wide or high)",
     "outside": "with a box outside their image",
@@ -98,6 +100,7 @@ def annotation_counts(
         "images": len(sizes),
         "categories": num_categories,
         "annotations": len(single),
+        "objects": int(single.sum()),
         "images_without_annotations": len(sizes) - len(np.unique(columns["image"])),
         "categories_without_annotations": num_categories - len(np.unique(columns["category"][single])),
         "degenerate_boxes": int(degenerate.sum()),
@@ -107,25 +110,47 @@ def annotation_counts(
     }
 
 
-def tail(
-    columns: Mapping[str, NDArray[Any]], names: Sequence[str], frequency: Sequence[str]
-) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Return how many classes are rare, common and frequent, and the rarest ones that have objects.
+def summary_groups(
+    category_ids: NDArray[np.int64],
+    columns: Mapping[str, NDArray[Any]],
+    frequency: Sequence[str],
+    train: AnnotationStore | None,
+    limits: Sequence[int] | None,
+) -> list[str]:
+    """Return the frequency group of every class, as everything after ``index`` has it: by its training images.
+
+    Args:
+        category_ids: ``(C,) int64``.
+        columns: The annotations.
+        frequency: ``r``, ``c`` or ``f`` by row, of this part.
+        train: Store of the training part; None: this is it.
+        limits: Most training images of a rare and of a common class; None: the groups of the training part's file.
+    """
+    if train is not None:
+        known = class_statistics(train, limits)
+        letters = dict(zip(known["category_id"].tolist(), known["frequency"].tolist(), strict=True))
+        return [letters[number] for number in category_ids.tolist()]
+    if limits is None:
+        return list(frequency)
+    single = used(columns)
+    images, _ = count_classes(columns["image"][single], columns["category"][single], len(category_ids))
+    return frequency_groups(images, limits)
+
+
+def rarest(columns: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rarest classes that have objects.
 
     Args:
         columns: ``image`` and ``category`` rows of the annotations.
         names: Class names by row.
-        frequency: ``r``, ``c`` or ``f`` by row.
     """
     single = used(columns)
     images, instances = count_classes(columns["image"][single], columns["category"][single], len(names))
     order = np.lexsort((np.arange(len(names)), instances, images))
-    rarest = [
+    return [
         {"name": names[row], "images": int(images[row]), "objects": int(instances[row])}
         for row in order[images[order] > 0][:RAREST].tolist()
     ]
-    groups = Counter(frequency)
-    return {letter: groups[letter] for letter in "rcf"}, rarest
 
 
 def remark_oddities(
@@ -153,7 +178,8 @@ def sentences(info: Mapping[str, Any]) -> list[str]:
         info: Content of ``info.json``.
     """
     counts, groups = info["counts"], info["frequencies"]
-    facts = [f"{counts[key]} {text}" for key, text in WORDS.items() if counts[key] or key in ("images", "annotations")]
+    known = {key: counts.get(key, 0) for key in WORDS}  # an earlier version did not count all of them
+    facts = [f"{known[key]} {text}" for key, text in WORDS.items() if known[key] or key in ("images", "annotations")]
     facts.append("rare, common, frequent: " + ", ".join(str(groups[letter]) for letter in "rcf"))
     rarest = ", ".join(f"{item['name']} {item['images']}/{item['objects']}" for item in info["rarest"])
     found = ["; ".join(facts), f"rarest classes (images/objects): {rarest}"]

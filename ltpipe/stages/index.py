@@ -36,6 +36,7 @@ def run(exp: Experiment, paths: Paths) -> None:
                 image_folder=source.images,
                 faults=data.faults,
                 classes=train,
+                limits=data.frequency_limits,
             )
             train = AnnotationStore.open(folder)
             write_csv(folder / "statistics.csv", class_statistics(train, data.frequency_limits))

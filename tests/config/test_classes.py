@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ltpipe.config.class_list import annotation_categories, read_class_list
-from ltpipe.data.readers.coco import read_categories
+from ltpipe.data.readers.coco import read_categories, read_images
 from ltpipe.errors import UserError
 from tests.helpers.small_project import write_annotations
 
@@ -20,6 +20,18 @@ def test_categories_are_those_of_the_list(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text(json.dumps({**others, "annotations": [{"x": 1}], "categories": [*categories, categories[5]]}))
     assert [{"id": c.id, "name": c.name} for c in read_categories(file)] == categories
+
+
+def test_only_the_list_at_the_top_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other objects of the file may use the same word, before and after it."""
+    monkeypatch.chdir(tmp_path)
+    file, other = tmp_path / "a.json", {"categories": [{"id": 7, "name": "of the info"}], "images": [{"id": 1}]}
+    right = {"images": [], "annotations": [{**other, "id": 1}], "categories": [{"id": 1, "name": "right"}]}
+    for name, content in {"before": {"info": other, **right}, "after": {**right, "info": other}}.items():
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(content))
+        assert annotation_categories(file) == [{"id": 1, "name": "right"}]
+        assert read_images(file) == []
 
 
 def test_no_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,6 +288,70 @@ def test_the_summary_of_a_real_file(tmp_path: Path) -> None:
     assert not info["dropped"]
 
 
+def test_groups_are_those_of_the_training_images(tmp_path: Path) -> None:
+    """Also for the validation part, and by the limits of the experiment."""
+    train = stored(tmp_path, changed(8, category_id=2))
+    assert train.info["frequencies"] == {"r": 3, "c": 0, "f": 0}
+    assert train.info["counts"]["objects"] == 5 and "; 5 objects; " in sentences(train.info)[0]
+    for limits, groups in (([0, 1], [0, 2, 1]), ([1, 2], [2, 0, 1]), ([1, 3], [2, 1, 0])):
+        assert list(stored(tmp_path, changed(8, category_id=2), limits=limits).info["frequencies"].values()) == groups
+        (tmp_path / "val").mkdir(exist_ok=True)
+        content = coco_content()
+        content["categories"].reverse()
+        val = stored(tmp_path / "val", content, classes=train, limits=limits)
+        assert list(val.info["frequencies"].values()) == groups, "with [1, 2] its own would be 2, 1, 0"
+
+
+def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    info = stored(tmp_path, coco_content()).info
+    del info["counts"]["objects"]
+    assert "7 annotations" in sentences(info)[0] and "objects;" not in sentences(info)[0]
+
+
+# ---- TACO ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["taco_duplicate_ids.json", "taco_unofficial_infinity.json"])
+def test_taco_reads_without_its_faults(tmp_path: Path, name: str) -> None:
+    """Its oddities among good records: counts equal those of a plain loop over the file."""
+    cases = Path(__file__).with_name("cases")
+    content = json.loads((cases / "exports" / name).read_text())
+    good = json.loads((cases / "variants" / "00_base.json").read_text())
+    images, classes = (
+        {record["id"]: 10_000 + record["id"] for record in good[key]} for key in ("images", "categories")
+    )
+    for key, ids in (("images", images), ("categories", classes)):
+        content[key] += [record | {"id": ids[record["id"]], "name": f"good {record['id']}"} for record in good[key]]
+    for record in good["annotations"]:
+        numbers = {"image_id": images[record["image_id"]], "category_id": classes[record["category_id"]]}
+        content["annotations"].append(record | numbers | {"id": 10_000 + record["id"]})
+    expected, ids = [], set[int]()
+    renumbered = unusable = 0
+    for record in content["annotations"]:
+        if not all(abs(value) < float("inf") for value in record["bbox"]):
+            unusable += 1
+            continue
+        renumbered += record["id"] in ids
+        ids.add(record["id"])
+        expected.append((record["image_id"], record["category_id"], record["bbox"]))
+    file = tmp_path / "taco.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="faults: drop"):
+        stored(tmp_path, file)
+    store = stored(tmp_path, file, faults="drop")
+    found = [
+        (store.image_ids[image].item(), store.category_ids[category].item(), box)
+        for image, category, box in zip(store.ann_image, store.ann_category, store.ann_bbox.tolist(), strict=True)
+    ]
+    assert sorted(found) == sorted(expected) and len(set(store.ann_ids.tolist())) == len(expected)
+    assert store.info["counts"]["annotations"] == len(expected)
+    kinds = {"annotations with the id of another object": renumbered, "boxes that are not finite": unusable}
+    assert {kind: entry["count"] for kind, entry in store.info["dropped"].items()} == {
+        k: n for k, n in kinds.items() if n
+    }
+    assert renumbered + unusable >= 2
+
+
 def test_oddities_are_counted_with_examples(tmp_path: Path) -> None:
     content = changed(8, bbox=[1, 1, 40, 2.25])
     content["annotations"][2]["bbox"] = [20, 1, 3, 2]
