@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.metrics import kernels
-from ltpipe.metrics.error_kinds import KINDS, Errors
+from ltpipe.metrics.error_kinds import Errors
 from ltpipe.metrics.error_matching import CLS, IGNORED, LOC, MISS, RIGHT
+from ltpipe.metrics.error_names import KINDS, SPECIAL
 from ltpipe.metrics.native_engine import stable_order
 
-SPECIAL = ("FalsePos", "FalseNeg")
 RECALL_LEVELS = np.arange(101) / 100
 LAST = 2 * len(KINDS)  # group of detections that were right from the start
 Absent = Literal["skip", "zero"]
@@ -41,6 +41,10 @@ class Costs:
     ap: Floats
     mended: Mapping[str, Floats]
 
+    def only(self, members: Flags) -> Costs:
+        """Return the costs of some categories ``(K,)``."""
+        return Costs(self.ap[members], {name: ap[members] for name, ap in self.mended.items()})
+
     def of(self, members: Flags | None = None) -> dict[str, float | None]:
         """Return what each kind costs, in AP of all categories or of some ``(K,)``; None where none counts."""
         chosen = slice(None) if members is None else members
@@ -51,6 +55,11 @@ class Costs:
             gain = None if base is None or after is None else after - base
             gains[name] = gain if gain is None or name in SPECIAL else max(gain, 0.0)
         return gains
+
+    def by_class(self, kind: str) -> Floats:
+        """Return ``(K,)``: what a kind costs each category, in its AP; NaN where the category does not count."""
+        gain: Floats = self.mended[kind] - self.ap
+        return gain if kind in SPECIAL else np.maximum(gain, 0.0)
 
 
 def error_costs(errors: Errors, *, absent: Absent = "skip") -> Costs:
@@ -80,7 +89,7 @@ def mended_in_turn(errors: Errors, steps: Iterable[Sequence[str]], *, absent: Ab
     """
     points, found = _start(errors), []
     for number, names in enumerate(steps):
-        points = _mend(errors, points, [KINDS.index(name) for name in names], number)
+        points = _mend(errors, points, [list(KINDS).index(name) for name in names], number)
         found.append(_ap(points, absent))
     return found
 

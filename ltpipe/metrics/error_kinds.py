@@ -7,7 +7,6 @@ it a second time (``Dupe``) or sees one where there is none (``Bkg``); objects t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,16 +27,17 @@ from ltpipe.metrics.contract import (
     within_cap,
 )
 from ltpipe.metrics.error_matching import CLS, MISS, WRONG, tell_apart
+from ltpipe.metrics.error_names import KINDS
 from ltpipe.metrics.mask_outlines import annotation_masks
 from ltpipe.metrics.native_engine import stable_order
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.tensors import IouType, Protocol
+from ltpipe.run.cores import cores
 
 POSITIVE, BACKGROUND = 0.5, 0.1
 """Overlaps of right detections, and of detections that have nothing to do with an object."""
 CAPS: dict[Protocol, int] = {"coco": 100, "lvis": 300}
 """Detections per image, over all categories."""
-KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 DETECTIONS_PER_PART = 50_000
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -185,7 +185,7 @@ def _match(scene: _Scene, place: Ints, positive: float, background: float) -> tu
         )  # fmt: skip
         points_to[dets][points_to[dets] >= 0] += anns.start
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(match_part, _parts(scene)))
     return state, kind, points_to, used
 

@@ -55,6 +55,7 @@ def fixed_ap(
     pools: Mapping[str, Sequence[int]] | None = None,
     per_category: int = PER_CATEGORY,
     protocol: Protocol | None = None,
+    category_ids: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> FixedAP:
     """Evaluate with at most so many detections per category, and none per image.
 
@@ -65,10 +66,11 @@ def fixed_ap(
         pools: Category ids of each pool, e.g. those of a frequency group; None: no pools.
         per_category: ``K``. The limit comes before the federated rule: detections that it drops take places.
         protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
+        category_ids: Evaluate only these, e.g. the classes a phase knows.
     """
     kept = best_per_category(predictions, per_category)
     limited = predictions if len(kept) == len(predictions) else predictions.take(kept)
-    selection = select(gt, limited, iou_type, protocol=protocol, max_detections=-1)
+    selection = select(gt, limited, iou_type, protocol=protocol, max_detections=-1, category_ids=category_ids)
     matches, ids = match_columns(selection), gt.category_ids[selection.categories]
     columns = matches.columns
     by_category = columns.det_category[columns.by_category]

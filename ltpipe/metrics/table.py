@@ -8,57 +8,42 @@ has the mean of its evaluated members. Groups are formed by counts of the **trai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ltpipe.errors import UserError
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS, FREQUENCY_NAMES
-from ltpipe.metrics.class_groups import Number, bin_metrics, phase_groups, plain_mean
-from ltpipe.metrics.tensors import AREAS, IOU_THRESHOLDS, IOU_TYPES, IouType, Tensors
+from ltpipe.metrics.class_groups import Number, phase_groups
+from ltpipe.metrics.error_names import KINDS, SPECIAL
+from ltpipe.metrics.measured import (
+    Measured,
+    OfClasses,
+    by_class,
+    cost,
+    cost_by_class,
+    fixed,
+    fixed_by_class,
+    mean,
+    pooled,
+    precision,
+    recall,
+)
+from ltpipe.metrics.tensors import IOU_TYPES, IouType, Tensors
+
+if TYPE_CHECKING:  # they load the engine, which who only shows numbers does without
+    from ltpipe.metrics.error_costs import Costs
+    from ltpipe.metrics.fixed_ap import FixedAP
 
 COUNTS = {"image_count": "train_images", "instance_count": "train_instances"}
 FACTS = ("category_id", "name", "frequency", *COUNTS.values(), "phase")
 """Columns of the table of classes in front of the numbers."""
-Section = Literal["overview", "groups", "bins", "sweep"]
-Format = Literal["percent", "flag", "bins", "phases"]
-Cells = Callable[[Tensors], NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One checkpoint, measured on boxes, masks or boundaries: what the rows compute numbers from.
-
-    Attributes:
-        tensors: Precision and recall of ``K`` categories.
-        classes: ``K`` rows in the order of the tensors' categories, columns :data:`FACTS`.
-        edges: Ascending edges of the bins, in training instances.
-        phase: The checkpoint's phase, None if it has none.
-    """
-
-    tensors: Tensors
-    classes: pd.DataFrame
-    edges: Sequence[float] = BIN_EDGES
-    phase: int | None = None
-
-    @cached_property
-    def ap(self) -> NDArray[np.float64]:
-        """``(K,) float64`` AP per class, NaN where not evaluated."""
-        return _class_means(precision()(self.tensors))
-
-    @cached_property
-    def binned(self) -> dict[str, Any]:
-        """What :func:`~ltpipe.metrics.class_groups.bin_metrics` returns; no bins without training counts."""
-        counts = self.classes["train_instances"]
-        if counts.isna().any():
-            return {"bins": [], "bAP": None, "bAP_complete": False}
-        return bin_metrics(self.ap, counts.to_numpy(), self.edges)
+Section = Literal["overview", "groups", "bins", "sweep", "limits", "errors"]
+Format = Literal["percent", "points", "flag", "bins", "phases"]
 
 
 @dataclass(frozen=True)
@@ -72,49 +57,22 @@ class Metric:
         value: Computes it; None where there is nothing to be measured.
         of_classes: Computes ``(K,) float64``, NaN where not evaluated, for ``per_class.csv``; None: no column.
         sections: Tables and figures of the page that show it.
-        format: ``percent``, a fraction of 1; ``flag``, which is no number; ``bins`` and ``phases``: groups of classes
-            that the data set makes, each with a number of its own, see :mod:`~ltpipe.metrics.class_groups`.
+        format: ``percent``, a fraction of 1; ``points``, a difference of such; ``flag``, which is no number; ``bins``
+            and ``phases``: groups of classes that the data set makes, each with a number of its own, see
+            :mod:`~ltpipe.metrics.class_groups`.
         iou_types: On what it is measured.
+        needs: What has to be measured for it, an attribute of :class:`Measured` that may be None.
     """
 
     key: str
     title: str
     meaning: str
     value: Callable[[Measured], Any]
-    of_classes: Callable[[Measured], NDArray[np.float64]] | None = None
+    of_classes: OfClasses | None = None
     sections: tuple[Section, ...] = ()
     format: Format = "percent"
     iou_types: tuple[IouType, ...] = IOU_TYPES
-
-
-def precision(iou: float | None = None, area: str = "all") -> Cells:
-    """Return what gives the cells ``(n, K)`` of precision at one IoU threshold or all, for one object size."""
-    levels = range(len(IOU_THRESHOLDS)) if iou is None else [int(np.argmin(np.abs(IOU_THRESHOLDS - iou)))]
-    index = AREAS.index(area)
-    return lambda tensors: _flat(tensors.precision[levels, :, :, index])
-
-
-def recall(area: str = "all") -> Cells:
-    """Return what gives the cells ``(T, K)`` of recall for one object size."""
-    index = AREAS.index(area)
-    return lambda tensors: _flat(tensors.recall[:, :, index])
-
-
-def mean(cells: Cells, frequency: str | None = None) -> Callable[[Measured], Number]:
-    """Return what averages cells over all evaluated classes, or those of one frequency group."""
-
-    def value(measured: Measured) -> Number:
-        found = cells(measured.tensors)
-        if frequency is not None:
-            found = found[:, measured.classes["frequency"].to_numpy() == frequency]
-        return plain_mean(found[found > -1])
-
-    return value
-
-
-def by_class(cells: Cells) -> Callable[[Measured], NDArray[np.float64]]:
-    """Return what averages cells per class."""
-    return lambda measured: _class_means(cells(measured.tensors))
+    needs: Literal["tensors", "fixed", "costs"] = "tensors"
 
 
 _AP50_75 = "The same at one overlap threshold: 0.50 (roughly right) and 0.75 (well placed)."
@@ -130,6 +88,19 @@ _RECALL = (
 _BINS = (
     "Mean of the AP of the bins over training instances; every bin weighs the same, however few classes it has. Marked "
     "with * when a bin has no class with ground truth and is left out."
+)
+_FIXED = (
+    "AP with the best 10,000 detections of every class in the whole set and no limit per image, so that classes do not "
+    "compete for places (AP-fixed); APr_fixed, APc_fixed, APf_fixed: of the frequency groups. A detector that was "
+    "itself limited per image is underestimated."
+)
+_POOL = (
+    "AP of the detections of all classes, or of a frequency group, in one curve (AP-pool): high only if scores mean "
+    "the same for every class. Frequent classes weigh more."
+)
+_COST = (
+    "What AP50 would gain if all errors of a kind were mended and nothing else (TIDE), in percent points; the gains do "
+    "not add up. " + "; ".join(f"{kind}: {title}" for kind, title in (KINDS | SPECIAL).items()) + "."
 )
 SIZES = {"s": "small", "m": "medium", "l": "large"}
 METRICS: tuple[Metric, ...] = (
@@ -164,6 +135,27 @@ METRICS: tuple[Metric, ...] = (
         lambda measured: phase_groups(measured.ap, measured.classes["phase"], measured.phase),
         format="phases",
     ),
+    Metric("AP_fixed", "limits per class", _FIXED, fixed(), fixed_by_class, ("limits",), needs="fixed"),
+    *(
+        Metric(
+            f"AP{letter}_fixed", f"{name}, limits per class", _FIXED, fixed(letter), None, ("limits",), needs="fixed"
+        )
+        for letter, name in FREQUENCY_NAMES.items()
+    ),
+    Metric("AP_pool", "one curve", _POOL, pooled("all"), None, ("limits",), needs="fixed"),
+    *(
+        Metric(f"AP{letter}_pool", f"one curve, {name}", _POOL, pooled(letter), None, ("limits",), needs="fixed")
+        for letter, name in FREQUENCY_NAMES.items()
+    ),
+    *(
+        Metric(f"dAP_{kind}", title, _COST, cost(kind), cost_by_class(kind), ("errors",), "points", needs="costs")
+        for kind, title in (KINDS | SPECIAL).items()
+    ),
+    *(
+        Metric(f"dAP_{kind}_{letter}", f"{title}, {name}", "", cost(kind, letter), format="points", needs="costs")
+        for letter, name in FREQUENCY_NAMES.items()
+        for kind, title in KINDS.items()
+    ),
 )
 
 
@@ -172,13 +164,15 @@ def rows_in(section: Section) -> list[Metric]:
     return [row for row in METRICS if section in row.sections]
 
 
-def meanings() -> dict[str, str]:
-    """Return what the numbers mean; those that are defined together share a line, ``"AP50, AP75"``."""
-    alike = groupby((row for row in METRICS if row.meaning), lambda row: row.meaning)
+def meanings(shown: Container[str]) -> dict[str, str]:
+    """Return what some numbers mean; those that are defined together share a line, ``"AP50, AP75"``."""
+    alike = groupby((row for row in METRICS if row.meaning and row.key in shown), lambda row: row.meaning)
     return {", ".join(row.key for row in rows): meaning for meaning, rows in alike}
 
 
-def per_class_table(tensors: Tensors, classes: pd.DataFrame) -> pd.DataFrame:
+def per_class_table(
+    tensors: Tensors, classes: pd.DataFrame, *, fixed: FixedAP | None = None, costs: Costs | None = None
+) -> pd.DataFrame:
     """Return one row per evaluated category with its numbers, NaN where it has no ground truth.
 
     Args:
@@ -186,6 +180,8 @@ def per_class_table(tensors: Tensors, classes: pd.DataFrame) -> pd.DataFrame:
         classes: Statistics of the training set, a superset of these categories in any order, as
             :func:`ltpipe.data.statistics.class_statistics` returns them; a column ``phase`` (the phase that introduces
             the class, 0 for base classes) is optional.
+        fixed: AP with limits per category, if it was measured.
+        costs: What each kind of error costs, likewise.
 
     Returns:
         ``K`` rows in the order of ``tensors.category_ids``: columns :data:`FACTS`, then those of the rows of
@@ -194,8 +190,8 @@ def per_class_table(tensors: Tensors, classes: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UserError: A category has no training statistics.
     """
-    measured = Measured(tensors, _facts(tensors, classes))
-    numbers = {row.key: row.of_classes(measured) for row in _rows(tensors) if row.of_classes is not None}
+    measured = Measured(tensors, _facts(tensors, classes), fixed=fixed, costs=costs)
+    numbers = {row.key: row.of_classes(measured) for row in _rows(measured) if row.of_classes is not None}
     return measured.classes.assign(**numbers)
 
 
@@ -205,6 +201,8 @@ def summarize(
     *,
     bins: Sequence[float] = BIN_EDGES,
     phase: int | None = None,
+    fixed: FixedAP | None = None,
+    costs: Costs | None = None,
 ) -> dict[str, Any]:
     """Compute every number reported for one checkpoint and one IoU type; all are fractions of 1, None is "no class".
 
@@ -213,6 +211,8 @@ def summarize(
         classes: Statistics of the training set, as for :func:`per_class_table`.
         bins: Ascending edges of the bins, in training instances.
         phase: The checkpoint's phase; adds the groups ``old`` (earlier phases) and ``new`` (this one).
+        fixed: AP with limits per category, if it was measured.
+        costs: What each kind of error costs, likewise.
 
     Returns:
         The rows of :data:`METRICS`, the number of ``evaluated_classes``, and the fields of
@@ -221,10 +221,10 @@ def summarize(
     Raises:
         UserError: Edges that do not ascend, or a category without training statistics.
     """
-    measured = Measured(tensors, _facts(tensors, classes), bins, phase)
+    measured = Measured(tensors, _facts(tensors, classes), bins, phase, fixed, costs)
     info = tensors.info
     return {
-        **{row.key: row.value(measured) for row in _rows(tensors)},
+        **{row.key: row.value(measured) for row in _rows(measured)},
         "evaluated_classes": int(np.isfinite(measured.ap).sum()),
         "iou_type": info.iou_type,
         "protocol": info.protocol,
@@ -241,7 +241,7 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, Number]:
     groups: dict[str, Number] = {}
     for row in METRICS:
         value = metrics.get(row.key)
-        if row.format == "percent" and row.key in metrics:
+        if row.format in ("percent", "points") and row.key in metrics:
             flat[row.key] = value
         elif row.format == "bins":
             groups |= {f"bin/{item['label']}": item["AP"] for item in value or ()}
@@ -250,8 +250,10 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, Number]:
     return flat | groups
 
 
-def _rows(tensors: Tensors) -> list[Metric]:
-    return [row for row in METRICS if tensors.info.iou_type in row.iou_types]
+def _rows(measured: Measured) -> list[Metric]:
+    """Return the rows that apply."""
+    kind = measured.tensors.info.iou_type
+    return [row for row in METRICS if kind in row.iou_types and getattr(measured, row.needs) is not None]
 
 
 def _facts(tensors: Tensors, classes: pd.DataFrame) -> pd.DataFrame:
@@ -263,18 +265,3 @@ def _facts(tensors: Tensors, classes: pd.DataFrame) -> pd.DataFrame:
     if "phase" not in table:
         table["phase"] = pd.array([None] * len(table), "Int64")
     return table[list(FACTS)]
-
-
-def _flat(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``(..., K)`` as ``(n, K)``."""
-    return np.ascontiguousarray(cells.reshape(-1, cells.shape[-1]))
-
-
-def _class_means(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``(K,)`` means over the valid entries of ``(n, K)``; NaN where a class has none."""
-    flat = np.ascontiguousarray(cells.T)
-    valid = flat > -1
-    count = valid.sum(axis=1)
-    total = np.where(valid, flat, 0.0).sum(axis=1)
-    means: NDArray[np.float64] = np.divide(total, count, out=np.full(len(flat), np.nan), where=count > 0)
-    return means

@@ -26,12 +26,15 @@ class Evaluation:
         checkpoint: ``base``, ``phase<k>`` or the name of a calibrator.
         metrics: What :func:`~ltpipe.metrics.table.summarize` returns.
         per_class: What :func:`~ltpipe.metrics.table.per_class_table` returns.
+        confusions: Which classes are taken for which, most often first, columns ``meant``, ``taken_for``, ``count``;
+            None: not measured.
     """
 
     experiment: str
     checkpoint: str
     metrics: Mapping[str, Any]
     per_class: pd.DataFrame
+    confusions: pd.DataFrame | None = None
 
     @property
     def iou_type(self) -> str:

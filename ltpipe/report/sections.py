@@ -11,7 +11,7 @@ import pandas as pd
 from ltpipe.errors import unknown_name
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
-from ltpipe.metrics.table import flatten
+from ltpipe.metrics.table import Section, flatten
 from ltpipe.report import html
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (
@@ -31,6 +31,7 @@ from ltpipe.report.sections_context import accounting, data, methods, provenance
 from ltpipe.report.sections_sweep import sweep
 
 CHANGES_SHOWN = 8
+CONFUSIONS_SHOWN = 15
 Parts = list[str]
 Chapters = dict[str, tuple[str, Parts]]
 
@@ -57,6 +58,8 @@ def all_sections(
         "overview": ("Overview", overview(evaluations, figures)),
         "published": ("Published numbers beside ours", published(evaluations, expectations)),
         "bins": ("Frequent to rare classes", bins(evaluations, figures)),
+        "limits": ("Without competition for places, and across classes", more_numbers("limits", evaluations)),
+        "errors": ("What goes wrong", errors(evaluations)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "affinity": ("Which classes are alike", affinity(affinities, figures)),
@@ -65,7 +68,7 @@ def all_sections(
         "methods": ("Methods and schedules", methods(cards)),
         "accounting": ("Which detections counted", accounting(evaluations)),
         "provenance": ("Where the numbers come from", provenance(cards)),
-        "terms": ("Terms", terms()),
+        "terms": ("Terms", terms(evaluations)),
     }
     return {anchor: chapter for anchor, chapter in chapters.items() if chapter[1]}
 
@@ -175,6 +178,33 @@ def bins(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Part
             )
             parts.append(html.figure(figures[f"classes.{kind}"], caption))
     return parts if len(parts) > 1 else []
+
+
+def more_numbers(section: Section, evaluations: Sequence[Evaluation]) -> Parts:
+    """Return the table of a section for the evaluations that have its numbers."""
+    parts: Parts = []
+    columns = numbers(section)
+    for kind, ours in _by_kind(evaluations):
+        rows = [who(item) | flatten(item.metrics) for item in ours if any(c.key in item.metrics for c in columns)]
+        if rows:
+            parts += [html.heading(_name(kind)), html.table([*WHO, *columns], rows, group="experiment")]
+    return parts
+
+
+def errors(evaluations: Sequence[Evaluation]) -> Parts:
+    """Return what each kind of error costs, and which classes are taken for which."""
+    parts = more_numbers("errors", evaluations)
+    for item in evaluations:
+        if item.confusions is not None and len(item.confusions):
+            pairs = item.confusions.head(CONFUSIONS_SHOWN).to_dict("records")
+            what = f"{item.experiment}, {item.checkpoint}: taken for another class, {IOU_NAMES[item.iou_type]}"
+            columns = [Column("meant", "object", "text"), Column("taken_for", "taken for", "text")]
+            parts += [html.heading(what), html.table([*columns, Column("count", "times", "count")], pairs)]
+    text = (
+        "AP50 that would be gained if all errors of a kind were mended and nothing else. A method for long tails "
+        "should lower Cls of the rare classes."
+    )
+    return [html.note(text), *parts] if parts else []
 
 
 def phases(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Parts:

@@ -20,9 +20,10 @@ TERMS = {
 }
 
 
-def terms() -> Parts:
+def terms(evaluations: Sequence[Evaluation]) -> Parts:
     """Return what the names of the numbers mean."""
-    return [html.definitions(meanings() | TERMS, "terms")]
+    shown = {key for item in evaluations for key in item.metrics}
+    return [html.definitions(meanings(shown) | TERMS, "terms")]
 
 
 def methods(cards: Sequence[ExperimentCard]) -> Parts:

@@ -24,8 +24,9 @@ from ltpipe.interop.known_ids import KnownIds
 from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics.class_groups import Number
 from ltpipe.metrics.evaluation import evaluate
+from ltpipe.metrics.long_tail_numbers import measure_further, summarize_all
 from ltpipe.metrics.predictions import Predictions
-from ltpipe.metrics.table import flatten, per_class_table, rows_in, summarize
+from ltpipe.metrics.table import flatten, rows_in
 from ltpipe.metrics.tensors import IOU_TYPES, IouType, Protocol
 from ltpipe.report.build import build_report
 from ltpipe.report.html import NOTHING, show
@@ -34,7 +35,7 @@ from ltpipe.run.files import sha256_file, write_json
 from ltpipe.run.outputs import Output
 
 Scores = dict[str, dict[str, dict[str, Number]]]
-PAGE = ("summary.csv", "per_class.csv", "report.html")
+PAGE = ("summary.csv", "per_class.csv", "confusions.csv", "report.html")
 SUFFIXES = (".gz", ".json")
 
 
@@ -76,7 +77,8 @@ def score(
         train: Annotations of the training images: frequency groups and bins count their objects. Without it the groups
             are those that ``annotations`` name, if any, and there are no bins.
         images: Folder of the images; every image of the annotations must be there.
-        output: Folder for ``report.html``, ``summary.csv``, ``per_class.csv`` and the figures; None: write nothing.
+        output: Folder for ``report.html``, ``summary.csv``, ``per_class.csv``, ``confusions.csv`` and figures; None:
+            write nothing.
         protocol: ``lvis`` or ``coco``; default: that of the annotations.
         iou_types: Of ``bbox``, ``segm`` and ``boundary``; default: all that a file holds.
         bins: Ascending edges of the bins, in training instances.
@@ -194,8 +196,9 @@ def _evaluation(
     options: Options,
 ) -> Evaluation:
     tensors = evaluate(gt, found, kind, protocol=options.protocol)
-    metrics = summarize(tensors, classes, bins=options.bins)
-    return Evaluation(annotations.stem, stem, metrics, per_class_table(tensors, classes))
+    further = measure_further(gt, found, tensors, classes, protocol=options.protocol)
+    metrics, per_class = summarize_all(tensors, classes, further, bins=options.bins)
+    return Evaluation(annotations.stem, stem, metrics, per_class, None if further is None else further.confusions)
 
 
 def _checksums(read: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
@@ -209,6 +212,13 @@ def _write(folder: Path, measured: Sequence[Evaluation], annotations: Path, file
     build_report(folder, measured, title=f"{annotations.name}: {text}", subtitle=f"Measured by ltpipe {__version__}.")
     tables = [item.per_class.assign(iou_type=item.iou_type, checkpoint=item.checkpoint) for item in measured]
     write_csv(folder / "per_class.csv", pd.concat(tables))
+    confused = [
+        item.confusions.assign(iou_type=item.iou_type, checkpoint=item.checkpoint)
+        for item in measured
+        if item.confusions is not None
+    ]
+    if confused:
+        write_csv(folder / "confusions.csv", pd.concat(confused))
 
 
 def table(scores: Scores) -> str:

@@ -21,6 +21,7 @@ from ltpipe.cli import main
 from ltpipe.errors import UserError
 from tests.helpers.detection_cases import GROUND_TRUTH
 
+ORACLES = Path(__file__).parents[1] / "oracles" / "data"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[[str, str, int], list[dict[str, Any]]]
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -160,6 +161,66 @@ def test_output_folder(found: dict[str, Path], gt_path: Path, tmp_path: Path, ca
         assert other.read_bytes() == before
     assert main([*command, "--json", str(tmp_path / "new.json")]) == 0
     assert main([*command, "--json", str(tmp_path / "new.json")]) == 0
+
+
+@pytest.mark.parametrize("name", ["fixed_bbox_small_k5", "fixed_segm_small", "pool_bbox_small", "pool_segm_small"])
+def test_limits_per_class(name: str, tmp_path: Path) -> None:
+    """The published cases: ordinary AP, AP-fixed where its limit does not cut, AP-pool."""
+    method = "ap_fixed" if name.startswith("fixed") else "ap_pool"
+    case = json.loads((ORACLES / method / f"{name}.json").read_text(encoding="utf-8"))
+    gt, found = write(tmp_path / "gt.json", case["ground_truth"]), write(tmp_path / "found.json", case["predictions"])
+    ours = ltpipe.score(gt, found, iou_types=[case["iou_type"]])["found"][case["iou_type"]]
+    letters: dict[str, str]
+    if method == "ap_fixed":
+        expected = case["results_300_per_image"]
+        letters = {key: key for key in NAMES if key != "APl"}
+        letters |= {} if "k5" in name else {key: f"{key}_fixed" for key in ("AP", "APr", "APc", "APf")}
+    else:
+        expected = case["results"]
+        letters = {f"AP-pooled-{pool}": f"AP{'' if pool == 'all' else pool}_pool" for pool in ("all", "r", "c", "f")}
+    for published, own in letters.items():
+        assert ours[own] == pytest.approx(expected[published], abs=1e-9), own
+
+
+def test_what_goes_wrong(tmp_path: Path) -> None:
+    """A confusion, an object nobody sees, one seen twice, one out of place; costs belong to the classes of objects."""
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100, "not_exhaustive_category_ids": []}
+        | {"neg_category_ids": [1, 2, 3]}
+        for i in range(1, 5)
+    ]
+    boxes = [(1, 1, [0, 0, 20, 20]), (2, 1, [0, 0, 20, 20]), (3, 2, [50, 50, 30, 30]), (4, 3, [10, 10, 40, 40])]
+    anns = [
+        {"id": n, "image_id": image, "category_id": category, "bbox": [x, y, w, h], "area": w * h}
+        | {"segmentation": [[x, y, x + w, y, x + w, y + h]]}
+        for n, (image, category, (x, y, w, h)) in enumerate(boxes, 1)
+    ]
+    names = [(1, "cat", "r"), (2, "dog", "c"), (3, "cow", "f")]
+    categories = [{"id": i, "name": name, "frequency": letter} for i, name, letter in names]
+    gt = write(tmp_path / "gt.json", {"images": images, "annotations": anns, "categories": categories})
+    found = [
+        (1, 1, 0.9, [0, 0, 20, 20]),
+        (1, 1, 0.8, [1, 0, 20, 20]),  # seen twice
+        (2, 2, 0.7, [0, 0, 20, 20]),  # a cat taken for a dog
+        (4, 3, 0.6, [30, 10, 40, 40]),  # out of place
+    ]  # nothing comes near the dog
+    keys = ("image_id", "category_id", "score", "bbox")
+    detections = write(tmp_path / "found.json", [dict(zip(keys, item, strict=True)) for item in found])
+    ours = ltpipe.score(gt, detections, output=tmp_path / "out")["found"]["bbox"]
+    # Half of the cats are found, which is 51 of 101 recalls; no dog, no cow.
+    assert ours["AP50"] == pytest.approx(51 / 101 / 3)
+    # The second cat comes after the one that was seen twice.
+    assert ours["dAP_Cls"] == pytest.approx(2 / 3 * 50 / 101 / 3)
+    assert ours["dAP_Cls_r"] == pytest.approx(2 / 3 * 50 / 101)
+    assert (ours["dAP_Cls_c"], ours["dAP_Cls_f"]) == (0.0, 0.0)
+    assert ours["dAP_Loc"] == pytest.approx(1 / 3) and ours["dAP_Loc_f"] == pytest.approx(1.0)
+    assert ours["dAP_Dupe"] == ours["dAP_Both"] == ours["dAP_Bkg"] == 0.0
+    assert ours["dAP_Miss_c"] is None, "without the dog that is missed there is none"
+    with open(tmp_path / "out" / "confusions.csv", newline="", encoding="utf-8") as handle:
+        rows = [(row["meant"], row["taken_for"], row["count"]) for row in csv.DictReader(handle)]
+    assert rows == [("cat", "dog", "1")]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "What goes wrong" in page and "taken for another class" in page and ">cat</td>" in page
 
 
 def test_nothing_found_is_measured_like_the_others(found: dict[str, Path], gt_path: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ltpipe.metrics.error_costs import error_costs, mended_in_turn
-from ltpipe.metrics.error_kinds import KINDS, find_errors
+from ltpipe.metrics.error_kinds import find_errors
+from ltpipe.metrics.error_names import KINDS
 from tests.helpers.reference_cases import read_case
 
 METHOD = "tide"
