@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe import __version__
-from ltpipe.command_options import convert_options, long_tail_options, score_options
+from ltpipe.command_options import convert_options, long_tail_options, score_options, split_options
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.pipeline.stages import CHECKPOINT, TABLE
 from ltpipe.run.files import write_json
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
     _results(toy)
     long_tail_options(verbs.add_parser("make-lt", help="long-tailed version of a COCO- or LVIS-format data set"))
+    split_options(verbs.add_parser("make-split", help="training and validation part of one annotation file"))
     convert_options(verbs.add_parser("convert", help="checkpoint or class index of another repository, for our use"))
     _export_options(verbs.add_parser("export", help="a checkpoint for mmdet 3.x, or detections as JSON"))
     score_options(verbs.add_parser("score", help="detections of any detector to all numbers, tables and a page"))
@@ -161,6 +162,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         importlib.import_module("ltpipe.stages.score").run(arguments)
     elif verb == "make-lt":
         _make_long_tailed(arguments)
+    elif verb == "make-split":
+        _make_split(arguments)
     else:
         return _stage(verb, arguments)
     return 0
@@ -308,6 +311,13 @@ def _make_long_tailed(arguments: argparse.Namespace) -> None:
     targets = read_targets(arguments.counts) if arguments.counts is not None else []
     record = make_long_tailed(arguments.annotations, arguments.output, targets, seed=arguments.seed, listed=listed)
     print(f"{arguments.output}: {record['images']} images, {record['annotations']} annotations, {record['sha256']}")
+
+
+def _make_split(arguments: argparse.Namespace) -> None:
+    from ltpipe.data.train_val import Recipe, make_split, sentences
+
+    recipe = Recipe(arguments.fraction, arguments.seed, arguments.group_by, arguments.group_pattern)
+    print("\n".join(sentences(make_split(arguments.annotations, arguments.output, recipe))))
 
 
 def _schema(*, write: bool) -> None:

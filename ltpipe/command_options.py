@@ -62,6 +62,23 @@ def long_tail_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seed", type=int, default=0, help="seed of the draw; default: %(default)s")
 
 
+def split_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe make-split``."""
+    verb.description = "Part one annotation file by images: every class in both parts where possible."
+    verb.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="COCO- or LVIS-format file")
+    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="write train.json and val.json there")
+    verb.add_argument(
+        "--fraction", type=float, default=0.2, help="share of the images that validate; default: %(default)s"
+    )
+    verb.add_argument("--seed", type=int, default=0, help="seed of the draw; default: %(default)s")
+    verb.add_argument(
+        "--group-by", metavar="KEY", help="key of image records, e.g. video_id: images of one value stay together"
+    )
+    verb.add_argument(
+        "--group-pattern", metavar="REGEX", help="compare what it finds in that value only, e.g. '^[^/]+' (a folder)"
+    )
+
+
 def convert_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of ``ltpipe convert``."""
     verb.add_argument(

@@ -17,7 +17,8 @@ DEFAULT_ORACLES = Path(__file__).parent / "oracles" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--oracle-dir`` and ``--annotation-cases``, folders whose files tests check, and ``--fix``."""
+    """Add ``--oracle-dir``, ``--annotation-cases`` and ``--photographs``, folders that tests check, and ``--fix``."""
     parser.addoption("--oracle-dir", type=Path, default=DEFAULT_ORACLES, help="folder with <method>/<oracle files>")
     parser.addoption("--annotation-cases", type=Path, help="folder with annotation files and expected.json")
+    parser.addoption("--photographs", type=Path, help="folder with train.json, val.json, images/train and images/val")
     parser.addoption("--fix", action="store_true", help="write generated files (the JSON schema) anew")

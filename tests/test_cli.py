@@ -23,7 +23,18 @@ def root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_stage_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in [*TABLE, "status", "toy-data", "schema", "methods", "convert", "export", "recipes", "score"]:
+    for verb in [
+        *TABLE,
+        "status",
+        "toy-data",
+        "schema",
+        "methods",
+        "convert",
+        "export",
+        "recipes",
+        "score",
+        "make-split",
+    ]:
         with pytest.raises(SystemExit) as stop:
             cli.main([verb, "--help"])
         assert stop.value.code == 0

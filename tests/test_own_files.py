@@ -15,6 +15,7 @@ from ltpipe.errors import UserError
 from ltpipe.run.outputs import NotOurs
 from tests.helpers.tiny_project import experiment, run_stages
 
+MAKE_SPLIT = ["make-split", "--annotations", "a.json", "--fraction", "0.5", "--output"]
 MAKE_LT = ["make-lt", "--annotations", "a.json", "--counts", "counts.json", "--output"]
 SCORE = ["score", "--annotations", "a.json", "found.json"]
 CONVERT = ["convert", "x.pth", "--classes", "counts.json", "--output"]
@@ -27,9 +28,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with files of the user, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     categories = [{"id": 1, "name": "one"}]
-    image = {"id": 1, "file_name": "1.png", "height": 9, "width": 9}
+    images = [{"id": number, "file_name": f"{number}.png", "height": 9, "width": 9} for number in (1, 2)]
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 3, 3], "area": 9, "iscrowd": 0}
-    document = {"images": [image], "annotations": [box], "categories": categories}
+    document = {"images": images, "annotations": [box], "categories": categories}
     Path("a.json").write_text(json.dumps(document))
     Path("counts.json").write_text(json.dumps([{"id": 1, "name": "one", "instance_count": 1, "image_count": 1}]))
     Path("found.json").write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 3, 3], "score": 0.5}]))
@@ -66,6 +67,9 @@ def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
         ([*MAKE_LT, "counts.json"], IS_INPUT),
         ([*MAKE_LT, "mine.json"], OF_OTHERS),
         ([*MAKE_LT, "mine"], "a folder lies where a file"),
+        ([*MAKE_SPLIT, "mine"], FOLDER),
+        ([*MAKE_SPLIT, "a.json"], IS_INPUT),
+        ([*MAKE_SPLIT, "mine.json"], "a file lies where a folder"),
         ([*CONVERT, "x.pth"], IS_INPUT),
         ([*CONVERT, "counts.json"], IS_INPUT),
         ([*CONVERT, "mine/model.pth"], OF_OTHERS),
@@ -90,7 +94,9 @@ def test_refused(files: Path, capsys: pytest.CaptureFixture[str], command: list[
 
 
 @pytest.mark.parametrize(
-    "command", [[*MAKE_LT, "new/lt.json"], [*SCORE, "--json", "new/s.json", "--output", "new/s"]], ids=" ".join
+    "command",
+    [[*MAKE_LT, "new/lt.json"], [*MAKE_SPLIT, "new/split"], [*SCORE, "--json", "new/s.json", "--output", "new/s"]],
+    ids=" ".join,
 )
 def test_made_again(files: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     """Twice the same, and not over an edit."""

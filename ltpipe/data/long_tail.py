@@ -17,10 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ltpipe.data.annotation_subset import read_document, write_subset
 from ltpipe.data.findings import Findings
 from ltpipe.data.readers import READERS, Records
-from ltpipe.data.readers.coco import decode_lists
-from ltpipe.data.readers.text import read_text
 from ltpipe.errors import UserError
 from ltpipe.run.files import sha256_file
 from ltpipe.run.outputs import Output
@@ -58,14 +57,6 @@ class Recipe:
     rule: str
     seed: int
     source_sha256: str
-
-
-class _Lists(msgspec.Struct):
-    images: list[msgspec.Raw]
-    annotations: list[msgspec.Raw]
-    categories: list[msgspec.Raw]
-    licenses: msgspec.Raw = msgspec.Raw(b"[]")
-    info: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 def read_targets(path: Path) -> list[Target]:
@@ -276,7 +267,7 @@ def _refuse(failed: Sequence[str], what: str, fix: str) -> None:
 
 
 def _write(source: Path, output: Path, records: Records, kept: Flags, facts: Mapping[str, Any]) -> None:
-    content = decode_lists(source, read_text(source, Findings()), _Lists)
+    content = read_document(source)
     filled = set(records.image_ids[kept].tolist())
     lost: dict[int, set[int]] = {}
     for image, category in zip(records.image_ids[~kept].tolist(), records.category_ids[~kept].tolist(), strict=True):
@@ -288,25 +279,14 @@ def _write(source: Path, output: Path, records: Records, kept: Flags, facts: Map
         for raw, record in zip(content.images, records.images, strict=True)
         if record.id in filled
     ]
-    document = {
-        "info": {**msgspec.json.decode(content.info), "long_tail": dict(facts)},
-        "licenses": content.licenses,
-        "images": images,
-        "annotations": [raw for raw, stays in zip(content.annotations, kept, strict=True) if stays],
-        "categories": [_without_counts(raw) for raw in content.categories],
-    }
-    output.write_bytes(msgspec.json.encode(document))
+    annotations = [raw for raw, stays in zip(content.annotations, kept, strict=True) if stays]
+    write_subset(output, content, images, annotations, {"long_tail": dict(facts)})
 
 
 def _less_exhaustive(raw: msgspec.Raw, lost: set[int]) -> dict[str, Any]:
     image: dict[str, Any] = msgspec.json.decode(raw)
     image["not_exhaustive_category_ids"] = sorted({*image["not_exhaustive_category_ids"], *lost})
     return image
-
-
-def _without_counts(raw: msgspec.Raw) -> dict[str, Any]:
-    stale = ("frequency", "image_count", "instance_count")
-    return {key: value for key, value in msgspec.json.decode(raw).items() if key not in stale}
 
 
 def _few(items: Sequence[str]) -> str:

@@ -56,6 +56,9 @@ class Output:
         self._inputs = [one for one in inputs if one is not None]
         if names is None and target.is_dir():
             raise NotOurs("a folder lies where a file is to be written", where=target, fix="name a file")
+        if names is not None and os.path.lexists(target) and not target.is_dir():
+            self._refuse_input(target)
+            raise NotOurs("a file lies where a folder is to be written", where=target, fix="name a folder")
         self._folder, self._names = (target.parent, (target.name,)) if names is None else (target, names)
         self.record_file = target.with_name(f"{target.name}.{RECORD}") if names is None else target / RECORD
         self.record: dict[str, Any] = {}

@@ -239,7 +239,7 @@ def decode_lists(path: Path, content: Text, kind: type[Any]) -> Any:
     Args:
         path: The file, for messages.
         content: Of :func:`~ltpipe.data.readers.text.read_text`.
-        kind: A struct with the lists.
+        kind: A struct with the lists, or a plain dict.
 
     Raises:
         UserError: It is no JSON, or has no such lists.
@@ -249,7 +249,8 @@ def decode_lists(path: Path, content: Text, kind: type[Any]) -> Any:
             return msgspec.json.decode(content, type=kind)
         except msgspec.ValidationError as error:
             fault, _, where = str(error).partition(" - at `$")
-            allowed = f"an object with the lists {', '.join(kind.__struct_fields__)}"
+            lists = ", ".join(getattr(kind, "__struct_fields__", ()))
+            allowed = f"an object with the lists {lists}" if lists else "an object"
             where = f"{path}{where.rstrip('`') and ': ' + where.strip('.`')}"
             raise UserError("not an annotation file", where=where, got=fault, allowed=allowed) from error
         except RecursionError as error:
