@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe import __version__
-from ltpipe.command_options import convert_options, long_tail_options, score_options, split_options
+from ltpipe.command_options import (
+    convert_options,
+    long_tail_options,
+    predict_options,
+    score_options,
+    split_options,
+)
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.pipeline.stages import CHECKPOINT, TABLE
 from ltpipe.run.files import write_json
@@ -78,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     convert_options(verbs.add_parser("convert", help="checkpoint or class index of another repository, for our use"))
     _export_options(verbs.add_parser("export", help="a checkpoint for mmdet 3.x, or detections as JSON"))
     score_options(verbs.add_parser("score", help="detections of any detector to all numbers, tables and a page"))
+    predict = verbs.add_parser("predict", help="detect objects in any images and videos, with pictures")
+    predict_options(predict, CHECKPOINT.help)
+    _results(predict)
     verbs.add_parser("recipes", help="experiments with published numbers: hardware, time and disk they take")
     schema = verbs.add_parser("schema", help="JSON schema of experiment files")
     schema.add_argument(
@@ -160,6 +169,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         importlib.import_module("ltpipe.interop.convert_command").run(arguments)
     elif verb == "score":
         importlib.import_module("ltpipe.stages.score").run(arguments)
+    elif verb == "predict":
+        _load_formatter()
+        importlib.import_module("ltpipe.stages.predict").run(arguments)
     elif verb == "make-lt":
         _make_long_tailed(arguments)
     elif verb == "make-split":

@@ -40,6 +40,28 @@ def score_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def predict_options(verb: argparse.ArgumentParser, checkpoint: str) -> None:
+    """Add the options of ``ltpipe predict``; ``checkpoint`` says which there are."""
+    verb.description = "Detect objects in any images and videos. Broken files are told of at the end (exit code 2)."
+    verb.add_argument("detector", metavar="EXP", help="an experiment, or the folder of an exported detector")
+    verb.add_argument(
+        "paths", nargs="+", metavar="PATH", help="images, videos, folders of them, patterns such as 'a/**/*.jpg'"
+    )
+    verb.add_argument("--checkpoint", metavar="NAME", help=f"of the experiment: {checkpoint}")
+    verb.add_argument("--output", type=Path, metavar="DIR", help="default: predictions/EXP.NAME")
+    verb.add_argument(
+        "--score",
+        action="append",
+        default=[],
+        metavar="S",
+        help="least score, 0.3 for all classes (default), or CLASS=0.5; may be given several times",
+    )
+    verb.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time; default: %(default)s")
+    verb.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame of videos; default: all")
+    verb.add_argument("--no-pictures", action="store_true", help="write no drawn pictures")
+    verb.add_argument("--crops", action="store_true", help="write a picture of every object, in a folder per class")
+
+
 def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """Return what reads values with commas between them."""
 

@@ -82,7 +82,7 @@ def detections(model: Any, dataset: Dataset[Any], batch_size: int = 1, first: in
     """
     for batch in _batches(dataset, batch_size, first):
         for sample in model.test_step(batch):
-            yield _image(sample, sample.pred_instances)
+            yield of_image(sample, sample.pred_instances, int(sample.img_id))
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def rescored_detections(
         maps = model.extract_feat(data["inputs"])
         (proposals,) = model.rpn_head.predict(maps, [sample], rescale=False)
         sets = model.roi_head.predict_rescored(maps, proposals, sample, rescore)
-        yield [_image(sample, results) for results in sets]
+        yield [of_image(sample, results, int(sample.img_id)) for results in sets]
 
 
 def _batches(dataset: Any, batch_size: int, first: int) -> Iterable[Any]:
@@ -120,9 +120,10 @@ def _batches(dataset: Any, batch_size: int, first: int) -> Iterable[Any]:
     return tqdm(loader, desc="detect", unit="batch", initial=done, total=done + len(loader), mininterval=5)
 
 
-def _image(sample: Any, found: Any) -> dict[str, Any]:
+def of_image(sample: Any, found: Any, image_id: int) -> dict[str, Any]:
+    """Return the detections of one image as :func:`detections` yields them."""
     return {
-        "image_id": int(sample.img_id),
+        "image_id": image_id,
         "labels": found.labels.cpu().numpy().astype(np.int64),
         "scores": found.scores.cpu().numpy().astype(np.float32),
         "bboxes": found.bboxes.cpu().numpy().astype(np.float32),

@@ -46,6 +46,18 @@ with open(sys.argv[1], "w") as handle:
 """
 
 
+# Has mmdet's inferencer run an exported folder where ltpipe cannot be imported.
+INFERENCER = """
+import sys
+sys.modules["ltpipe"] = None
+from mmdet.apis import DetInferencer
+folder, image, drawn = sys.argv[1:]
+detector = DetInferencer(f"{folder}/config.py", f"{folder}/model.pth", device="cpu", show_progress=False)
+detector(image, out_dir=drawn, pred_score_thr=0.0, no_save_pred=False)
+assert "classes" in detector.visualizer.dataset_meta, detector.visualizer.dataset_meta
+"""
+
+
 def sparse(part: str, content: dict[str, Any]) -> None:
     """Give the classes ids with gaps, in no order, and odd names; leave out what only the official files have."""
     order = [4, 0, 8, 2, 6, 1, 5, 3, 7]
@@ -273,10 +285,32 @@ def test_only_what_the_experiment_measures(
 
 
 def test_mmdets_inferencer_runs_it(measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path) -> None:
+    """As it is, without ltpipe: it finds what ltpipe finds, draws it, and knows the classes."""
+    exp, paths = measured["lvis"]
+    folder = exported(exp, paths, "base", tmp_path, "--plain")
+    found = Predictions.open(paths.predictions("base"))
+    image = json.loads(exp.dataset.val.annotations.read_text())["images"][0]
+    file = Path(exp.dataset.val.images) / image["file_name"]
+    command = [sys.executable, "-c", INFERENCER, str(folder), str(file), str(tmp_path / "drawn")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "drawn" / "vis").glob(file.name))
+    theirs = json.loads((tmp_path / "drawn" / "preds" / f"{file.stem}.json").read_text())
+    written = json.loads((folder / "val.json").read_text())["categories"]
+    rows = np.flatnonzero(found.image_ids == image["id"])
+    ours = sorted(zip(found.category_ids[rows].tolist(), found.scores[rows].tolist(), strict=True))
+    labels = [written[label]["id"] for label in theirs["labels"]]
+    assert len(rows) and [i for i, _ in ours] == sorted(labels)
+    assert [s for _, s in ours] == pytest.approx([s for _, s in sorted(zip(labels, theirs["scores"], strict=True))])
+
+
+def test_mmdets_inferencer_runs_what_needs_ltpipe(
+    measured: dict[str, tuple[Experiment, Paths]], tmp_path: Path
+) -> None:
     from mmdet.apis import DetInferencer
 
     exp, paths = measured["lvis"]
-    folder = exported(exp, paths, "base", tmp_path)
+    folder = exported(exp, paths, "simcal", tmp_path)
     image = min(Path(exp.dataset.val.images).iterdir())
     inferencer = DetInferencer(str(folder / "config.py"), str(folder / "model.pth"), device="cpu", show_progress=False)
     found = inferencer(str(image), out_dir=str(tmp_path / "drawn"), pred_score_thr=0.0)["predictions"][0]
