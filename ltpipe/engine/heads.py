@@ -60,11 +60,16 @@ class BoxCallPoints(ConvFCBBoxHead):
             )
 
     def init_weights(self) -> None:
-        """Initialise as mmdet; sigmoid losses with a ``prior_prob`` get the bias that makes it the first score."""
+        """Initialise as mmdet; sigmoid losses with a ``prior_prob`` get the bias that makes it the first score.
+
+        A loss may set the weights of its classifier itself, in ``init_classifier``.
+        """
         super().init_weights()
         prior = getattr(self.loss_cls, "prior_prob", None)
         if prior is not None and getattr(self.fc_cls, "bias", None) is not None:
             nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(prior))
+        if hasattr(self.loss_cls, "init_classifier"):
+            self.loss_cls.init_classifier(self.fc_cls)
 
     def predictor_inputs(self, bbox_feats: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inputs of the classifier ``(N, d)`` and of the regressor ``(N, e)``.

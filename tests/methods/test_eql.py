@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ltpipe.errors import UserError
-from ltpipe.methods.eql.loss import EQLLoss, tail_classes
+from ltpipe.methods.eql.functions import tail_classes
+from ltpipe.methods.eql.loss import EQLLoss
 from ltpipe.methods.softmax.baseline import LinearClassifier, SoftmaxLoss
 
 K = 5

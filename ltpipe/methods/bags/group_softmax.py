@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.models.losses import accuracy
@@ -29,12 +28,12 @@ from ltpipe.methods.bags.functions import (
     layout_from_groups,
 )
 from ltpipe.methods.calibration import Calibrator, State, replace_classifier
-from ltpipe.methods.reductions import world_size
+from ltpipe.methods.seeded_draws import SeededDraws
 from ltpipe.registry import method
 
 
 @method("loss", "group_softmax")
-class GroupSoftmaxLoss(nn.Module):
+class GroupSoftmaxLoss(SeededDraws):
     """Balanced group softmax loss; label weights and ``avg_factor`` are ignored, as in both repositories.
 
     The layout is stored with the weights, and weights of another layout are refused.
@@ -59,7 +58,6 @@ class GroupSoftmaxLoss(nn.Module):
     class_rows: ClassVar[dict[str, Any]] = {"label_map": 1}
     label_map: Tensor
     channel: Tensor
-    draws: Tensor
     class_weights: Tensor
 
     def __init__(
@@ -77,13 +75,12 @@ class GroupSoftmaxLoss(nn.Module):
         layout = group_layout(instance_counts, edges)
         self.num_classes = num_classes
         self.beta, self.loss_weight = beta, loss_weight
-        self.reweight, self.sync_average, self.seed = reweight, sync_average, seed
+        self.reweight, self.sync_average = reweight, sync_average
         self.sizes = layout.sizes.tolist()
         self.register_buffer("label_map", torch.from_numpy(layout.label_map))
         self.register_buffer("channel", torch.from_numpy(layout.channel), persistent=False)
         self.register_buffer("class_weights", group_class_weights(instance_counts, layout).float(), persistent=False)
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
-        self._draws = 0
+        self.start_draws(seed)
 
     def forward(
         self,
@@ -106,7 +103,9 @@ class GroupSoftmaxLoss(nn.Module):
         """
         assert reduction_override in (None, "mean"), "every group has its own average"
         in_groups = group_labels(label, self.label_map)
-        weights: Tensor = draw_others(in_groups, self.beta, self._noise(in_groups))
+        shape, device = (in_groups.shape[0] - 1, in_groups.shape[1]), in_groups.device
+        noise = torch.rand(shape, generator=self.generator(device), device=device)
+        weights: Tensor = draw_others(in_groups, self.beta, noise)
         if self.reweight:
             weights = weights * self.class_weights[:, label]
         losses = group_losses(cls_score, in_groups, weights, self.sizes, self.sync_average)
@@ -149,15 +148,6 @@ class GroupSoftmaxLoss(nn.Module):
         classifier = {key: value[rows] for key, value in head.items() if key in ("fc_cls.weight", "fc_cls.bias")}
         return {**classifier, "loss_cls.label_map": torch.from_numpy(new.label_map)}
 
-    def _noise(self, in_groups: Tensor) -> Tensor:
-        self._draws += 1
-        self.draws.fill_(self._draws)
-        rank = torch.distributed.get_rank() if world_size() > 1 else 0
-        entropy = np.random.SeedSequence([self.seed, self._draws, rank]).generate_state(1, np.uint64)
-        generator = torch.Generator(in_groups.device).manual_seed(int(entropy[0] >> np.uint64(1)))
-        shape = (in_groups.shape[0] - 1, in_groups.shape[1])
-        return torch.rand(shape, generator=generator, device=in_groups.device)
-
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}label_map")
         if stored is not None and not torch.equal(stored.cpu(), self.label_map.cpu()):
@@ -168,7 +158,6 @@ class GroupSoftmaxLoss(nn.Module):
                 fix="use the instance counts and edges of its training",
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._draws = int(self.draws)
 
 
 def box_loss(bbox_head: Any, deltas: Tensor, labels: Tensor, boxes: Tensor, matched: Tensor) -> Tensor:

@@ -12,15 +12,14 @@ mmdet's ``EQLV2Loss`` has the same loss values but scores by softmax, without th
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.losses import accuracy
-from mmdet.models.losses.utils import weight_reduce_loss
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltpipe.methods.reductions import all_reduce_sum
+from ltpipe.methods.sigmoid_loss import SigmoidLoss
 from ltpipe.registry import method
 
 START_RATIO = 100.0
@@ -64,7 +63,7 @@ def eqlv2_rows(logits: Tensor, labels: Tensor, positive: Tensor, negative: Tenso
 
 
 @method("loss", "eqlv2")
-class EQLv2Loss(nn.Module):
+class EQLv2Loss(SigmoidLoss):
     """EQLv2; scores at test time are ``sigmoid(z_j) * (1 - sigmoid(z_background))``, background last.
 
     Args:
@@ -77,10 +76,7 @@ class EQLv2Loss(nn.Module):
         prior_prob: Initial score of every channel; the head sets the classifier's bias by it (repository: 0.001).
     """
 
-    custom_cls_channels = True
-    custom_activation = True
-    custom_accuracy = True
-    softmax_scores = False
+    weighted = True  # the repository ignores label weights and average factor; with weights of 1 the values agree
     restarts_per_phase = True
     class_rows: ClassVar[dict[str, int]] = {"pos_grad": 0, "neg_grad": 0, "pos_neg": 0}
 
@@ -98,46 +94,21 @@ class EQLv2Loss(nn.Module):
         test_with_obj: bool = True,
         prior_prob: float = 0.001,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.loss_weight, self.prior_prob = num_classes, loss_weight, prior_prob
+        super().__init__(num_classes, loss_weight)
+        self.prior_prob = prior_prob
         self.gamma, self.mu, self.alpha, self.test_with_obj = gamma, mu, alpha, test_with_obj
         # The names are those of the repository's checkpoints.
         self.register_buffer("pos_grad", torch.zeros(num_classes))
         self.register_buffer("neg_grad", torch.zeros(num_classes))
         self.register_buffer("pos_neg", torch.full((num_classes,), START_RATIO))
 
-    def forward(
-        self,
-        cls_score: Tensor,
-        label: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | None = None,
-        reduction_override: Literal["none", "mean", "sum"] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Return the loss; in training mode, collect the gradients of the batch.
-
-        The repository ignores ``weight`` and ``avg_factor``; with weights of 1 the values agree. In training all
-        processes must call it together.
-
-        Args:
-            cls_score: ``(N, K + 1)`` float logits.
-            label: ``(N,)`` int64, background ``K``.
-            weight: ``(N,)`` float label weights, or None for 1.
-            avg_factor: Divisor of the sum over RoIs, or None for ``N``.
-            reduction_override: ``none`` (a value per RoI), ``mean`` (default) or ``sum``.
-            **kwargs: Not used.
-        """
-        with torch.autocast(cls_score.device.type, enabled=False):
-            weights = eqlv2_weights(self.pos_neg, self.gamma, self.mu, self.alpha)
-            rows, gradients = eqlv2_rows(cls_score.float(), label, *weights)
-            if self.training:
-                self._collect(gradients if weight is None else gradients.mul_(weight[:, None]), label)
-        reduction = reduction_override or "mean"
-        if reduction == "mean" and avg_factor is None:
-            avg_factor = max(len(rows), 1)
-        loss: Tensor = self.loss_weight * weight_reduce_loss(rows, weight, reduction, avg_factor)
-        return loss
+    def rows(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the loss of every RoI; in training mode, collect the gradients of the batch."""
+        weights = eqlv2_weights(self.pos_neg, self.gamma, self.mu, self.alpha)
+        rows, gradients = eqlv2_rows(logits, labels, *weights)
+        if self.training:
+            self._collect(gradients if weight is None else gradients.mul_(weight[:, None]), labels)
+        return rows
 
     @torch.no_grad()
     def _collect(self, gradients: Tensor, labels: Tensor) -> None:
@@ -149,22 +120,3 @@ class EQLv2Loss(nn.Module):
         self.pos_grad += positive
         self.neg_grad += negative
         self.pos_neg.copy_(self.pos_grad / (self.neg_grad + 1e-10))
-
-    def get_cls_channels(self, num_classes: int) -> int:
-        """Return the channels of the classifier, ``K + 1``."""
-        return num_classes + 1
-
-    def get_activation(self, cls_score: Tensor) -> Tensor:
-        """Return scores ``(N, K + 1)`` of logits ``(N, K + 1)``, background last."""
-        scores = cls_score.sigmoid()
-        classes, background = scores[:, :-1], scores[:, -1:]
-        return torch.cat([classes * (1 - background) if self.test_with_obj else classes, background], dim=1)
-
-    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return ``acc_objectness`` over all RoIs and ``acc_classes`` over the foreground, in percent."""
-        foreground = labels < self.num_classes
-        found = cls_score[:, -1] < 0
-        return {
-            "acc_objectness": 100 * (found == foreground).float().sum() / max(len(labels), 1),
-            "acc_classes": accuracy(cls_score[foreground][:, :-1], labels[foreground]),
-        }

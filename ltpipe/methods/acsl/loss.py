@@ -1,0 +1,153 @@
+"""Adaptive class suppression loss, ACSL (CVPR 2021): classification loss, and classifier on stored features.
+
+The equations are in :mod:`ltpipe.methods.acsl.functions`. Both need the groups of rare, common and frequent classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import bias_init_with_prob
+from torch import Tensor, nn
+
+from ltpipe.errors import UserError
+from ltpipe.methods.acsl.functions import acsl_rows, acsl_weights, class_groups, drawn_rows
+from ltpipe.methods.calibration import Calibrator, State, replace_classifier
+from ltpipe.methods.seeded_draws import SeededDraws
+from ltpipe.methods.sigmoid_loss import SigmoidLoss
+from ltpipe.registry import method
+
+
+@method("loss", "acsl")
+class ACSLLoss(SigmoidLoss, SeededDraws):
+    """ACSL; scores at test time are ``sigmoid(z)``, background last, without objectness.
+
+    Label weights and the average factor are ignored, as in the repository. It draws RoIs among those of one process:
+    with fewer than 100 background RoIs rare classes learn from none, with fewer than 10 common ones neither.
+
+    Args:
+        num_classes: Foreground classes ``K``.
+        image_counts: Training images per class, label order.
+        class_frequency: ``r``, ``c`` or ``f`` per class; None: by image counts.
+        limits: Most images of a rare and of a common class, e.g. ``[10, 100]``; None: the groups of the data set.
+        score_threshold: Score from which a class is suppressed by foreground RoIs of others (repository: 0.7).
+        common_share: Part of the background RoIs from which common classes learn (repository: 0.1).
+        rare_share: The same for rare classes (repository: 0.01).
+        prior_prob: Initial score of every channel; the head sets the classifier's bias by it (repository: 0.01).
+        seed: Seed of the draws, which also depend on the iteration and the process.
+
+    Raises:
+        UserError: A share lies outside of [0, 1], or the limits do not ascend.
+    """
+
+    groups: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_counts: Sequence[int],
+        class_frequency: Sequence[str] | None = None,
+        limits: Sequence[int] | None = None,
+        score_threshold: float = 0.7,
+        common_share: float = 0.1,
+        rare_share: float = 0.01,
+        prior_prob: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_classes)
+        for name, share in (("common_share", common_share), ("rare_share", rare_share)):
+            if not 0 <= share <= 1:
+                raise UserError("bad share of the background", where=name, got=share, allowed="0 to 1")
+        self.score_threshold, self.shares, self.prior_prob = score_threshold, (rare_share, common_share), prior_prob
+        self.register_buffer("groups", class_groups(image_counts, class_frequency, limits), persistent=False)
+        self.start_draws(seed)
+
+    def rows(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the loss of every RoI."""
+        drawn = self.background_rows(labels)
+        weights = acsl_weights(logits.detach().sigmoid(), labels, self.groups, self.score_threshold, drawn)
+        return acsl_rows(logits, labels, weights)
+
+    def background_rows(self, labels: Tensor) -> Tensor:
+        """Return the background RoIs from which rare and common classes learn, ``(2, N)`` bool."""
+        noise = torch.rand(2, len(labels), generator=self.generator(labels.device), device=labels.device)
+        background = labels == self.num_classes
+        return torch.stack([drawn_rows(background, share, row) for share, row in zip(self.shares, noise, strict=True)])
+
+
+@method("calibrator", "acsl")
+class ACSL(Calibrator):
+    """A new classifier, trained with ACSL on the frozen detector: the published second stage on stored features.
+
+    Args:
+        num_classes: Foreground classes ``K``.
+        image_counts: Training images per class, label order.
+        class_frequency: ``r``, ``c`` or ``f`` per class; None: by image counts.
+        limits: Most images of a rare and of a common class; None: the groups of the data set.
+        score_threshold: Score from which a class is suppressed by foreground RoIs of others (repository: 0.7).
+        common_share: Part of the background RoIs from which common classes learn (repository: 0.1).
+        rare_share: The same for rare classes (repository: 0.01).
+        seed: Seed of the draws, which also depend on the iteration and the process.
+    """
+
+    needs_features = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_counts: Sequence[int],
+        class_frequency: Sequence[str] | None = None,
+        limits: Sequence[int] | None = None,
+        score_threshold: float = 0.7,
+        common_share: float = 0.1,
+        rare_share: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.loss_config: dict[str, Any] = {
+            "num_classes": num_classes,
+            "image_counts": [int(count) for count in image_counts],
+            "class_frequency": None if class_frequency is None else list(class_frequency),
+            "limits": limits,
+            "score_threshold": score_threshold,
+            "common_share": common_share,
+            "rare_share": rare_share,
+            "seed": seed,
+        }
+        self.loss_cls = ACSLLoss(**self.loss_config)
+
+    def initialise(self, bbox_head: Any) -> None:
+        """Make the new classifier, N(0, 0.01) with the bias of a first score of 0.01, as in the repository."""
+        self.fc_cls = nn.Linear(bbox_head.fc_cls.in_features, self.num_classes + 1)
+        nn.init.normal_(self.fc_cls.weight, std=0.01)
+        nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(self.loss_cls.prior_prob))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(n, K + 1)`` logits of the last hidden layer after its ReLU."""
+        logits: Tensor = self.fc_cls(x.float())
+        return logits
+
+    def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the rows of this process."""
+        loss: Tensor = self.loss_cls(cls_score, labels)
+        return loss
+
+    def scores(self, cls_score: Tensor) -> Tensor:
+        """Return scores ``(n, K + 1)``, background last."""
+        return self.loss_cls.get_activation(cls_score)
+
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
+        """Put the classifier and its loss in place of the detector's."""
+        return replace_classifier(
+            model,
+            state,
+            classifier={"type": "Linear"},
+            loss={"type": "ltpipe.ACSLLoss", **self.loss_config},
+            weights=self.state_dict(),
+            stage=stage,
+        )

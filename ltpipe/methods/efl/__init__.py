@@ -1,0 +1,1 @@
+"""Equalized focal loss (CVPR 2022)."""

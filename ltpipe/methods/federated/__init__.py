@@ -1,0 +1,1 @@
+"""Federated loss (CenterNet2, Detic)."""
