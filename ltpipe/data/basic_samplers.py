@@ -6,7 +6,7 @@ every platform, and equal to those of the sources where these use PyTorch's gene
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,6 +18,17 @@ from ltpipe.data.torch_random import TorchRandom
 from ltpipe.errors import UserError
 
 Rows = NDArray[np.int64]
+Shares = NDArray[np.float64]
+Mean = Literal["image", "geometric", "harmonic", "arithmetic", "quadratic", "instance"]
+MEANS: dict[Mean, Callable[[Shares, Shares], Shares]] = {
+    "image": lambda images, objects: images,
+    "geometric": lambda images, objects: np.sqrt(images * objects),
+    "harmonic": lambda images, objects: 2 * images * objects / (images + objects),
+    "arithmetic": lambda images, objects: (images + objects) / 2,
+    "quadratic": lambda images, objects: np.sqrt((images**2 + objects**2) / 2),
+    "instance": lambda images, objects: objects,
+}
+"""Frequencies of classes by their shares of the images and of the objects."""
 
 
 class Sampler(Protocol):
@@ -30,20 +41,29 @@ class Sampler(Protocol):
         """Return ``L``, or None if it differs from epoch to epoch."""
 
 
-def repeat_factors(labels: ImageLabels, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the repeat factors of repeat-factor sampling.
+def repeat_factors(
+    labels: ImageLabels, threshold: float, mean: Mean = "image"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the repeat factors of repeat-factor sampling, RFS or IRFS.
 
-    ``r_c = max(1, sqrt(t / f_c))`` with ``f_c`` the share of images that hold class ``c``, and ``r_i`` the largest
-    ``r_c`` in image ``i``.
+    ``r_c = max(1, sqrt(t / f_c))`` with ``f_c`` the frequency of class ``c``, and ``r_i`` the largest ``r_c`` in image
+    ``i``. The frequency is the share of images that hold the class, or a mean of it and of the class's share of all
+    objects.
 
     Args:
         labels: Labels of all ``N`` images; the ``N`` counts images without labels too.
         threshold: ``t``; 0 gives 1 everywhere.
+        mean: What ``f_c`` is; all but ``image`` need the instance counts of the labels.
 
     Returns:
         ``r_c (K,) float64``, 1 for classes without images, and ``r_i (N,) float64``, 1 for images without labels.
     """
-    share = np.maximum(labels.image_counts, 1) / labels.num_images
+    of_images = np.maximum(labels.image_counts, 1) / labels.num_images
+    of_objects = np.ones_like(of_images)
+    if mean != "image":
+        assert labels.instance_counts is not None, "no instance counts"
+        of_objects = np.maximum(labels.instance_counts, 1) / max(labels.instance_counts.sum(), 1)
+    share = MEANS[mean](of_images, of_objects)
     per_class = np.where(labels.image_counts > 0, np.maximum(1.0, np.sqrt(threshold / share)), 1.0)
     per_image = np.ones(labels.num_images)
     np.maximum.at(per_image, labels.image_of_pair, per_class[labels.label])
@@ -82,27 +102,34 @@ class RandomSampler:
 
 @dataclass
 class RepeatFactorSampler:
-    """Repeat-factor sampling (RFS): image ``i`` about ``r_i`` times per epoch, see :func:`repeat_factors`.
+    """Repeat-factor sampling (RFS, IRFS): image ``i`` about ``r_i`` times per epoch, see :func:`repeat_factors`.
+
+    Epochs of IRFS are longer than those of RFS at the same threshold, on LVIS v1 by 22 %: compare at equal iterations,
+    and with RFS at the threshold that gives the same length.
 
     Args:
         threshold: Share of images under which a class is repeated (LVIS, arXiv 1908.03195: 1e-3); 0 repeats nothing.
         rounding: How ``r_i`` becomes a number of copies: ``ceil`` (mmdet), ``round`` half to even or ``floor`` (eqlv2),
             or ``stochastic``: up with the probability of its fraction, anew in every epoch, so that ``r_i`` is the
             mean.
+        mean: How often a class occurs: its share of the images, ``image`` (RFS); the ``geometric`` mean of this and of
+            its share of the objects (IRFS, arXiv 2305.08069); other means; or the share of the objects, ``instance``.
     """
 
     threshold: float = 1e-3
     rounding: Literal["ceil", "round", "floor", "stochastic"] = "ceil"
+    mean: Mean = "image"
 
     def __post_init__(self) -> None:
         """Check the options."""
         require(self.threshold >= 0, "bad threshold", self.threshold, "0 or more")
         modes = ("ceil", "round", "floor", "stochastic")
         require(self.rounding in modes, "bad rounding", self.rounding, ", ".join(modes))
+        require(self.mean in MEANS, "bad mean", self.mean, ", ".join(MEANS))
 
     def copies(self, labels: ImageLabels, generator: TorchRandom) -> Rows:
         """Return how often each image is visited, ``(N,) int64``; only ``stochastic`` uses the generator."""
-        factor = repeat_factors(labels, self.threshold)[1]
+        factor = repeat_factors(labels, self.threshold, self.mean)[1]
         if self.rounding == "stochastic":
             return (np.floor(factor) + (generator.uniform(len(factor)) < factor % 1.0)).astype(np.int64)
         rounded = {"ceil": np.ceil(factor), "round": np.round(factor), "floor": np.floor(factor)}

@@ -47,12 +47,14 @@ class ImageLabels:
         label: ``(P,) int64`` labels, each once per image; ``0 .. num_classes - 1``.
         num_classes: Number of labels ``K``, with or without images.
         group: ``(N,) int64`` aspect-ratio group of each image (1 if wider than high, else 0); one group when None.
+        instance_counts: ``(K,) int64`` objects of each label; None where no sampler asks for them.
     """
 
     ptr: NDArray[np.int64]
     label: NDArray[np.int64]
     num_classes: int
     group: NDArray[np.int64] | None = None
+    instance_counts: NDArray[np.int64] | None = None
 
     @property
     def num_images(self) -> int:

@@ -138,7 +138,8 @@ class PhaseView:
         rank = self._pair_rank[order]
         ptr = np.append(np.flatnonzero(np.diff(rank, prepend=-1)), len(rank))
         height, width = self.store.image_sizes[self.images].T
-        return ImageLabels(ptr, self._pair_label[order], self.num_classes, (width > height).astype(np.int64))
+        group = (width > height).astype(np.int64)
+        return ImageLabels(ptr, self._pair_label[order], self.num_classes, group, self._annotation_counts)
 
     @cached_property
     def _annotation_range(self) -> NDArray[np.int64]:

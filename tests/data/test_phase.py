@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +109,8 @@ def test_per_image(table: Any, split: Split, phase: int) -> None:
         height, width = table.image_sizes[view.images[index]]
         assert labels.group[index] == (width > height)
     assert_array_equal(labels.image_counts, view.class_images.image_counts)
+    objects = Counter(a["category_id"] for a in kept)
+    assert labels.instance_counts.tolist() == [objects[category] for category in split.order[: view.num_classes].tolist()]
     ptr, image = labels.by_class
     assert_array_equal(ptr, view.class_images.ptr)
     assert_array_equal(view.image_ids[image], view.class_images.image_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from ltpipe.data.basic_samplers import ClassAwareSampler, RepeatFactorSampler, repeat_factors
+from ltpipe.data.basic_samplers import MEANS, ClassAwareSampler, RepeatFactorSampler, repeat_factors
 from ltpipe.data.class_images import ImageLabels
 from ltpipe.data.samplers import SAMPLERS, CombinedSampler, build_sampler
 from ltpipe.data.torch_random import TorchRandom
@@ -97,6 +98,29 @@ def test_repeat_factors(seed: int, threshold: float) -> None:
         assert_array_equal(np.bincount(rows, minlength=200), [function(r) for r in expected])
     if threshold == 0:
         assert (per_image == 1).all()
+
+
+def test_repeat_factors_by_images_and_objects() -> None:
+    """Class 0 in two of four images with eight of ten objects, class 1 in one with two; class 2 has none."""
+    labels = replace(from_lists([[0], [0, 1], [], []], 3), instance_counts=np.array([8, 2, 0]))
+    means = {
+        "image": (0.5, 0.25),
+        "geometric": (math.sqrt(0.4), math.sqrt(0.05)),
+        "harmonic": (8 / 13, 2 / 9),
+        "arithmetic": (0.65, 0.225),
+        "quadratic": (math.sqrt(0.445), math.sqrt(0.05125)),
+        "instance": (0.8, 0.2),
+    }
+    assert means.keys() == MEANS.keys()
+    for mean, shares in means.items():
+        first, second = (max(1, math.sqrt(0.9 / share)) for share in shares)
+        per_class, per_image = repeat_factors(labels, 0.9, mean)  # type: ignore[arg-type]
+        assert_allclose(per_class, [first, second, 1])
+        assert_allclose(per_image, [first, second, 1, 1])
+        sampler = build_sampler({"type": "repeat_factor", "threshold": 0.9, "mean": mean})
+        assert sampler.epoch_length(labels) == math.ceil(first) + math.ceil(second) + 2
+    with pytest.raises(UserError, match="bad mean"):
+        build_sampler({"type": "repeat_factor", "mean": "median"})
 
 
 def test_round_is_half_to_even() -> None:
