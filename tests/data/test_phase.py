@@ -109,7 +109,7 @@ def test_per_image(table: Any, split: Split, phase: int) -> None:
         height, width = table.image_sizes[view.images[index]]
         assert labels.group[index] == (width > height)
     assert_array_equal(labels.image_counts, view.class_images.image_counts)
-    objects = Counter(a["category_id"] for a in kept if not a.get("iscrowd"))
+    objects = Counter(a["category_id"] for a in kept if not (a.get("iscrowd") or a.get("ignore")))
     known = split.order[: view.num_classes].tolist()
     assert labels.instance_counts.tolist() == [objects[category] for category in known]
     ptr, image = labels.by_class
