@@ -40,14 +40,15 @@ onerror:
     PIPELINE.reruns.end()
 
 
-rule all:
-    localrule: True
-    input:
-        PIPELINE.records("validate", "report", "calibrate"),
+# `all`, `all_<stage>` for up to one stage, `phase_<k>` for up to one phase; the first one is the default.
+for target, records in TARGETS.items():
+
+    rule:
+        name:
+            target
+        localrule: True
+        input:
+            records,
 
 
-include: "workflow/rules/targets.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/training.smk"
-include: "workflow/rules/calibration.smk"
-include: "workflow/rules/results.smk"
+include: "workflow/rules/stages.smk"

@@ -22,7 +22,10 @@ from ltpipe.command_options import (
     score_options,
     split_options,
 )
-from ltpipe.errors import EXIT_CODE, UserError
+from ltpipe.config.experiment import Experiment
+from ltpipe.errors import EXIT_CODE, UserError, unknown_name
+from ltpipe.pipeline.own_stages import add_own_stages
+from ltpipe.pipeline.stage import Option, Stage
 from ltpipe.pipeline.stages import CHECKPOINT, TABLE
 from ltpipe.run.files import write_json
 from ltpipe.run.launch import first_to_fail, join
@@ -41,36 +44,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ltpipe {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for stage in TABLE.values():
-        verb = verbs.add_parser(stage.name, help=stage.help, description=stage.help[0].upper() + stage.help[1:] + ".")
-        _experiment(verb)
-        if stage.key is not None:
-            key = stage.key
-            verb.add_argument(
-                key.flag, dest=key.name, type=key.kind, required=key.required, metavar=key.name.upper(), help=key.help
-            )
-        if stage.name == "evaluate":
-            verb.add_argument(
-                "--cross-check",
-                action="store_true",
-                help="compute the stored evaluation again with a second engine; every cell must be equal",
-            )
-        if stage.resumes:
-            verb.add_argument(
-                "--fresh", action="store_true", help="start anew instead of continuing where a killed run stopped"
-            )
-        if stage.processes:
-            verb.add_argument(
-                "--processes",
-                type=int,
-                metavar="N",
-                help="processes per node, one per GPU; default: all visible GPUs that can share a batch",
-            )
-            verb.add_argument(
-                "--time-limit",
-                type=float,
-                metavar="MINUTES",
-                help="save the state and stop in time; default: what is left of the Slurm job, if this is one",
-            )
+        if stage.plugin is None:
+            _stage_options(verbs, stage)
     status = verbs.add_parser("status", help="what is done, running, failed, stale or waiting, and why")
     _experiment(status)
     status.add_argument("--watch", action="store_true", help="look again every few seconds")
@@ -93,7 +68,46 @@ def parser() -> argparse.ArgumentParser:
         "--write", action="store_true", help="write the generated files: descriptions of the methods and the schema"
     )
     verbs.add_parser("methods", help="what can be chosen in experiments, with all options")
+    for stage in TABLE.values():
+        if stage.plugin is not None:
+            if stage.name in verbs.choices:
+                raise UserError("a stage has the name of a command", where=stage.plugin, got=stage.name)
+            _stage_options(verbs, stage)
     return top
+
+
+def _stage_options(verbs: Any, stage: Stage) -> None:
+    description = stage.help[:1].upper() + stage.help[1:] + "."
+    verb = verbs.add_parser(stage.name, help=stage.help, description=description)
+    _experiment(verb)
+    if stage.option is not None:
+        key = stage.option
+        verb.add_argument(
+            key.flag, dest=key.name, type=key.kind, required=key.required, metavar=key.name.upper(), help=key.help
+        )
+    if stage.name == "evaluate":
+        verb.add_argument(
+            "--cross-check",
+            action="store_true",
+            help="compute the stored evaluation again with a second engine; every cell must be equal",
+        )
+    if stage.resumes:
+        verb.add_argument(
+            "--fresh", action="store_true", help="start anew instead of continuing where a killed run stopped"
+        )
+    if stage.batch_size is not None:
+        verb.add_argument(
+            "--processes",
+            type=int,
+            metavar="N",
+            help="processes per node, one per GPU; default: all visible GPUs that can share a batch",
+        )
+        verb.add_argument(
+            "--time-limit",
+            type=float,
+            metavar="MINUTES",
+            help="save the state and stop in time; default: what is left of the Slurm job, if this is one",
+        )
 
 
 def _export_options(verb: argparse.ArgumentParser) -> None:
@@ -130,7 +144,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         at SIGTERM, or 130 after an interrupt.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser().parse_args(given)
+    try:
+        add_own_stages()
+        arguments = parser().parse_args(given)
+    except UserError as error:
+        print(f"ltpipe: {error}", file=sys.stderr)
+        return EXIT_CODE
     arguments.given = given
     logging.raiseExceptions = False  # a full disk is reported by the stage, not again for every line of a log file
     try:
@@ -182,14 +201,14 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
 
 def _stage(verb: str, arguments: argparse.Namespace) -> int:
-    from ltpipe.config.loading import load_beside, load_experiment
+    from ltpipe.config.loading import load_experiment
     from ltpipe.pipeline.paths import Paths
     from ltpipe.run.stage_lock import AlreadyRunning, is_done
 
     exp = load_experiment(arguments.experiment or arguments.option)
     paths = Paths(arguments.results, exp)
     if verb == "export":
-        _check_key(exp, "evaluate", arguments.checkpoint)
+        _check_key(exp, CHECKPOINT, arguments.checkpoint)
         importlib.import_module("ltpipe.interop.export").run(exp, paths, arguments)
         return 0
     if verb == "status":
@@ -199,15 +218,15 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         return 0
     keys: dict[str, Any] = {}
     stage = TABLE[verb]
-    if stage.key is not None:
-        name = stage.key.name
+    if stage.option is not None:
+        name = stage.option.name
         keys[name] = getattr(arguments, name)
         if keys[name] is not None:
-            _check_key(exp, verb, keys[name])
+            _check_key(exp, stage.option, keys[name])
     owner = exp.owners.get((verb, next(iter(keys.values()), None) or None)) if None not in keys.values() else None
     if owner is not None:
         print(f"{exp.name} takes this stage from {owner}, where it runs")
-        exp = load_beside(exp, owner)
+        exp = exp.beside(owner)
         paths = Paths(arguments.results, exp)
     if verb == "evaluate" and arguments.cross_check:
         from ltpipe.metrics.cross_check import cross_check
@@ -224,18 +243,16 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         forget(verb, paths.folder(verb, *keys.values()))
     if not launched and is_done(exp, paths, verb, keys, fresh=getattr(arguments, "fresh", False)):
         return 0
-    if stage.processes:
+    if stage.batch_size is not None:
         set_deadline(arguments.time_limit)
-    if stage.processes and not launched:
-        block = exp.base if verb == "base" else exp.lst
-        assert block is not None
-        if verb != "base" or exp.base.checkpoint is None:  # otherwise nothing is trained
-            code = _launch(arguments, block.schedule.batch_size, paths.folder(verb, *keys.values()))
+        batch_size = stage.batch_size(exp)
+        if not launched and batch_size is not None:
+            code = _launch(arguments, batch_size, paths.folder(verb, *keys.values()))
             if code is not None:
                 return code
     if stage.torch:
         _load_formatter()
-    run = importlib.import_module(f"ltpipe.stages.{verb}").run
+    run = importlib.import_module(stage.module or f"ltpipe.stages.{verb}").run
     try:
         run(exp, paths, **keys)
     except AlreadyRunning:
@@ -276,21 +293,15 @@ def _load_formatter() -> None:
             time.sleep(0.5)
 
 
-def _check_key(exp: object, verb: str, key: str | int) -> None:
+def _check_key(exp: Experiment, option: Option, key: str | int) -> None:
     """Refuse a phase, calibrator or checkpoint that the experiment does not have."""
-    from ltpipe.config.experiment import Experiment
-    from ltpipe.errors import unknown_name
-
-    assert isinstance(exp, Experiment)
-    if verb in ("split", "distill", "lst"):
-        phases, first = exp.num_phases(), 0 if verb == "split" else 1
-        if not first <= int(key) <= phases:
-            allowed = f"{first} to {phases}" if phases else "none: the experiment is one-shot"
-            raise UserError("no such phase", where="--phase", got=key, allowed=allowed)
-    elif verb == "calibrate" and key not in exp.calibrate:
-        raise unknown_name("calibrator", str(key), exp.calibrate, where="--name")
-    elif verb == "evaluate" and key not in exp.checkpoints():
-        raise unknown_name("checkpoint", str(key), exp.checkpoints(), where="--checkpoint")
+    allowed = option.allowed(exp)
+    if key in allowed:
+        return
+    if option.kind is str:
+        raise unknown_name(option.what, str(key), map(str, allowed), where=option.flag)
+    possible = f"{allowed[0]} to {allowed[-1]}" if exp.incremental else "none: the experiment is one-shot"
+    raise UserError(f"no such {option.what}", where=option.flag, got=key, allowed=possible)
 
 
 def _toy_data(arguments: argparse.Namespace) -> None:

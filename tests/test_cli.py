@@ -44,7 +44,7 @@ def test_every_stage_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_stage_has_a_module_that_runs() -> None:
     import ast
 
-    keys = {stage.name: stage.key.name for stage in TABLE.values() if stage.key is not None}
+    keys = {stage.name: stage.option.name for stage in TABLE.values() if stage.option is not None}
     for stage in TABLE:
         tree = ast.parse((ROOT / "ltpipe" / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
         run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ltpipe.config import catalogue
@@ -36,6 +37,21 @@ def extra_images(exp: Experiment) -> str | None:
                 images: str = values[chosen[option]]
                 return images
     return None
+
+
+def needs_features(exp: Experiment) -> bool:
+    """Whether any calibrator is trained here on RoI features."""
+    return any(is_trained_on_features(one.type, one.checkpoint) for one in exp.calibrate.values())
+
+
+def is_trained_on_features(calibrator_type: str, checkpoint: Path | None) -> bool:
+    """Whether a calibrator is trained here, on RoI features.
+
+    Args:
+        calibrator_type: Its type.
+        checkpoint: The trained head that it takes over, if any.
+    """
+    return checkpoint is None and bool(catalogue.find("calibrator", calibrator_type).flags.get("needs_features", True))
 
 
 def replace_choices(exp: Experiment, updates: Mapping[Key, Choice]) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,7 @@ class Experiment(Block):
 
     _file: Path | None = PrivateAttr(default=None)
     _owners: Owners = PrivateAttr(default_factory=dict)
+    _beside: Callable[[Experiment, str], Experiment] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -96,6 +98,15 @@ class Experiment(Block):
     def owners(self) -> Owners:
         """Which experiment makes the results of a stage with its key, for stages that are shared."""
         return self._owners
+
+    def beside(self, name: str) -> Experiment:
+        """Load an experiment that this one names: from the same folder, or from ``configs/experiments``.
+
+        Raises:
+            UserError: There is none, or something is wrong with it.
+        """
+        assert self._beside is not None, "only an experiment that was loaded from a file has others beside it"
+        return self._beside(self, name)
 
     @property
     def incremental(self) -> bool:

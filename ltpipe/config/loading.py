@@ -133,15 +133,11 @@ def load_experiment(ref: str | Path, root: Path | None = None) -> Experiment:
     """
     experiment = _load(find_experiment(ref, root))
     experiment._owners = owners(experiment, _load_beside)
+    experiment._beside = _complete_beside
     return experiment
 
 
-def load_beside(exp: Experiment, name: str) -> Experiment:
-    """Load an experiment that another one names: from the same folder, or from ``configs/experiments``.
-
-    Raises:
-        UserError: There is none, or something is wrong with it.
-    """
+def _complete_beside(exp: Experiment, name: str) -> Experiment:
     return load_experiment(_find_beside(exp, name))
 
 

@@ -14,27 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltpipe.config.catalogue import plugin_digest
-from ltpipe.config.choices import extra_images
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
-
-# Replay lists (the stage `split` with a phase) hold as many epochs as the phases train.
-_LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch_size"))
-# Dotted keys of the experiment by stage. `detector` stands for the block and for what the detector file resolves to.
-# A leading minus leaves a key out again.
-SLICES: Mapping[str, tuple[str, ...]] = {
-    "toy_data": ("dataset.generate",),
-    "index": ("dataset.format", "dataset.faults", "dataset.train", "dataset.val", "dataset.generate"),
-    "split": ("split", "-split.ignore_future_gt"),
-    "replay": ("lst.replay", *_LENGTH),
-    "base": ("seed", "detector", "model", "split", "base"),
-    "distill": ("detector", "lst.distill.teacher"),
-    "lst": ("seed", "detector", "model", "split.ignore_future_gt", "lst", "-lst.replay", "-lst.iterations_per_phase"),
-    "features": ("detector", "features"),
-    "calibrate": ("features.storage", "features.dtype", "features.level"),
-    "evaluate": ("evaluate", "-evaluate.checkpoints"),
-    "report": ("name", "description", "report", "evaluate.checkpoints"),
-}
+from ltpipe.pipeline.stages import stage_of
 
 
 def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> dict[str, Any]:
@@ -42,41 +24,24 @@ def stage_slice(exp: Experiment, stage: str, key: str | int | None = None) -> di
 
     Args:
         exp: The experiment.
-        stage: A stage, or ``toy_data``. ``validate`` reads everything.
-        key: Phase number for ``lst`` and for the replay lists of ``split``, calibrator name for ``calibrate``,
-            checkpoint for ``evaluate``.
+        stage: One of :data:`~ltpipe.pipeline.stages.TABLE`.
+        key: Its phase, calibrator or checkpoint.
     """
     whole = _relative(exp.model_dump(mode="json"))
-    if stage == "validate":
-        return {**whole, "detector.resolved": _resolved(exp)}
-    if stage == "split" and key is not None:
-        stage = "replay"
-    found: dict[str, Any] = {name: _pick(whole, name) for name in SLICES[stage] if not name.startswith("-")}
-    for name in SLICES[stage]:
-        if name.startswith("-"):
-            block, _, inner = name[1:].partition(".")
-            if found[block] is not None:
-                found[block] = {k: v for k, v in found[block].items() if k != inner}
+    entry = stage_of(stage, key)
+    found = entry.reads(exp, whole, key)
+    code = set() if entry.plugin is None else {entry.plugin, entry.module}
     if "detector" in found:
         found["detector.resolved"] = _resolved(exp)
-        if exp.plugins:
-            found["plugins"] = {name: plugin_digest(name) for name in exp.plugins}
-    if stage in ("lst", "replay"):
-        assert exp.lst is not None and isinstance(key, int)
-        steps = exp.lst.iterations_per_phase
-        found["iterations"] = None if steps is None else steps[key - 1]
-    if stage == "index" and exp.dataset.frequency_limits is not None:
-        found["dataset.frequency_limits"] = whole["dataset"]["frequency_limits"]
-    if stage in ("split", "replay") and extra_images(exp) == "holdout":
-        found["holdout"] = True
-    if stage == "evaluate" and key not in exp.calibrate:
-        # Only calibrated checkpoints can have a second classifier.
-        found[stage] = {k: v for k, v in found[stage].items() if k not in ("modes", "thresholds")}
-    if stage == "calibrate":
-        found["calibrator"] = whole["calibrate"][key]
-        if found["calibrator"]["seed"] is None:
-            found["seed"] = whole["seed"]
+        code.update(exp.plugins)
+    if code:
+        found["plugins"] = {name: plugin_digest(name) for name in sorted(code)}
     return found
+
+
+def toy_data_digest(exp: Experiment) -> str:
+    """Digest of what ``ltpipe toy-data`` reads of an experiment."""
+    return slice_digest({"dataset.generate": _relative(exp.model_dump(mode="json"))["dataset"]["generate"]})
 
 
 def _resolved(exp: Experiment) -> Any:
@@ -92,20 +57,7 @@ def stage_seed(exp: Experiment, stage: str, key: str | int | None = None) -> int
         stage: A stage.
         key: As in :func:`stage_slice`.
     """
-    seed = exp.seed
-    if stage == "split" and key is not None:
-        assert exp.lst is not None
-        seed = exp.lst.replay.seed
-    elif stage not in ("base", "lst", "features", "calibrate"):
-        seed = 0
-    elif stage == "lst":
-        seed += int(key or 0)
-    elif stage == "features":
-        assert exp.features is not None
-        seed = exp.features.seed
-    elif stage == "calibrate" and (own := exp.calibrate[str(key)].seed) is not None:
-        seed = own
-    return seed
+    return stage_of(stage, key).seed(exp, key)
 
 
 def stage_digest(exp: Experiment, stage: str, key: str | int | None = None) -> str:
@@ -127,13 +79,3 @@ def _relative(value: Any, project: str | None = None) -> Any:
     if isinstance(value, list):
         return [_relative(item, project) for item in value]
     return value.removeprefix(project) if isinstance(value, str) else value
-
-
-def _pick(values: Mapping[str, Any], dotted: str) -> Any:
-    """Value at a dotted key; None below a block that is null."""
-    current: Any = values
-    for part in dotted.split("."):
-        if current is None:
-            return None
-        current = current[part]
-    return current

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from ltpipe.config.experiment import Experiment
-from ltpipe.pipeline.stages import TABLE
 
 Part = Literal["train", "val"]
 RESULTS = "results"
@@ -34,11 +33,9 @@ class Paths:
         """Folder of a stage: of this experiment, or of the one that it shares the stage with.
 
         Args:
-            stage: One of :data:`ltpipe.pipeline.stages.TABLE`.
-            key: Phase number for ``split`` (its replay list), ``distill`` and ``lst``, calibrator name, or checkpoint
-                id for ``evaluate``.
+            stage: One of :data:`ltpipe.pipeline.stages.TABLE`. The results of ``index`` belong to the data set.
+            key: Phase number, calibrator name or checkpoint id; None for a stage without keys.
         """
-        assert stage in TABLE, stage
         if stage == "index":
             return self.dataset
         root = self.results / self._experiment.owners.get((stage, key), self.root.name)

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
+from ltpipe.config.choices import needs_features
 from ltpipe.config.class_list import read_class_list
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_experiment
-from ltpipe.pipeline.stage_keys import needs_features
 
 FIGURES = Path("configs/recipes.yaml")
 # Bytes of a row of stored features: 256 x 7 x 7 float16, or one hidden layer of 1024.

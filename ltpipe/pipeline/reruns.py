@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from ltpipe.config.experiment import Experiment
-from ltpipe.pipeline.digests import stage_digest
-from ltpipe.pipeline.inputs import of_parts, stage_inputs
+from ltpipe.pipeline.digests import toy_data_digest
 from ltpipe.pipeline.paths import RESULTS, Paths
-from ltpipe.pipeline.stage_keys import stage_keys
+from ltpipe.pipeline.stage_files import of_parts
+from ltpipe.pipeline.stages import rule_names, stage_inputs, stage_keys, stage_outputs
+from ltpipe.run.changes import changes
 from ltpipe.run.earlier_results import keep, put_back
 from ltpipe.run.input_checks import check_annotations, check_outside, checked_input
 from ltpipe.run.log_progress import holder
-from ltpipe.run.records import RECORD, changes, is_cut_off, read_json, recorded_outputs
+from ltpipe.run.records import RECORD, is_cut_off, read_json, recorded_outputs
 from ltpipe.run.snakemake_lock import hold_run_lock
 
 _TOLD = 4
@@ -50,6 +51,14 @@ class Reruns:
         return {Paths(RESULTS, exp).record(*one): (exp, *one) for exp, one in own}
 
     @cached_property
+    def _outputs(self) -> Mapping[Path, Path]:
+        """Records by the outputs that Snakemake knows of, the records themselves included."""
+        found = {record: record for record in (*self._made, *self._drawn)}
+        for record, (exp, stage, key) in self._made.items():
+            found |= dict.fromkeys(stage_outputs(exp, Paths(RESULTS, exp), stage, key), record)
+        return found
+
+    @cached_property
     def _drawn(self) -> Mapping[Path, Experiment]:
         """All data sets that `ltpipe toy-data` draws, by the note that it leaves."""
         return {
@@ -64,9 +73,14 @@ class Reruns:
         made = (record for folder in file.parents if (record := folder / RECORD) in self._made)
         return next(drawn, None) or next(made, None)
 
-    def is_note(self, record: Path) -> bool:
-        """Whether a record is a note on toy data. It is all that Snakemake knows of them: it removes what it knows."""
-        return record in self._drawn
+    def known(self, files: Iterable[Path]) -> dict[Path, Path]:
+        """Return which of these files Snakemake knows of, and the record that each belongs to.
+
+        Of toy data it knows the note and nothing else: it removes what it knows.
+        """
+        makers = ((file, self.maker(file)) for file in files)
+        found = {maker if maker in self._drawn else file: maker for file, maker in makers if maker is not None}
+        return {file: maker for file, maker in found.items() if file in self._outputs}
 
     # ---- what is due -------------------------------------------------------------------------------------------------
 
@@ -98,7 +112,7 @@ class Reruns:
 
     def _changes(self, record: Path) -> list[str]:
         if record in self._drawn:
-            note, today = read_json(record), stage_digest(self._drawn[record], "toy_data")
+            note, today = read_json(record), toy_data_digest(self._drawn[record])
             return [] if note is None or note.get("digest") == today else ["dataset.generate has changed"]
         exp, stage, key = self._made[record]
         paths = Paths(RESULTS, exp)
@@ -128,14 +142,13 @@ class Reruns:
         if record in self._drawn:
             rules = {"toy_data"}
         else:
-            _, stage, key = self._made[record]
-            rules = {f"{stage}_phase_{key}"} if isinstance(key, int) else {stage, f"{stage}_holdout"}
+            exp, stage, key = self._made[record]
+            rules = rule_names(exp, Paths(RESULTS, exp), stage, key)
         return asked.forceall or bool(rules & names) or any(self._of_output(Path(name)) == record for name in names)
 
     def _of_output(self, file: Path) -> Path | None:
-        """Return the record of the stage among whose declared outputs a file is."""
-        beside = file.parent / "validate" / RECORD
-        return beside if file.name == Paths.LOCK and beside in self._made else self.maker(file)
+        """Return the record of the stage that a file belongs to, which may lie outside its folder."""
+        return self._outputs.get(file) or self.maker(file)
 
     # ---- Snakemake ---------------------------------------------------------------------------------------------------
 

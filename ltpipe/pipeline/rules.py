@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ltpipe.config.checks import check_settings
-from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.loading import list_experiments, load_beside, load_experiment
+from ltpipe.config.loading import list_experiments, load_experiment
 from ltpipe.config.outside_checkpoints import given_checkpoints
 from ltpipe.config.start_weights import starting_experiment
 from ltpipe.errors import UserError
-from ltpipe.pipeline.digests import stage_digest
-from ltpipe.pipeline.inputs import is_made_always, stage_inputs
+from ltpipe.pipeline.digests import stage_digest, toy_data_digest
+from ltpipe.pipeline.own_stages import add_own_stages
 from ltpipe.pipeline.paths import RESULTS, Paths
 from ltpipe.pipeline.reruns import Reruns
-from ltpipe.pipeline.stage_keys import stage_keys
-from ltpipe.pipeline.stages import TABLE
-from ltpipe.run.records import is_current
+from ltpipe.pipeline.stage import Key
+from ltpipe.pipeline.stage_rules import Rule, stage_rules
+from ltpipe.pipeline.stages import TABLE, stage_inputs, stage_keys
+from ltpipe.run.changes import is_current
 
 Wildcards = Any
 Files = list[str]
@@ -54,6 +54,7 @@ class Pipeline:
     """
 
     def __init__(self, active: Iterable[str] | str) -> None:
+        add_own_stages()
         names = active.split(",") if isinstance(active, str) else list(active)
         self.experiments: dict[str, Experiment] = {}
         self.active = [self._add(load_experiment(name.strip())) for name in names if name.strip()]
@@ -74,7 +75,7 @@ class Pipeline:
     def _add_needed(self, exp: Experiment) -> None:
         """Add the experiments whose results this one shares or starts from, and what they need."""
         start = starting_experiment(exp)
-        shared = [load_beside(exp, exp.share)] if exp.share is not None and exp.owners else []
+        shared = [exp.beside(exp.share)] if exp.share is not None and exp.owners else []
         for other in (*shared, *([start] if start is not None else [])):
             if other.name not in self.experiments:
                 self._add_needed(self._add(other))
@@ -109,54 +110,22 @@ class Pipeline:
                     "Snakemake takes braces in a path for a pattern", where=where, got=file, fix="rename it"
                 )
 
-    # ---- names for wildcard constraints ------------------------------------------------------------------------------
-
-    @cached_property
-    def num_phases(self) -> Mapping[str, int]:
-        """Incremental phases by experiment."""
-        return {name: exp.num_phases() for name, exp in self.experiments.items()}
+    # ---- rules -------------------------------------------------------------------------------------------------------
 
     @property
     def phases(self) -> range:
         """Phases that any experiment has."""
-        return range(1, max(self.num_phases.values()) + 1)
+        return range(1, max(exp.num_phases() for exp in self.experiments.values()) + 1)
 
-    @cached_property
-    def calibrators(self) -> list[str]:
-        """Names of all calibrators."""
-        return sorted({name for exp in self.experiments.values() for name in exp.calibrate})
-
-    @cached_property
-    def checkpoints(self) -> list[str]:
-        """All checkpoint ids."""
-        return sorted({c for name, exp in self.experiments.items() for c in exp.checkpoints()})
-
-    @cached_property
-    def datasets(self) -> list[str]:
-        """Names of all data sets."""
-        return sorted({exp.dataset.name for exp in self.experiments.values()})
-
-    @cached_property
+    @property
     def drawn(self) -> list[str]:
         """Names of the data sets that `ltpipe toy-data` draws."""
-        return [name for name in self.datasets if self.dataset(name).dataset.generate is not None]
+        data = (exp.dataset for exp in self.experiments.values())
+        return sorted({one.name for one in data if one.generate is not None})
 
-    stages = tuple(TABLE)
-    """Names of all stages."""
-
-    def with_phase(self, phase: int) -> list[str]:
-        """Experiments that have this phase."""
-        return [name for name, phases in self.num_phases.items() if phases >= phase]
-
-    def with_holdout(self, held_out: bool) -> list[str]:
-        """Experiments that hold images out of training, or those that do not."""
-        return [name for name, exp in self.experiments.items() if (extra_images(exp) == "holdout") == held_out]
-
-    def with_cached_teacher(self, phase: int) -> list[str]:
-        """Experiments whose distill stage runs in this phase."""
-        return [
-            name for name in self.with_phase(phase) if ("distill", phase) in set(stage_keys(self.experiments[name]))
-        ]
+    def rules(self) -> Iterator[Rule]:
+        """Yield the rules of all stages."""
+        return stage_rules(list(self.experiments.values()))
 
     def dataset(self, name: str) -> Experiment:
         """The first experiment on a data set, which stands for all of them."""
@@ -171,47 +140,57 @@ class Pipeline:
         )
         return exp, Paths(RESULTS, exp)
 
-    def file(self, wildcards: Wildcards, threads: int) -> str:
-        """The experiment's file, for the command line.
+    def command(self, stage: str, key: Key = None) -> Callable[[Wildcards, int], str]:
+        """The command line of a job, quoted for a shell.
 
-        A data set has that of the first active experiment, which is another one from call to call. Snakemake does not
-        compare parameters of functions that take ``threads``, so that this reruns nothing.
-        """
-        return str(self.of(wildcards)[0].file)
+        A data set has the file of the first active experiment, which is another one from call to call. Snakemake does
+        not compare parameters of functions that take ``threads``, so that this reruns nothing.
 
-    def digest(self, stage: str, key: str | int | None = None) -> Callable[[Wildcards, int], str]:
-        """Digest of what a stage reads; ``key`` is a phase, or the name of the wildcard that holds the key.
-
-        It tells the executor whether a job that still runs is the one that is wanted. As with :meth:`file`, Snakemake
-        compares nothing.
+        Args:
+            stage: A stage, or ``toy-data``.
+            key: A phase, or the name of the wildcard that holds the key.
         """
 
         def of_wildcards(wildcards: Wildcards, threads: int) -> str:
-            value = getattr(wildcards, key) if isinstance(key, str) else key
-            return stage_digest(self.of(wildcards)[0], stage, value)
+            words = ["ltpipe", stage, f"--experiment={self.of(wildcards)[0].file}"]
+            entry, value = TABLE.get(stage), _value(wildcards, key)
+            if entry is not None and entry.option is not None:  # a number is required: without, all phases are meant
+                words += [entry.option.flag, str(0 if value is None else value)]
+            return shlex.join(words)
 
         return of_wildcards
 
-    def inputs(self, stage: str, key: str | int | None, wildcards: Wildcards) -> dict[str, bool]:
+    def digest(self, stage: str, key: Key = None) -> Callable[[Wildcards, int], str]:
+        """Digest of what a stage reads; arguments as in :meth:`command`.
+
+        It tells the executor whether a job that still runs is the one that is wanted. As with :meth:`command`,
+        Snakemake compares nothing.
+        """
+
+        def of_wildcards(wildcards: Wildcards, threads: int) -> str:
+            exp = self.of(wildcards)[0]
+            return stage_digest(exp, stage, _value(wildcards, key)) if stage in TABLE else toy_data_digest(exp)
+
+        return of_wildcards
+
+    def inputs(self, stage: str, key: Key, wildcards: Wildcards) -> dict[str, bool]:
         """Files that a stage reads and a rule makes, and whether they stay; others are compared by ltpipe alone.
 
         Also has Snakemake run the stage if it is due: this is asked for each job of the graph, before Snakemake decides
         which of them have to run.
 
         Args:
-            stage: A stage, or ``toy_data``.
+            stage: A stage, or ``toy-data``.
             key: A phase, or the name of the wildcard that holds the key.
             wildcards: Those of the job.
         """
         exp, paths = self.of(wildcards)
-        if stage == "toy_data":
+        if stage not in TABLE:
             self.reruns.consider(paths.drawn)
             return {}
-        value = getattr(wildcards, key) if isinstance(key, str) else key
+        value = _value(wildcards, key)
         self.reruns.consider(paths.record(stage, value))
-        files = filter(is_made_always, stage_inputs(exp, paths, stage, value).values())
-        makers = {file: maker for file in files if (maker := self.reruns.maker(file)) is not None}
-        known = {maker if self.reruns.is_note(maker) else file: maker for file, maker in makers.items()}
+        known = self.reruns.known(stage_inputs(exp, paths, stage, value).values())
         return {str(file): self.reruns.stays(maker) for file, maker in known.items()}
 
     # ---- before anything is queued -----------------------------------------------------------------------------------
@@ -251,3 +230,16 @@ class Pipeline:
                 if stage in stages and phase in (None, key):
                     found.append(str(paths.record(stage, key)))
         return list(dict.fromkeys(found))
+
+    @property
+    def targets(self) -> dict[str, Files]:
+        """Records by target: ``all``, ``all_<stage>`` up to a stage, ``phase_<k>`` up to a phase."""
+        wanted = {"all": self.records(*(name for name, stage in TABLE.items() if stage.in_all))}
+        wanted |= {f"all_{name}": self.records("validate", name) for name in TABLE}
+        return wanted | {f"phase_{k}": self.records("validate") + self.records("lst", phase=k) for k in self.phases}
+
+
+def _value(wildcards: Wildcards, key: Key) -> Key:
+    """Return the key that a rule means: the value of a wildcard, or a phase."""
+    value: Key = getattr(wildcards, key) if isinstance(key, str) else key
+    return value

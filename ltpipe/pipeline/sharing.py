@@ -7,8 +7,7 @@ from collections.abc import Callable
 from ltpipe.config.experiment import Experiment, Owners
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest
-from ltpipe.pipeline.stage_keys import stage_keys
-from ltpipe.pipeline.stages import TABLE
+from ltpipe.pipeline.stages import TABLE, stage_keys
 
 
 def owners(exp: Experiment, load: Callable[[Experiment, str], Experiment], _seen: tuple[str, ...] = ()) -> Owners:

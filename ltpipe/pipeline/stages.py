@@ -1,73 +1,338 @@
-"""The table of stages: command line, paths, sharing, targets and status ask it what a stage is."""
+"""The table of stages: command line, rules, digests, inputs, sharing, targets and status ask it what a stage is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ltpipe.config.choices import extra_images, needs_features
+from ltpipe.config.experiment import Experiment
+from ltpipe.pipeline import stage_files as files
+from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stage import Key, Option, Reads, Shown, Slice, Stage, reading
+
+Inputs = dict[str, Path]
 
 
-@dataclass(frozen=True)
-class Key:
-    """What tells the runs of one stage apart, and its option on the command line.
-
-    Attributes:
-        flag: The option.
-        name: Argument of the stage's ``run``.
-        kind: Type of its values: phases are numbers, calibrators and checkpoints names.
-        help: What it means.
-        required: Whether the stage by hand needs it.
-    """
-
-    flag: str
-    name: str
-    kind: type[int] | type[str]
-    help: str
-    required: bool = True
+# ---- keys ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        name: Name of the rule, the command, the folder and the module in ``ltpipe/stages``.
-        help: What it does, for ``--help``.
-        key: What tells its runs apart; None: there is one per experiment.
-        processes: Whether it may run in several processes.
-        resumes: Whether a killed run continues where it stopped.
-        torch: Whether it needs torch.
-        shared: Whether its results depend on nothing but its part of the experiment and what earlier shared stages have
-            made, so that experiments which begin alike can share them.
-    """
-
-    name: str
-    help: str
-    key: Key | None = None
-    processes: bool = False
-    resumes: bool = False
-    torch: bool = True
-    shared: bool = False
+def _phases(exp: Experiment) -> range:
+    return range(1, exp.num_phases() + 1)
 
 
-_PHASE = Key("--phase", "phase", int, "phase, from 1")
-_REPLAY = Key(
-    "--phase", "phase", int, "0: class order and phases only, k: replay list of phase k; default: everything", False
+def _phases_with_cached_teacher(exp: Experiment) -> range:
+    return _phases(exp) if exp.lst is not None and exp.lst.distill.teacher == "cached" else range(0)
+
+
+PHASE = Option("--phase", "phase", "phase", int, "phase, from 1", _phases)
+_REPLAY = Option(
+    "--phase",
+    "phase",
+    "phase",
+    int,
+    "0: class order and phases only, k: replay list of phase k; default: everything",
+    lambda exp: range(exp.num_phases() + 1),
+    required=False,
 )
-_CALIBRATOR = Key("--name", "name", str, "name of the calibrator in the experiment")
-CHECKPOINT = Key("--checkpoint", "checkpoint", str, "base, phase1 .., or a calibrator's name")
+CALIBRATOR = Option(
+    "--name", "name", "calibrator", str, "name of the calibrator in the experiment", lambda exp: list(exp.calibrate)
+)
+CHECKPOINT = Option(
+    "--checkpoint",
+    "checkpoint",
+    "checkpoint",
+    str,
+    "base, phase1 .., or a calibrator's name",
+    lambda exp: exp.checkpoints(),
+)
 
-TABLE = {
-    stage.name: stage
-    for stage in (
-        Stage("validate", "check an experiment and its detector in seconds, and write what it resolves to"),
-        Stage("index", "annotations to columnar stores and class statistics, once per data set", torch=False),
-        Stage("split", "class order, base and phases, replay lists", _REPLAY, torch=False, shared=True),
-        Stage("base", "base training", processes=True, resumes=True, shared=True),
-        Stage("distill", "teacher similarities for one incremental phase", _PHASE, resumes=True, shared=True),
-        Stage("lst", "one incremental phase", _PHASE, processes=True, resumes=True, shared=True),
-        Stage("features", "calibration plan and frozen RoI features", resumes=True, shared=True),
-        Stage("calibrate", "train or compute one calibrator", _CALIBRATOR, resumes=True),
-        Stage("evaluate", "measure one checkpoint", CHECKPOINT, resumes=True),
-        Stage("report", "tables and plots", torch=False),
-    )
-}
-"""Every stage by name, in the order they run. A new one is an entry, a module in ``ltpipe/stages`` and a rule."""
+
+# ---- what is read of the experiment, where it is more than a list of keys --------------------------------------------
+
+# Replay lists (the stage `split` with a phase) hold as many epochs as the phases train.
+_LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch_size"))
+
+
+def _with_holdout(reads: Reads) -> Reads:
+    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+        found = reads(exp, whole, key)
+        return {**found, "holdout": True} if extra_images(exp) == "holdout" else found
+
+    return read
+
+
+def _with_iterations(reads: Reads) -> Reads:
+    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+        assert exp.lst is not None and isinstance(key, int)
+        steps = exp.lst.iterations_per_phase
+        return {**reads(exp, whole, key), "iterations": None if steps is None else steps[key - 1]}
+
+    return read
+
+
+def _index_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    parts = ("format", "faults", "train", "val", "generate")
+    limits = () if exp.dataset.frequency_limits is None else ("frequency_limits",)
+    return reading(*(f"dataset.{part}" for part in (*parts, *limits)))(exp, whole, key)
+
+
+def _calibrate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    found = reading("features.storage", "features.dtype", "features.level")(exp, whole, key)
+    calibrator = whole["calibrate"][key]
+    return {**found, "calibrator": calibrator, **({"seed": whole["seed"]} if calibrator["seed"] is None else {})}
+
+
+def _evaluate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    # Only calibrated checkpoints can have a second classifier.
+    unread = ("checkpoints",) if key in exp.calibrate else ("checkpoints", "modes", "thresholds")
+    return reading("evaluate", without={"evaluate": unread})(exp, whole, key)
+
+
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def _replay_seed(exp: Experiment, key: Key) -> int:
+    assert exp.lst is not None
+    return exp.lst.replay.seed
+
+
+def _features_seed(exp: Experiment, key: Key) -> int:
+    assert exp.features is not None
+    return exp.features.seed
+
+
+def _calibrator_seed(exp: Experiment, key: Key) -> int:
+    own = exp.calibrate[str(key)].seed
+    return exp.seed if own is None else own
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+_STAGES = (
+    Stage(
+        "validate",
+        "check an experiment and its detector in seconds, and write what it resolves to",
+        title="check",
+        reads=lambda exp, whole, key: dict(whole),
+        inputs=files.no_inputs,
+        outputs=lambda paths, key: [paths.lock],
+        mem_mb=1000,
+        runtime=10,
+        local=True,
+        in_all=True,
+    ),
+    Stage(
+        "index",
+        "annotations to columnar stores and class statistics, once per data set",
+        title="annotation store",
+        reads=_index_reads,
+        inputs=files.index_inputs,
+        outputs=files.index_outputs,
+        torch=False,
+        mem_mb=4000,
+        runtime=60,
+    ),
+    Stage(
+        "split",
+        "class order, base and phases, replay lists",
+        title="class order and phases",
+        option=_REPLAY,
+        reads=_with_holdout(reading("split", without={"split": ["ignore_future_gt"]})),
+        inputs=files.split_inputs,
+        outputs=lambda paths, key: [paths.split],
+        more_outputs=files.holdout,
+        torch=False,
+        shared=True,
+        mem_mb=4000,
+        each_phase=Stage(
+            "split",
+            "replay list of one phase",
+            title="replay list of phase {key}",
+            keys=_phases,
+            reads=_with_holdout(_with_iterations(reading("lst.replay", *_LENGTH))),
+            inputs=files.replay_inputs,
+            outputs=lambda paths, key: [paths.folder("split", key) / "replay.npz"],
+            seed=_replay_seed,
+            shared=True,
+            mem_mb=4000,
+        ),
+    ),
+    Stage(
+        "base",
+        "base training",
+        title="base training",
+        reads=reading("seed", "detector", "model", "split", "base"),
+        inputs=files.base_inputs,
+        outputs=files.model_outputs("base"),
+        seed=lambda exp, key: exp.seed,
+        batch_size=lambda exp: None if exp.base.checkpoint else exp.base.schedule.batch_size,
+        resumes=True,
+        shared=True,
+        threads=8,
+        mem_mb=16000,
+        runtime=1440,
+    ),
+    Stage(
+        "distill",
+        "teacher similarities for one incremental phase",
+        title="teacher of phase {key}",
+        keys=_phases_with_cached_teacher,
+        option=PHASE,
+        reads=reading("detector", "lst.distill.teacher"),
+        inputs=files.distill_inputs,
+        outputs=lambda paths, key: [paths.folder("distill", key) / "teacher.npz"],
+        resumes=True,
+        shared=True,
+        threads=4,
+        mem_mb=8000,
+        runtime=240,
+    ),
+    Stage(
+        "lst",
+        "one incremental phase",
+        title="LST phase {key}",
+        keys=_phases,
+        option=PHASE,
+        reads=_with_iterations(
+            reading(
+                *("seed", "detector", "model", "split.ignore_future_gt", "lst"),
+                without={"lst": ["replay", "iterations_per_phase"]},
+            )
+        ),
+        inputs=files.lst_inputs,
+        outputs=files.model_outputs("lst"),
+        seed=lambda exp, key: exp.seed + int(key or 0),
+        batch_size=lambda exp: exp.lst.schedule.batch_size if exp.lst is not None else None,
+        resumes=True,
+        shared=True,
+        threads=8,
+        mem_mb=16000,
+        runtime=1440,
+    ),
+    Stage(
+        "features",
+        "calibration plan and frozen RoI features",
+        title="RoI features",
+        keys=lambda exp: (None,) if needs_features(exp) else (),
+        reads=reading("detector", "features"),
+        inputs=files.features_inputs,
+        outputs=lambda paths, key: [paths.plan],
+        seed=_features_seed,
+        resumes=True,
+        shared=True,
+        threads=4,
+        mem_mb=16000,
+        runtime=720,
+    ),
+    Stage(
+        "calibrate",
+        "train or compute one calibrator",
+        title="calibrator {key}",
+        keys=lambda exp: exp.calibrate,
+        option=CALIBRATOR,
+        reads=_calibrate_reads,
+        inputs=files.calibrate_inputs,
+        outputs=files.model_outputs("calibrate"),
+        seed=_calibrator_seed,
+        resumes=True,
+        in_all=True,
+        threads=4,
+        mem_mb=16000,
+        runtime=480,
+    ),
+    Stage(
+        "evaluate",
+        "measure one checkpoint",
+        title="measurement of {key}",
+        keys=lambda exp: exp.evaluated_checkpoints(),
+        option=CHECKPOINT,
+        reads=_evaluate_reads,
+        inputs=files.evaluate_inputs,
+        outputs=files.evaluate_outputs,
+        resumes=True,
+        threads=4,
+        mem_mb=8000,
+        runtime=240,
+    ),
+    Stage(
+        "report",
+        "tables and plots",
+        title="report",
+        reads=reading("name", "description", "report", "evaluate.checkpoints"),
+        inputs=files.report_inputs,
+        outputs=lambda paths, key: [paths.report, paths.summary, paths.figures],
+        torch=False,
+        in_all=True,
+        shown={
+            "report.html": Shown("page.rst", "Reports", "page"),
+            "summary.csv": Shown("summary.rst", "Reports", "table"),
+            "figures": Shown("figures.rst", "Figures", "figure", "{figure}.png"),
+        },
+    ),
+)
+TABLE = {stage.name: stage for stage in _STAGES}
+"""Every stage by name, in the order they run. A new one is an entry and a module in ``ltpipe/stages``; those of a
+project are added by :func:`ltpipe.pipeline.own_stages.add_own_stages`."""
+
+
+def stage_of(name: str, key: Key = None) -> Stage:
+    """Return the entry of a stage with this key."""
+    entry = TABLE[name]
+    return entry.each_phase if entry.each_phase is not None and key is not None else entry
+
+
+def entries() -> Iterator[Stage]:
+    """All entries in the order of the table, what a command makes for each phase on its own."""
+    for entry in TABLE.values():
+        yield entry
+        if entry.each_phase is not None:
+            yield entry.each_phase
+
+
+def stage_keys(exp: Experiment) -> list[tuple[str, Key]]:
+    """All stages of an experiment with their keys, in the order they run: phase after phase."""
+    found: list[tuple[int, str, Key]] = []
+    phase = 0
+    for entry in entries():
+        if entry.option is PHASE:  # what comes behind it in the table comes behind all phases
+            phase = exp.num_phases() + 1
+        found += [(key if isinstance(key, int) else phase, entry.name, key) for key in entry.keys(exp)]
+    return [(name, key) for _, name, key in sorted(found, key=lambda one: one[0])]
+
+
+def stage_inputs(exp: Experiment, paths: Paths, stage: str, key: Key = None) -> Inputs:
+    """Return the files that a stage reads by name, whether they are there or not; see :class:`Stage`.
+
+    Args:
+        exp: The experiment.
+        paths: Its paths.
+        stage: One of :data:`TABLE`.
+        key: Its phase, calibrator or checkpoint.
+    """
+    return dict(stage_of(stage, key).inputs(exp, paths, key))
+
+
+def stage_outputs(exp: Experiment, paths: Paths, stage: str, key: Key = None) -> list[Path]:
+    """Return the files and folders that a stage always leaves in this experiment.
+
+    Args:
+        exp: The experiment.
+        paths: Its paths.
+        stage: One of :data:`TABLE`.
+        key: Its phase, calibrator or checkpoint.
+    """
+    entry = stage_of(stage, key)
+    return [*entry.outputs(paths, key), *entry.more_outputs(exp, paths, key)]
+
+
+def rule_name(stage: str, key: Key = None, more: Iterable[Path] = ()) -> str:
+    """Return the name of the rule that runs a stage, where it leaves these files in addition."""
+    name = f"{stage}_phase_{key}" if isinstance(key, int) else stage
+    return "_".join((name, *(file.stem for file in more)))
+
+
+def rule_names(exp: Experiment, paths: Paths, stage: str, key: Key = None) -> set[str]:
+    """Return the names by which the user may mean a stage of this experiment."""
+    return {rule_name(stage, key), rule_name(stage, key, stage_of(stage, key).more_outputs(exp, paths, key))}

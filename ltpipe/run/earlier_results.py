@@ -16,9 +16,10 @@ from typing import Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.paths import Paths
+from ltpipe.run.changes import changed_since
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, write_json
-from ltpipe.run.records import EARLIER, RECORD, changed_since, read_json
+from ltpipe.run.records import EARLIER, RECORD, read_json
 
 _LIST = "files.json"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
-from ltpipe.pipeline.inputs import Inputs, of_parts
 from ltpipe.pipeline.paths import Part, Paths
-from ltpipe.pipeline.stage_keys import stage_keys
-from ltpipe.pipeline.stages import TABLE
+from ltpipe.pipeline.stage_files import of_parts
+from ltpipe.pipeline.stages import TABLE, Inputs, rule_name, stage_keys
+from ltpipe.run.changes import changes
 from ltpipe.run.checksums import checksum
-from ltpipe.run.records import RECORD, changes, is_cut_off, maker_of, read_json, recorded_checksum
+from ltpipe.run.records import RECORD, is_cut_off, maker_of, read_json, recorded_checksum
 
 _DIGITS = 12
 
@@ -24,7 +24,7 @@ def checked_inputs(exp: Experiment, paths: Paths, stage: str, inputs: Inputs) ->
         exp: The experiment.
         paths: Its paths.
         stage: The stage that reads them.
-        inputs: What :func:`~ltpipe.pipeline.inputs.stage_inputs` returns.
+        inputs: What :func:`~ltpipe.pipeline.stages.stage_inputs` returns.
 
     Raises:
         UserError: One is missing or is not as its stage wrote it, or the annotations are no longer those that were
@@ -43,7 +43,7 @@ def checked_input(exp: Experiment, paths: Paths, stage: str, name: str, path: Pa
         exp: The experiment.
         paths: Its paths.
         stage: The stage that reads it.
-        name: Its name in :func:`~ltpipe.pipeline.inputs.stage_inputs`.
+        name: Its name in :func:`~ltpipe.pipeline.stages.stage_inputs`.
         path: The file.
 
     Raises:
@@ -81,7 +81,7 @@ def check_outside(folder: Path, stage: str, name: str, path: Path) -> None:
     Args:
         folder: The stage's results.
         stage: The stage.
-        name: Name of the input in :func:`~ltpipe.pipeline.inputs.stage_inputs`.
+        name: Name of the input in :func:`~ltpipe.pipeline.stages.stage_inputs`.
         path: The file.
 
     Raises:
@@ -137,7 +137,7 @@ def outdated_makers(exp: Experiment, paths: Paths, inputs: Inputs) -> list[str]:
     Args:
         exp: The experiment.
         paths: Its paths.
-        inputs: What :func:`~ltpipe.pipeline.inputs.stage_inputs` returns.
+        inputs: What :func:`~ltpipe.pipeline.stages.stage_inputs` returns.
     """
     makers, found = {maker_of(path) for path in inputs.values()}, []
     for stage, key in stage_keys(exp):
@@ -149,11 +149,10 @@ def outdated_makers(exp: Experiment, paths: Paths, inputs: Inputs) -> list[str]:
 
 def _again(exp: Experiment, paths: Paths, maker: str, path: Path) -> str:
     """Return the command lines that make an output, by hand and by Snakemake."""
-    key = path.parent.name
-    phase = key.removeprefix("phase") if maker in ("split", "distill", "lst") and key.startswith("phase") else None
-    options = {"calibrate": f" --name {key}", "evaluate": f" --checkpoint {key}"}
-    option = options.get(maker, "" if phase is None else f" --phase {phase}")
     owner = path.relative_to(paths.results).parts[0] if path.is_relative_to(paths.results) else exp.name
-    by_hand = f"`ltpipe {maker} --experiment {exp.name if owner == 'datasets' else owner}{option}`"
-    rule = maker.replace("-", "_") if phase is None else f"{maker}_phase_{phase}"
-    return f"{by_hand} (or snakemake with `-R {rule}`)"
+    command = f"ltpipe {maker} --experiment {exp.name if owner == 'datasets' else owner}"
+    option = TABLE[maker].option if maker in TABLE else None
+    if option is None or path.parent.name == maker:
+        return f"`{command}` (or snakemake with `-R {maker.replace('-', '_')}`)"
+    key = option.kind(path.parent.name.removeprefix("phase" if option.kind is int else ""))
+    return f"`{command} {option.flag} {key}` (or snakemake with `-R {rule_name(maker, key)}`)"

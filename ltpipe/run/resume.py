@@ -9,11 +9,12 @@ from typing import Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import slice_digest, stage_seed, stage_slice
-from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stages import stage_inputs
+from ltpipe.run.changes import changed_settings
 from ltpipe.run.checksums import checksum
 from ltpipe.run.earlier_results import record_of
-from ltpipe.run.records import RUN_KEY, changed_settings, read_json
+from ltpipe.run.records import RUN_KEY, read_json
 
 # In a work folder from the start: they are no state.
 _NOTES = (RUN_KEY, "threads.json")

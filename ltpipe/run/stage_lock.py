@@ -17,10 +17,10 @@ from typing import Any, TextIO
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
+from ltpipe.run.changes import is_current
 from ltpipe.run.earlier_results import put_back, would_do
 from ltpipe.run.files import Changing, attempt
 from ltpipe.run.log_progress import LOCK, describe, holder
-from ltpipe.run.records import is_current
 from ltpipe.run.slurm import execution, is_over
 
 # Seconds between two looks at a process that runs the same stage; each may ask Slurm.

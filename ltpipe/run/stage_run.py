@@ -20,8 +20,8 @@ from typing import Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import PeerLost, UserError
-from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stages import stage_inputs, stage_of, stage_outputs
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, move, write_json
 from ltpipe.run.input_checks import check_outside, checked_inputs, outdated_makers
@@ -43,7 +43,7 @@ class StageRun:
         folder: Folder of the stage's results.
         work: Folder of its resume state; it survives a kill and vanishes when the stage completes, except for
             ``history``, which becomes a result.
-        outputs: Result files; set by the stage before it ends.
+        outputs: Result files beside those that the table of stages names; added by the stage before it ends.
         notes: Facts to add to the record, e.g. the number of iterations.
     """
 
@@ -54,9 +54,7 @@ class StageRun:
 
 
 @contextmanager
-def stage_run(
-    stage: str, exp: Experiment, paths: Paths, key: str | int | None = None, *, parallel: bool = False
-) -> Iterator[StageRun]:
+def stage_run(stage: str, exp: Experiment, paths: Paths, key: str | int | None = None) -> Iterator[StageRun]:
     """Run a stage: check its inputs, keep its resume state, write ``stage.json`` last.
 
     An earlier result stays complete, with its record, until the first file of it is replaced. The resume state is kept
@@ -68,14 +66,12 @@ def stage_run(
         exp: The experiment.
         paths: Its paths.
         key: Phase, calibrator or checkpoint.
-        parallel: Whether several processes of a torchrun launch may run it. Only the first of them keeps the state and
-            the record; the others must wait for it before they use ``work``.
 
     Raises:
         UserError: An input is missing or damaged, another process runs the same stage, or the disk is full.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and not parallel:
+    if processes > 1 and stage_of(stage, key).batch_size is None:
         raise UserError(f"stage {stage} runs in one process", got=f"{processes} processes", fix="no torchrun")
     folder = paths.folder(stage, key)
     with _clear_errors(folder):
@@ -94,7 +90,7 @@ def stage_run(
             _prepare(run, today, key)
             with same_threads(run.work) as threads:
                 yield run
-            run.outputs += _keep_history(run)
+            run.outputs = [*dict.fromkeys((*_declared(exp, paths, stage, key), *run.outputs)), *_keep_history(run)]
             record = {
                 "stage": stage,
                 "label": stage if folder.name == stage else f"{stage} {folder.name}",
@@ -117,6 +113,13 @@ def stage_run(
             write_json(folder / RECORD, record)
             discard(run.work)
             discard(folder / EARLIER)
+
+
+def _declared(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> Iterator[Path]:
+    """Yield the files that the table of stages names, as far as they lie in the stage's folder."""
+    for path in stage_outputs(exp, paths, stage, key):
+        if path.is_relative_to(paths.folder(stage, key)):
+            yield from sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _drop_record(folder: Path, path: Path, new: Path | None) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage_keys import stage_keys
+from ltpipe.pipeline.stages import stage_keys
+from ltpipe.run.changes import changed_since, damages
 from ltpipe.run.log_progress import describe, failure, holder, rate, submitted_jobs
-from ltpipe.run.records import changed_since, damages, located, read_json
+from ltpipe.run.records import located, read_json
 from ltpipe.run.resume import state_of
 
 # Changes that are told of one stage.

@@ -27,7 +27,7 @@ from ltpipe.run.stage_run import stage_run
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Train from ``detector.load_from`` or from scratch, or take over ``base.checkpoint``."""
-    with stage_run("base", exp, paths, parallel=True) as stage, process_group():
+    with stage_run("base", exp, paths) as stage, process_group():
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
         fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
@@ -69,7 +69,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         else:
             train(config, paths.model("base"), paths.config("base"), meta=meta)
             stage.notes["iterations"] = iterations
-        stage.outputs += [paths.model("base"), paths.config("base"), *([start] if start else [])]
+        stage.outputs += [start] if start else []
 
 
 def starting_weights(exp: Experiment, model: ConfigDict, classes: Categories, folder: Path) -> Path | None:

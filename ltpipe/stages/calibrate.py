@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import ConfigDict
 
+from ltpipe.config.choices import is_trained_on_features
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
@@ -22,7 +23,6 @@ from ltpipe.methods.box_layers import read_features
 from ltpipe.methods.calibration import Calibrator
 from ltpipe.pipeline.digests import stage_seed
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage_keys import is_trained_on_features
 from ltpipe.registry import MODELS
 from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import StageRun, stage_run
@@ -66,7 +66,6 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         write_checkpoint(paths.model(name), state, checkpoint["meta"] | facts)
         with atomic_path(paths.config(name)) as temporary:
             config.dump(str(temporary))
-        stage.outputs += [paths.model(name), paths.config(name)]
 
 
 def train_calibrator(

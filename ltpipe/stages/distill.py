@@ -43,7 +43,6 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         }
         passes = _passes(detector, num_old, stage.work)
         TeacherLogits.collect(passes, detector.stages * num_old, metadata, dtype="float32").save(paths.teacher(phase))
-        stage.outputs.append(paths.teacher(phase))
 
 
 def _passes(detector: FrozenDetector, num_old: int, work: Path) -> list[list[ImageRows]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ltpipe.config.class_list import read_class_list
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.loading import load_beside
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
@@ -14,7 +13,6 @@ from ltpipe.data.store import AnnotationStore
 from ltpipe.data.summary import lines
 from ltpipe.data.tables import write_csv
 from ltpipe.errors import UserError
-from ltpipe.pipeline.inputs import STORE
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import move
 from ltpipe.run.records import read_json
@@ -45,14 +43,13 @@ def run(exp: Experiment, paths: Paths) -> None:
             target = paths.dataset / part
             move(stage.work / part, target)
             print("\n".join(lines(part, AnnotationStore.open(target).info)))
-            stage.outputs += [target / name for name in (*STORE, "statistics.csv")]
 
 
 def _not_of_another(exp: Experiment, paths: Paths) -> None:
     """Refuse to replace a store that another experiment, which describes its data otherwise, has made."""
     by = (read_json(paths.record("index")) or {}).get("experiment", exp.name)
     try:
-        other = exp if by == exp.name else load_beside(exp, by)
+        other = exp if by == exp.name else exp.beside(by)
     except UserError:  # an experiment that is not there any more needs no store
         return
     if other.dataset.name == exp.dataset.name and other.dataset != exp.dataset:

@@ -31,7 +31,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
     assert lst is not None, "validate refuses phases without an lst block"
     name, previous = f"phase{phase}", "base" if phase == 1 else f"phase{phase - 1}"
     seed = stage_seed(exp, "lst", phase)
-    with stage_run("lst", exp, paths, phase, parallel=True) as stage, process_group():
+    with stage_run("lst", exp, paths, phase) as stage, process_group():
         split = Split.load(paths.split)
         num_old, num_classes = split.classes_known(phase - 1), split.classes_known(phase)
         before = paths.model(previous)
@@ -71,7 +71,6 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         )
         meta = {"experiment": exp.name, "stage": name, **known_classes(paths, split, num_classes).meta()}
         train(config, paths.model(name), paths.config(name), meta=meta)
-        stage.outputs += [paths.model(name), paths.config(name)]
         stage.notes["iterations"] = iterations
 
 

@@ -8,16 +8,14 @@ from typing import Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
-from ltpipe.config.loading import load_beside
 from ltpipe.config.training import Schedule
 from ltpipe.data.categories import Categories, labels_in
 from ltpipe.data.split import Split
 from ltpipe.data.summary import sentences
 from ltpipe.data.tables import read_csv
 from ltpipe.metrics.class_affinity import load_affinity
-from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage_keys import stage_keys
+from ltpipe.pipeline.stages import stage_inputs, stage_keys
 from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.run.records import read_json
 from ltpipe.run.stage_run import stage_run
@@ -25,7 +23,7 @@ from ltpipe.run.stage_run import stage_run
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Write the report page, the summary table and the figures."""
-    others = [load_beside(exp, name) for name in exp.report.compare]
+    others = [exp.beside(name) for name in exp.report.compare]
     shown = [*((other, Paths(paths.results, other)) for other in others), (exp, paths)]
     read = set(stage_inputs(exp, paths, "report").values())
     swept, alike = (

@@ -39,7 +39,7 @@ def run(exp: Experiment, paths: Paths, phase: int | None = None) -> None:
 
 def write_split(exp: Experiment, paths: Paths) -> None:
     """Write ``split.json``, and the images held out of training if a method asks for some."""
-    with stage_run("split", exp, paths) as stage:
+    with stage_run("split", exp, paths):
         table = read_csv(paths.statistics("train"))
         spec = exp.split.model_dump(exclude_none=True, exclude={"ignore_future_gt"}) if exp.split else {}
         if "boundaries" in spec:
@@ -54,16 +54,14 @@ def write_split(exp: Experiment, paths: Paths) -> None:
         if extra_images(exp) == "holdout":
             view = PhaseView(AnnotationStore.open(paths.store("train")), split, split.num_phases)
             save_holdout(paths.holdout, choose_holdout(view))
-            stage.outputs.append(paths.holdout)
         split.save(paths.split)
-        stage.outputs.append(paths.split)
 
 
 def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
     """Write as many epochs of (image, class) pairs as the phase trains."""
     lst = exp.lst
     assert lst is not None, "phases without an lst block do not load"
-    with stage_run("split", exp, paths, phase) as stage:
+    with stage_run("split", exp, paths, phase):
         store, split = AnnotationStore.open(paths.store("train")), Split.load(paths.split)
         exclude = load_holdout(paths.holdout) if extra_images(exp) == "holdout" else None
         view = PhaseView(store, split, phase, exclude=exclude)
@@ -79,4 +77,3 @@ def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
         else:
             replay = build_replay(view, **options, epochs=math.ceil(iterations * batch / length))
         replay.save(paths.replay(phase))
-        stage.outputs.append(paths.replay(phase))

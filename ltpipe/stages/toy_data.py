@@ -5,7 +5,7 @@ from __future__ import annotations
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.toy import write_toy_data
 from ltpipe.errors import UserError
-from ltpipe.pipeline.digests import stage_digest
+from ltpipe.pipeline.digests import toy_data_digest
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import sha256_file, write_json
 from ltpipe.run.outputs import RECORD, NotOurs
@@ -30,7 +30,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         raise UserError(error.what, where=error.where, got=error.got, fix=f"{fix}. Nothing was changed") from error
     note = {
         "folder": exp.dataset.folder.as_posix(),
-        "digest": stage_digest(exp, "toy_data"),
+        "digest": toy_data_digest(exp),
         "record": sha256_file(exp.dataset.folder / RECORD),
     }
     if read_json(paths.drawn) != note:

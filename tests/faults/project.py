@@ -21,7 +21,7 @@ import yaml
 
 from ltpipe.config.loading import load_experiment
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage_keys import stage_keys
+from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.cores import VARIABLE
 from ltpipe.run.records import read_json
 from tests.faults.client import start

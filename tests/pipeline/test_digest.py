@@ -8,25 +8,15 @@ from pathlib import Path
 import pytest
 
 from ltpipe.config.experiment import Experiment
-from ltpipe.pipeline.digests import SLICES, stage_digest
+from ltpipe.errors import UserError
+from ltpipe.pipeline.digests import stage_digest, toy_data_digest
+from ltpipe.pipeline.stage import reading
 from tests.helpers.small_project import EXPERIMENT, Load
 
 KEYS: dict[str, tuple[str | int | None, ...]] = {
     "split": (None, 1, 2), "distill": (1, 2), "lst": (1, 2), "calibrate": ("head",), "evaluate": ("base", "head"),
 }  # fmt: skip
-STAGES = (
-    "validate",
-    "toy_data",
-    "index",
-    "split",
-    "base",
-    "distill",
-    "lst",
-    "features",
-    "calibrate",
-    "evaluate",
-    "report",
-)
+STAGES = tuple("validate index split base distill lst features calibrate evaluate report".split())
 
 
 def digests(exp: Experiment) -> dict[str, str]:
@@ -36,6 +26,7 @@ def digests(exp: Experiment) -> dict[str, str]:
         for stage in STAGES:
             for key in KEYS.get(stage, (None,)):
                 yield f"{stage} {key}" if key is not None else stage, stage_digest(exp, stage, key)
+        yield "toy_data", toy_data_digest(exp)
 
     return dict(pairs())
 
@@ -108,10 +99,12 @@ def test_the_detector_file_and_its_parents_count(load: Load) -> None:
     assert changed == {"base", "distill 1", "distill 2", "lst 1", "lst 2", "features", "validate"}
 
 
-def test_every_slice_exists(load: Load) -> None:
-    blocks = set(Experiment.model_fields)
-    for slices in SLICES.values():
-        assert {name.removeprefix("-").partition(".")[0] for name in slices} <= blocks
+def test_a_stage_reads_only_keys_that_exist(load: Load) -> None:
+    exp = load()
+    whole = exp.model_dump(mode="json")
+    assert reading("split.step", without={})(exp, whole, None) == {"split.step": 3}
+    with pytest.raises(UserError, match="split.stepp"):
+        reading("split.stepp")(exp, whole, None)
 
 
 def test_one_shot_experiments_have_digests(load: Load) -> None:

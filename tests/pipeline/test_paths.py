@@ -11,7 +11,7 @@ import pytest
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import slice_digest, stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage_keys import stage_keys
+from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.files import sha256_file
 from ltpipe.run.records import place
 from ltpipe.run.status import status

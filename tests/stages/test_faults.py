@@ -16,9 +16,9 @@ import torch
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.pipeline.paths import Paths
+from ltpipe.run.changes import damages
 from ltpipe.run.cores import VARIABLE
 from ltpipe.run.files import sha256_file
-from ltpipe.run.records import damages
 from tests.helpers.tiny_project import command_line, experiment, run_stages
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.pipeline.inputs import stage_inputs
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage_keys import stage_keys
+from ltpipe.pipeline.stages import stage_inputs, stage_keys
 from ltpipe.run import checksums
 from ltpipe.run.files import sha256_file
 from tests.helpers.tiny_project import command_line, experiment, rewritten, run_stages

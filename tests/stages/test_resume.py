@@ -20,9 +20,9 @@ from ltpipe.engine.calibrator_training import _step, train_head
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
+from ltpipe.run.changes import is_current
 from ltpipe.run.earlier_results import keep, put_back
 from ltpipe.run.files import ATTEMPT
-from ltpipe.run.records import is_current
 from ltpipe.run.stage_lock import exclusive
 from ltpipe.run.status import status
 from tests.helpers.tiny_project import (

@@ -19,9 +19,9 @@ from ltpipe.engine.hooks import StepSeedHook
 from ltpipe.engine.roi_sampling import SeededSampler
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
+from ltpipe.run.changes import damages
 from ltpipe.run.cores import VARIABLE
 from ltpipe.run.launch import FAILED, launch_on_nodes
-from ltpipe.run.records import damages
 from tests.helpers.tiny_project import (
     assert_same_state,
     command_line,

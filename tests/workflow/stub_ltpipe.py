@@ -7,12 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import load_experiment
-from ltpipe.pipeline.digests import stage_digest, stage_slice
-from ltpipe.pipeline.inputs import stage_inputs
+from ltpipe.pipeline.digests import stage_digest, stage_slice, toy_data_digest
 from ltpipe.pipeline.paths import Paths
+from ltpipe.pipeline.stages import stage_inputs, stage_outputs
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, write_json
 from ltpipe.run.records import EARLIER, place
@@ -20,36 +19,8 @@ from ltpipe.run.stage_lock import is_done
 
 
 def outputs(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -> list[Path]:
-    """Files that a stage writes before its record."""
-    store = [
-        paths.store(part) / name  # type: ignore[arg-type]
-        for part in ("train", "val")
-        for name in (
-            "images.arrow",
-            "categories.arrow",
-            "annotations.arrow",
-            "segments.arrow",
-            "info.json",
-            "statistics.csv",
-        )
-    ]
-    held = [paths.holdout] if extra_images(exp) == "holdout" else []
-    model = [paths.folder(stage, key) / name for name in ("model.pth", "config.py")] if stage != "index" else []
-    return {
-        "validate": [paths.lock],
-        "index": store,
-        "split": [paths.replay(key)] if isinstance(key, int) else [paths.split, *held],
-        "base": model,
-        "distill": [paths.folder("distill", key) / "teacher.npz"],
-        "lst": model,
-        "features": [paths.plan],
-        "calibrate": model,
-        "evaluate": [
-            paths.folder("evaluate", key) / name
-            for name in ("predictions.arrow", "metrics.json", "per_class.csv", "tensors.npz")
-        ],
-        "report": [paths.report, paths.summary, paths.figures / "groups_segm.png"],
-    }[stage]
+    """Files that a stage writes before its record, one in a folder."""
+    return [file if file.suffix else file / "groups_segm.png" for file in stage_outputs(exp, paths, stage, key)]
 
 
 def inside(file: Path, record: Path) -> bool:
@@ -73,7 +44,7 @@ def main() -> None:
     if given.stage == "toy-data":
         files = [exp.dataset.train.annotations, exp.dataset.val.annotations]
         record = None
-        write_json(paths.drawn, {"digest": stage_digest(exp, "toy_data")})
+        write_json(paths.drawn, {"digest": toy_data_digest(exp)})
     else:
         # Phase 0 of `split` is the stage itself.
         key = given.phase or given.name or given.checkpoint

@@ -183,7 +183,7 @@ def test_two_edits_at_once(finished: Workspace) -> None:
 
 
 def test_touching_files_reruns_nothing(finished: Workspace) -> None:
-    for file in (CHAIN, "Snakefile", "workflow/rules/training.smk", "results/chain/split/split.json"):
+    for file in (CHAIN, "Snakefile", "workflow/rules/stages.smk", "results/chain/split/split.json"):
         (finished.folder / file).touch()
     assert finished.dry_run("all", "--profile", "local") == {}
 
@@ -291,20 +291,48 @@ def test_gpu_rules_have_gpus_on_the_cluster() -> None:
 
 
 def test_every_rule_has_log_benchmark_and_resources() -> None:
-    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
-        if file.stem in ("common", "targets"):
-            continue
-        rules = re.split(r"^ *rule(?: \w+)?:\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-        assert rules
-        for text in rules:
-            order = ["output", "log", "benchmark", "threads", "resources", "params", "message", "shell"]
-            places = [
-                text.find(f"{keyword}:\n") if keyword != "threads" else text.find("threads:") for keyword in order
-            ]
-            assert -1 not in places and places == sorted(places), f"{file}: {text[:200]}"
-            assert text.count("ltpipe ") == 1
-            command = re.search(r'"ltpipe .* > {log:q} 2>&1"', text)
-            assert command and all(field.endswith(":q}") for field in re.findall(r"{.*?}", command[0])), "quote all"
+    text = (ROOT / "workflow/rules/stages.smk").read_text(encoding="utf-8")
+    rules = re.split(r"^ *rule(?: \w+)?:\n", text, flags=re.MULTILINE)[1:]
+    assert len(rules) == 2, "all stages, and toy data"
+    for rule in rules:
+        order = [
+            "output:\n",
+            "log:\n",
+            "benchmark:\n",
+            "threads:",
+            "resources:\n",
+            "params:\n",
+            "message:\n",
+            "shell:\n",
+        ]
+        places = [rule.find(keyword) for keyword in order]
+        assert -1 not in places and places == sorted(places), rule
+        assert rule.count('"{params.command} > {log:q} 2>&1"') == 1, "the command is quoted by ltpipe"
+
+
+def test_the_rules_of_all_stages() -> None:
+    """Names, results and resources that people have written down elsewhere."""
+    rules = {one.name: one for one in Pipeline(["toy", "toy_joint"]).rules()}
+    phases = [f"{stage}_phase_{k}" for stage in ("split", "distill", "lst") for k in (1, 2)]
+    once = ["validate", "index", "split", "base", "features", "calibrate", "evaluate", "report"]
+    assert sorted(rules) == sorted([*once, *phases])
+    assert {name: (one.stage.threads, one.stage.mem_mb, one.stage.runtime) for name, one in rules.items()} == {
+        "validate": (1, 1000, 10),
+        "index": (1, 4000, 60),
+        **dict.fromkeys(["split", "split_phase_1", "split_phase_2"], (1, 4000, 30)),
+        **dict.fromkeys(["base", "lst_phase_1", "lst_phase_2"], (8, 16000, 1440)),
+        **dict.fromkeys(["distill_phase_1", "distill_phase_2"], (4, 8000, 240)),
+        "features": (4, 16000, 720),
+        "calibrate": (4, 16000, 480),
+        "evaluate": (4, 8000, 240),
+        "report": (1, 2000, 30),
+    }
+    assert list(map(str, rules["lst_phase_2"].outputs)) == [
+        f"results/{{experiment}}/lst/phase2/{name}" for name in ("model.pth", "config.py", "stage.json")
+    ]
+    assert str(rules["index"].outputs[-1]) == "results/datasets/{dataset}/stage.json"
+    assert str(rules["validate"].outputs[0]) == "results/{experiment}/experiment.lock.yaml"
+    assert rules["calibrate"].wildcards == {"experiment": ["toy", "toy_joint"], "calibrator": ["simcal"]}
 
 
 def test_the_rules_and_the_stages_agree_on_paths(finished: Workspace) -> None:

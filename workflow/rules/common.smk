@@ -7,8 +7,8 @@ from ltpipe.pipeline.rules import Pipeline, growing
 with clear_refusals():
     PIPELINE = Pipeline(config["experiments"])
     # Everything that can be wrong with the number of phases is said here and not in an input function.
-    PHASES = PIPELINE.phases
-    PIPELINE.checkpoints
+    TARGETS = PIPELINE.targets
+    RULES = list(PIPELINE.rules())
     if workflow.is_main_process:
         check_owner()
         PIPELINE.reruns.steer(workflow)
@@ -25,13 +25,23 @@ def reads(stage, key=None):
     return of_wildcards
 
 
+def leaves(one):
+    """Outputs of a rule, those marked that `snakemake --report` shows."""
+    for file in one.outputs:
+        shown = one.stage.shown.get(file.name)
+        if shown is None:
+            yield str(file)
+        else:
+            label = ("what", shown.label) if shown.pattern is None else (shown.label, f"{{{shown.label}}}")
+            yield report(
+                str(file) if shown.pattern is None else directory(str(file)),
+                patterns=[] if shown.pattern is None else [shown.pattern],
+                caption=f"../report/{shown.caption}",
+                category=shown.category,
+                labels={"experiment": "{experiment}", label[0]: label[1]},
+            )
+
+
 def names(allowed):
     """A pattern for these names and no others."""
     return "|".join(map(re.escape, allowed)) or "none"
-
-
-wildcard_constraints:
-    experiment=names(PIPELINE.experiments),
-    dataset=names(PIPELINE.datasets),
-    calibrator=names(PIPELINE.calibrators),
-    checkpoint=names(PIPELINE.checkpoints),

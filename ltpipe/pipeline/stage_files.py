@@ -1,52 +1,28 @@
-"""Which files each stage reads. Stages, rules, status and the keys of resume state all ask here."""
+"""Which files each stage reads and leaves; the table of stages takes them from here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ltpipe.config.choices import extra_images
+from ltpipe.config.choices import extra_images, is_trained_on_features
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.loading import load_beside
 from ltpipe.pipeline.paths import Part, Paths
-from ltpipe.pipeline.stage_keys import is_trained_on_features
+from ltpipe.pipeline.stage import Key
 from ltpipe.run.records import recorded_outputs
 
-Inputs = dict[str, Path]
-"""Files by what names them: a key of the experiment, or the stage that makes them, perhaps with a suffix after ``:``.
-Names say nothing about folders: results that were moved keep them."""
-
 STORE = ("info.json", "images.arrow", "categories.arrow", "annotations.arrow", "segments.arrow")
-_SOMETIMES = ("features", "plan_stage", "sweep.csv", "affinity.")
+PARTS: tuple[Part, ...] = ("train", "val")
 
-
-def stage_inputs(exp: Experiment, paths: Paths, stage: str, key: str | int | None = None) -> Inputs:
-    """Return the files that a stage reads, whether they are there or not.
-
-    Images are not among them: the store knows which there are, and each is checked when it is read.
-
-    Args:
-        exp: The experiment.
-        paths: Its paths.
-        stage: One of :data:`~ltpipe.pipeline.stages.TABLE`.
-        key: Its phase, calibrator or checkpoint.
-    """
-    return dict(_STAGES[stage](exp, paths, key))
-
-
-def is_made_always(path: Path) -> bool:
-    """Whether the stage that may make a file always makes it: only then it can be an input of a rule."""
-    return not path.name.startswith(_SOMETIMES)
+Pairs = Iterator[tuple[str, Path]]
 
 
 def of_parts(inputs: Mapping[str, Path]) -> list[Part]:
     """Parts of the data set whose store is among a stage's inputs."""
-    parts: tuple[Part, ...] = ("train", "val")
-    return [part for part in parts if f"index:{part}/info.json" in inputs]
+    return [part for part in PARTS if f"index:{part}/info.json" in inputs]
 
 
-Pairs = Iterator[tuple[str, Path]]
-Key = str | int | None
+# ---- what stages read ------------------------------------------------------------------------------------------------
 
 
 def _store(paths: Paths, part: Part) -> Pairs:
@@ -77,11 +53,13 @@ def _before(phase: Key) -> str:
     return "base" if phase == 1 else f"phase{phase - 1}"
 
 
-def _validate(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def no_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """No files."""
     yield from ()
 
 
-def _index(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def index_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Annotations of both parts, and the class list."""
     data = exp.dataset
     makers = ("toy-data", "toy-data:val") if data.generate is not None else ("dataset.train", "dataset.val")
     yield from zip(makers, (data.train.annotations, data.val.annotations), strict=True)
@@ -89,17 +67,21 @@ def _index(exp: Experiment, paths: Paths, key: Key) -> Pairs:
         yield "dataset.class_list", data.class_list
 
 
-def _split(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def split_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Store and statistics of the training part."""
     yield from _store(paths, "train")
-    if key is None:
-        yield from _statistics(paths)
-    else:
-        yield "split", paths.split
-        if extra_images(exp) == "holdout":
-            yield "split:holdout", paths.holdout
+    yield from _statistics(paths)
 
 
-def _base(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def replay_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """The store, and what must not be repeated."""
+    yield from _store(paths, "train")
+    yield "split", paths.split
+    yield from (("split:holdout", file) for file in holdout(exp, paths, key))
+
+
+def base_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Training data and whatever the training starts from."""
     yield from _store(paths, "train")
     yield from _statistics(paths)
     yield "split", paths.split
@@ -110,13 +92,15 @@ def _base(exp: Experiment, paths: Paths, key: Key) -> Pairs:
         yield "base.checkpoint", exp.base.checkpoint
 
 
-def _distill(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def distill_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Training data and the checkpoint before the phase."""
     yield from _store(paths, "train")
     yield "split", paths.split
     yield from _checkpoint(paths, _before(key))
 
 
-def _lst(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def lst_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Training data, the phase's list, the checkpoint before it, and a cached teacher."""
     assert exp.lst is not None and isinstance(key, int)
     yield from _store(paths, "train")
     yield from _statistics(paths)
@@ -128,13 +112,15 @@ def _lst(exp: Experiment, paths: Paths, key: Key) -> Pairs:
         yield "distill", paths.teacher(key)
 
 
-def _features(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def features_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Training data and the checkpoint that is calibrated."""
     yield from _store(paths, "train")
     yield "split", paths.split
     yield from _checkpoint(paths, exp.final_checkpoint())
 
 
-def _calibrate(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def calibrate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """The checkpoint that is calibrated, plan and features where the calibrator is trained, or its trained head."""
     calibrator = exp.calibrate[str(key)]
     yield from _store(paths, "train")
     yield from _statistics(paths)
@@ -150,7 +136,8 @@ def _calibrate(exp: Experiment, paths: Paths, key: Key) -> Pairs:
         yield f"calibrate.{key}.checkpoint", calibrator.checkpoint
 
 
-def _evaluate(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Both parts of the data set and the checkpoint."""
     yield from _store(paths, "train")
     yield from _store(paths, "val")
     yield from _statistics(paths)
@@ -158,8 +145,9 @@ def _evaluate(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _checkpoint(paths, str(key))
 
 
-def _report(exp: Experiment, paths: Paths, key: Key) -> Pairs:
-    shown = [(other, Paths(paths.results, other)) for other in (load_beside(exp, name) for name in exp.report.compare)]
+def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """All measurements of this experiment and of those it is compared with."""
+    shown = [(other, Paths(paths.results, other)) for other in map(exp.beside, exp.report.compare)]
     for one, place in (*shown, (exp, paths)):
         yield f"split:{one.name}", place.split
         for checkpoint in one.evaluated_checkpoints():
@@ -171,15 +159,29 @@ def _report(exp: Experiment, paths: Paths, key: Key) -> Pairs:
                     yield f"{label}/{name}", place.folder("evaluate", checkpoint) / name
 
 
-_STAGES: Mapping[str, Callable[[Experiment, Paths, Key], Pairs]] = {
-    "validate": _validate,
-    "index": _index,
-    "split": _split,
-    "base": _base,
-    "distill": _distill,
-    "lst": _lst,
-    "features": _features,
-    "calibrate": _calibrate,
-    "evaluate": _evaluate,
-    "report": _report,
-}
+# ---- what stages leave -----------------------------------------------------------------------------------------------
+
+
+def index_outputs(paths: Paths, key: Key) -> list[Path]:
+    """Stores and statistics of both parts."""
+    return [paths.store(part) / name for part in PARTS for name in (*STORE, paths.statistics(part).name)]
+
+
+def holdout(exp: Experiment, paths: Paths, key: Key) -> list[Path]:
+    """Images held out of training, where a part asks for them."""
+    return [paths.holdout] if extra_images(exp) == "holdout" else []
+
+
+def model_outputs(stage: str) -> Callable[[Paths, Key], list[Path]]:
+    """Return the outputs of a stage that makes a checkpoint."""
+
+    def outputs(paths: Paths, key: Key) -> list[Path]:
+        return [paths.folder(stage, key) / name for name in ("model.pth", "config.py")]
+
+    return outputs
+
+
+def evaluate_outputs(paths: Paths, key: Key) -> list[Path]:
+    """Detections and numbers."""
+    names = ("predictions.arrow", "metrics.json", "per_class.csv", "tensors.npz")
+    return [paths.folder("evaluate", key) / name for name in names]
