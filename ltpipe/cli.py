@@ -17,6 +17,7 @@ from typing import Any
 from ltpipe import __version__
 from ltpipe.command_options import (
     convert_options,
+    import_options,
     long_tail_options,
     predict_options,
     score_options,
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
     _results(toy)
     long_tail_options(verbs.add_parser("make-lt", help="long-tailed version of a COCO- or LVIS-format data set"))
+    import_options(verbs.add_parser("import", help="data sets of YOLO, Pascal VOC, Labelme or COCO folders as JSON"))
     split_options(verbs.add_parser("make-split", help="training and validation part of one annotation file"))
     convert_options(verbs.add_parser("convert", help="checkpoint or class index of another repository, for our use"))
     _export_options(verbs.add_parser("export", help="a checkpoint for mmdet 3.x, or detections as JSON"))
@@ -195,6 +197,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         _make_long_tailed(arguments)
     elif verb == "make-split":
         _make_split(arguments)
+    elif verb == "import":
+        from ltpipe.data.import_data import import_data
+
+        report = import_data(arguments.source, arguments.output, fmt=arguments.format, faults=arguments.faults)
+        print("\n".join(report))
     else:
         return _stage(verb, arguments)
     return 0

@@ -101,6 +101,22 @@ def split_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def import_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe import``."""
+    verb.description = "Write a data set of YOLO, Pascal VOC, Labelme or COCO folders as COCO- or LVIS-format JSON."
+    verb.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder of the data set, or its data.yaml or annotation file"
+    )
+    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="write a JSON file per part there")
+    verb.add_argument("--format", choices=("yolo", "voc", "labelme", "coco"), help="default: the one that it is")
+    verb.add_argument(
+        "--faults",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="records that cannot be used: refuse, or leave out and count; default: %(default)s",
+    )
+
+
 def convert_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of ``ltpipe convert``."""
     verb.add_argument(

@@ -33,6 +33,7 @@ def test_every_stage_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         "export",
         "recipes",
         "score",
+        "import",
         "make-split",
     ]:
         with pytest.raises(SystemExit) as stop:

@@ -15,6 +15,7 @@ from ltpipe.errors import UserError
 from ltpipe.run.outputs import NotOurs
 from tests.helpers.tiny_project import experiment, run_stages
 
+IMPORT = ["import", "a.json", "--output"]
 MAKE_SPLIT = ["make-split", "--annotations", "a.json", "--fraction", "0.5", "--output"]
 MAKE_LT = ["make-lt", "--annotations", "a.json", "--counts", "counts.json", "--output"]
 SCORE = ["score", "--annotations", "a.json", "found.json"]
@@ -67,6 +68,9 @@ def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
         ([*MAKE_LT, "counts.json"], IS_INPUT),
         ([*MAKE_LT, "mine.json"], OF_OTHERS),
         ([*MAKE_LT, "mine"], "a folder lies where a file"),
+        ([*IMPORT, "mine"], FOLDER),
+        ([*IMPORT, "a.json"], IS_INPUT),
+        ([*IMPORT, "mine.json"], "a file lies where a folder"),
         ([*MAKE_SPLIT, "mine"], FOLDER),
         ([*MAKE_SPLIT, "a.json"], IS_INPUT),
         ([*MAKE_SPLIT, "mine.json"], "a file lies where a folder"),

@@ -1,7 +1,8 @@
-"""Annotations for other evaluators: a COCO- or LVIS-format file with chosen classes in a chosen order.
+"""Annotations for other tools: a whole store as COCO- or LVIS-format file, or chosen classes in a chosen order.
 
 Evaluators take the label of a class from its place in ``categories``, and differ from one another in what they do with
-ids of 0, crowds and empty masks. The file holds what ltpipe's own evaluation counts, so that they measure the same.
+ids of 0, crowds and empty masks. A file for them holds what ltpipe's own evaluation counts, so that they measure
+the same.
 """
 
 from __future__ import annotations
@@ -36,14 +37,38 @@ def write_annotations(
         frequency: ``r``, ``c`` or ``f`` by category id, of the training annotations.
         masked: Leave out objects without a mask, which evaluators of masks cannot read.
     """
-    encode = msgspec.json.Encoder().encode
     categories = [{"id": i, "name": name, "frequency": frequency[i]} for i, name in classes.pairs()]
+    rows = _counted(store, classes, masked)
+    _write(path, store, categories, _annotations(store, rows, np.arange(1, len(rows) + 1)))
+
+
+def write_dataset(path: Path, store: AnnotationStore) -> None:
+    """Write all of a store as COCO-format JSON, or LVIS-format if it is federated, atomically; ids stay.
+
+    Args:
+        path: The JSON file.
+        store: All annotations, crowds and ignored objects as well.
+    """
+    classes = Categories.of_store(store, "the annotations")
+    categories: list[dict[str, Any]] = [{"id": i, "name": name} for i, name in classes.pairs()]
+    if store.info["frequency_from"] == "file":
+        for record, letter in zip(categories, store.category_frequency, strict=True):
+            record["frequency"] = letter
+    found = _annotations(store, np.arange(len(store.ann_ids)), store.ann_ids)
+    ignored = store.ann_ignore.tolist()
+    _write(path, store, categories, (a | {"ignore": 1} if i else a for a, i in zip(found, ignored, strict=True)))
+
+
+def _write(
+    path: Path, store: AnnotationStore, categories: list[dict[str, Any]], annotations: Iterator[dict[str, Any]]
+) -> None:
+    encode, ids = msgspec.json.Encoder().encode, {record["id"] for record in categories}
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         handle.write(b'{"categories": ' + encode(categories) + b',\n"images": [\n')
-        images = (_image(store, row, set(classes.ids)) for row in range(len(store.image_ids)))
+        images = (_image(store, row, ids) for row in range(len(store.image_ids)))
         handle.writelines(_joined(encode(image) for image in images))
         handle.write(b'],\n"annotations": [\n')
-        handle.writelines(_joined(encode(annotation) for annotation in _annotations(store, classes, masked)))
+        handle.writelines(_joined(encode(annotation) for annotation in annotations))
         handle.write(b"]}\n")
 
 
@@ -72,12 +97,11 @@ def _counted(store: AnnotationStore, classes: Categories, masked: bool) -> NDArr
     return np.flatnonzero(used & store.ann_has_mask if masked else used)
 
 
-def _annotations(store: AnnotationStore, classes: Categories, masked: bool) -> Iterator[dict[str, Any]]:
-    rows = _counted(store, classes, masked)
+def _annotations(store: AnnotationStore, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     for start in range(0, len(rows), ROWS_PER_BLOCK):
         block = rows[start : start + ROWS_PER_BLOCK]
         columns = {
-            "id": range(start + 1, start + len(block) + 1),
+            "id": ids[start : start + ROWS_PER_BLOCK].tolist(),
             "image_id": store.image_ids[store.ann_image[block]].tolist(),
             "category_id": store.category_ids[store.ann_category[block]].tolist(),
             "bbox": store.ann_bbox[block].tolist(),

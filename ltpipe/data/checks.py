@@ -58,7 +58,8 @@ def checked_columns(records: Records, findings: Findings) -> CheckedColumns:
     """
     for section in ("images", "categories"):
         if not getattr(records, section):
-            raise UserError(f"no {section}", where=records.path, got=f'"{section}" is an empty list')
+            faults = "".join(f"; left out: {sentence}" for sentence in findings.fault_sentences())
+            raise UserError(f"no {section}", where=records.path, got=f'"{section}" is an empty list{faults}')
     image_rows = _usable_images(records, findings)
     category_rows = _usable_categories(records, findings)
     images = [records.images[row] for row in image_rows.tolist()]

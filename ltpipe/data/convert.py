@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -73,6 +73,48 @@ def build_store(
     records = READERS[fmt](path, findings)
     bar = Progress(path.name, 2 * len(records.ids), shown=progress)
     bar.advance(len(records.ids))
+    facts = {"format": fmt, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    store_records(
+        records,
+        target,
+        findings,
+        facts,
+        image_folder=image_folder,
+        faults=faults,
+        classes=classes,
+        limits=limits,
+        bar=bar,
+    )
+
+
+def store_records(
+    records: Records,
+    target: Path,
+    findings: Findings,
+    facts: Mapping[str, Any],
+    *,
+    image_folder: str | os.PathLike[str] | None = None,
+    faults: Policy = "refuse",
+    classes: AnnotationStore | None = None,
+    limits: Sequence[int] | None = None,
+    usable: bool = True,
+    bar: Progress | None = None,
+) -> None:
+    """Check records, link them, and write their store; as :func:`build_store`.
+
+    Args:
+        records: What a reader found.
+        target: Folder of the store.
+        findings: What the reader said of them; told of all others.
+        facts: What ``info.json`` says of the source.
+        image_folder: As above.
+        faults: As above.
+        classes: As above.
+        limits: As above.
+        usable: Refuse records without a single object that could be trained or measured.
+        bar: Told how far it is.
+    """
+    path = records.path
     table = checked_columns(records, findings)
     if classes is not None:
         table = _with_classes(table, classes, path, findings)
@@ -81,9 +123,10 @@ def build_store(
     frequency, frequency_from = _frequency(table)
     with atomic_path(target) as folder:
         folder.mkdir()
-        num_rle, without = _write_segments(folder, records, table, findings, bar)
+        num_rle, without = _write_segments(folder, records, table, findings, bar or Progress(path.name, 0, shown=False))
         findings.check(path, faults)
-        check_usable(path, columns, sizes, findings)
+        if usable:
+            check_usable(path, columns, sizes, findings)
         _write_images(folder, table, _files(records, table, image_folder, findings))
         _write(folder, "categories", [pa.array(table.category_ids), pa.array(names), pa.array(frequency)])
         _write(folder, "annotations", [_column(columns[key]) for key in SCHEMAS["annotations"].names])
@@ -92,11 +135,8 @@ def build_store(
         groups = summary_groups(table.category_ids, columns, frequency, classes, limits)
         info = {
             "store_version": STORE_VERSION,
-            "format": fmt,
             "federated": records.federated,
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
+            **facts,
             "frequency_from": frequency_from,
             "segment_rows": SEGMENT_ROWS,
             "counts": counts | {"rle": num_rle, "without_mask": without},

@@ -126,6 +126,22 @@ def _orientation(path: Path, wanted: Size, image_id: int) -> str:
     return "turned" if upright is not None and upright.shape == image.shape else "as_stored"
 
 
+def sizes(path: Path) -> tuple[Size, Size]:
+    """Return the size of an image turned by its orientation, and as it is stored; only the head of the file is read.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        except (ValueError, SyntaxError) as error:  # what Pillow raises for some damaged files
+            raise OSError(str(error)) from error
+    return ((width, height) if turned else (height, width)), (height, width)
+
+
 def exif_orientation(path: Path) -> int:
     """Return the orientation that an image file carries, 1 to 8; 1 if it has none."""
     try:
