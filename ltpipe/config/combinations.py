@@ -187,6 +187,14 @@ def _calibrators_need_their_inputs(exp: Experiment, detector: ResolvedDetector) 
                 got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
                 allowed="model.loss.type: cross_entropy",
             )
+        in_order = loss.flags.get("rows_in_label_order", True)
+        if flags.get("needs_class_logits", False) and not in_order:
+            raise UserError(
+                "this calibrator changes the logit of every class, and this classifier scores classes in groups",
+                where=here,
+                got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
+                fix="train with a softmax, sigmoid or Seesaw loss, or choose another calibrator",
+            )
         if flags.get("needs_linear", False) and exp.model.classifier.type != "linear":
             raise UserError(
                 "this calibrator rescales a linear classifier",

@@ -30,6 +30,7 @@ INJECTED = frozenset(
         "class_frequency",
         "class_names",
         "class_ranks",
+        "fractal_dimension",
     }
 )
 """Constructor parameters that the pipeline fills in from the data and the detector; users cannot set them."""

@@ -10,6 +10,7 @@ from mmengine.config import ConfigDict
 from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
+from ltpipe.data.fractal_dimension import class_dimensions
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
@@ -32,6 +33,7 @@ def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
         names=table["name"].tolist(),
         ranks=np.searchsorted(np.sort(split.order), ids).tolist(),
         frequency=table["frequency"].tolist(),
+        dimensions=lambda: class_dimensions(store, ids).tolist(),
     )
 
 

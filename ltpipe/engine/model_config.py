@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class ClassCounts:
         names: Names of the classes.
         ranks: Place of each class among all classes of the data set by ascending category id: its row in tables.
         frequency: ``r``, ``c`` or ``f`` per class.
+        dimensions: Measures the fractal dimension of every class, which takes seconds; None: nothing to measure.
     """
 
     images: Sequence[int]
@@ -77,10 +78,15 @@ class ClassCounts:
     names: Sequence[str] | None = None
     ranks: Sequence[int] | None = None
     frequency: Sequence[str] | None = None
+    dimensions: Callable[[], Sequence[float]] | None = None
 
-    def injected(self) -> dict[str, Any]:
-        """Return the constructor arguments that methods get from the data and not from the user."""
-        return {
+    def injected(self, wanted: Collection[str]) -> dict[str, Any]:
+        """Return the constructor arguments that methods get from the data and not from the user.
+
+        Args:
+            wanted: Names of a constructor's parameters.
+        """
+        known: dict[str, Any] = {
             "num_classes": len(self.images),
             "image_counts": list(self.images),
             "instance_counts": list(self.instances),
@@ -90,6 +96,10 @@ class ClassCounts:
             "class_names": self.names,
             "class_ranks": self.ranks,
         }
+        found = {name: value for name, value in known.items() if name in wanted}
+        if "fractal_dimension" in wanted:
+            found["fractal_dimension"] = None if self.dimensions is None else list(self.dimensions())
+        return found
 
 
 def read_detector(source: str | Path) -> ConfigDict:
@@ -133,8 +143,7 @@ def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDic
     """
     found = component(slot, choice)
     cls = MODELS.get(found["type"])
-    wanted = inspect.signature(cls.__init__).parameters
-    return ConfigDict(found, **{name: value for name, value in counts.injected().items() if name in wanted})
+    return ConfigDict(found, **counts.injected(inspect.signature(cls.__init__).parameters))
 
 
 def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, ConfigDict]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import Reads
 
 State = dict[str, Tensor]
@@ -26,6 +27,9 @@ class Calibrator(nn.Module):
             for which it must. The catalogue reads this and the next one too.
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
+        needs_class_logits: Whether every class must have a logit of its own, in label order.
+        needs_boxes: Whether it measures the boxes of the training annotations.
+        sweeps: Options that are worth choosing on held-out images, and the values to try.
         rows_in_label_order: Whether row c of the calibrated classifier belongs to class c.
         lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and
             the level for each of its values.
@@ -39,6 +43,9 @@ class Calibrator(nn.Module):
     needs_softmax: ClassVar[bool | dict[str, list[str]]] = False
     needs_cross_entropy: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = False
+    needs_class_logits: ClassVar[bool] = False
+    needs_boxes: ClassVar[bool] = False
+    sweeps: ClassVar[dict[str, list[float]]] = {}
     rows_in_label_order: ClassVar[bool] = True
     lowest_level: ClassVar[str | dict[str, dict[str, str]]] = "last"
     fuses_scores: ClassVar[bool] = False
@@ -109,12 +116,36 @@ class Calibrator(nn.Module):
         raise NotImplementedError
 
 
+def check_softmax(bbox_head: Any, name: str) -> None:
+    """Refuse a detector that does not score by a plain softmax over K + 1 outputs.
+
+    Args:
+        bbox_head: Its box head.
+        name: Type of the calibrator, for the error.
+
+    Raises:
+        UserError: It does not.
+    """
+    if bbox_head.custom_cls_channels or getattr(bbox_head.loss_cls, "use_sigmoid", False):
+        raise UserError(
+            "this calibrator changes the logits of a detector trained with softmax cross entropy",
+            where=f"calibrate: type {name}",
+            got=f"loss {type(bbox_head.loss_cls).__name__}",
+            allowed="model.loss.type: cross_entropy",
+        )
+
+
+def head_prefix(stage: int | None) -> str:
+    """Return the prefix of a box head in the detector's state; ``stage`` of a cascade, None outside cascades."""
+    return "roi_head.bbox_head." if stage is None else f"roi_head.bbox_head.{stage}."
+
+
 def replace_classifier(
     model: Mapping[str, Any],
     state: Mapping[str, Tensor],
     *,
     classifier: Mapping[str, Any],
-    loss: Mapping[str, Any],
+    loss: Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor],
     stage: int | None = None,
 ) -> tuple[dict[str, Any], State]:
@@ -124,14 +155,18 @@ def replace_classifier(
         model: mmdet model config.
         state: ``state_dict`` of the detector.
         classifier: New ``cls_predictor_cfg``.
-        loss: New ``loss_cls``.
+        loss: New ``loss_cls``; None: the detector's own stays.
         weights: Tensors of the new ``fc_cls`` and ``loss_cls``, keys relative to the box head.
         stage: Stage of a cascade, None outside cascades.
     """
-    prefix = "roi_head.bbox_head." if stage is None else f"roi_head.bbox_head.{stage}."
+    prefix = head_prefix(stage)
     changed = deepcopy(dict(model))
     head = changed["roi_head"]["bbox_head"] if stage is None else changed["roi_head"]["bbox_head"][stage]
     assert isinstance(head, dict), "a cascade has a classifier per stage"
-    head.update(cls_predictor_cfg=deepcopy(dict(classifier)), loss_cls=deepcopy(dict(loss)))
-    kept = {k: v for k, v in state.items() if not k.startswith((f"{prefix}fc_cls.", f"{prefix}loss_cls."))}
+    head["cls_predictor_cfg"] = deepcopy(dict(classifier))
+    replaced = [f"{prefix}fc_cls."]
+    if loss is not None:
+        head["loss_cls"] = deepcopy(dict(loss))
+        replaced.append(f"{prefix}loss_cls.")
+    kept = {k: v for k, v in state.items() if not k.startswith(tuple(replaced))}
     return changed, kept | {f"{prefix}{k}": v.detach().cpu().clone() for k, v in weights.items()}

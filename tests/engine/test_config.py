@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
+from ltpipe.config.options import INJECTED
 from ltpipe.config.training import Schedule
 from ltpipe.engine.hooks import saved_states
 from ltpipe.engine.loading import loader_workers
@@ -62,7 +63,7 @@ def test_standard_heads_are_replaced_and_know_the_classes(project: Path) -> None
 
 def test_counts_are_filled_in_where_they_are_asked_for() -> None:
     found = build_component("loss", Choice(type="eql"), COUNTS)
-    injected = COUNTS.injected()
+    injected = COUNTS.injected(INJECTED)
     assert found.type == "ltpipe.EQLLoss"
     filled = {name: value for name, value in found.items() if name in injected}
     assert filled and all(value == injected[name] for name, value in filled.items())

@@ -25,6 +25,7 @@ FACTS = {
     "num_images": 1000,
     "num_annotated_images": 950,
     "class_features": WIDTH,
+    "fractal_dimension": [1.9, 1.7, 1.5, 1.2, 1.0, 1.0],
 }
 BATCHES = {
     "mixed": [0, 1, K, 2, 0, 4, K, K, 3, 1],

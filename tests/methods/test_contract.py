@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ltpipe.interop.class_order import reorder_config
+from ltpipe.interop.plain_mmdet import foreign_types, plain_detector
 from ltpipe.methods.box_layers import read_features
+from ltpipe.methods.class_rows import reorder_classes
 from tests.helpers.contract_cases import (
     BATCHES,
     CHANNELS,
     ROI,
+    UNSEEN,
     WIDTH,
     K,
     MaskPredictor,
@@ -373,17 +377,92 @@ def test_calibrator_state_round_trip(calibrator_name: str) -> None:
     assert torch.equal(calibrator.scores(calibrator(rows)), other.scores(other(rows)))
 
 
-@every_calibrator
-def test_merged_detector_builds_and_loads(calibrator_name: str) -> None:
-    calibrator, head, _ = calibrator_on_detector(calibrator_name)
-    model = {"roi_head": {"bbox_head": box_head_config()}}
+def merged_head(calibrator: Any, head: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and state of the detector with the calibrator in it."""
+    model = {"roi_head": {"type": "ltpipe.LTRoIHead", "bbox_head": box_head_config()}}
     state = {f"roi_head.bbox_head.{key}": value for key, value in head.state_dict().items()}
     before = copy.deepcopy((model, state))
     merged, weights = calibrator.merge(model, state)
     assert model == before[0]
     same_state(state, before[1])
+    return merged, weights
+
+
+def parts_of(model: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the box head, and the second classifier if there is one, of a merged detector."""
+    found = {}
     for part in ("bbox_head", "calibrator"):
-        if part in merged["roi_head"]:
+        if part in model["roi_head"]:
             prefix = f"roi_head.{part}."
-            module = build_config(merged["roi_head"][part])
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+            found[part] = build_config(model["roi_head"][part])
+            found[part].load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return found
+
+
+def observed(name: str) -> tuple[Any, Any, Tensor]:
+    """Return a calibrator that has seen some rows and whose weights have moved, its head, and its rows."""
+    calibrator, head, rows = calibrator_on_detector(name)
+    calibrator.observe(rows, torch.tensor(BATCHES["mixed"]))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in filter(lambda one: one.requires_grad, calibrator.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return calibrator.eval(), head, rows
+
+
+def detector_scores(parts: dict[str, Any], feats: Tensor) -> Tensor:
+    """Return the scores of a detector, or of its second classifier."""
+    with torch.no_grad():
+        if "calibrator" in parts:
+            return parts["calibrator"].calibrated_scores(feats)
+        return probabilities(parts["bbox_head"], parts["bbox_head"](feats)[0])
+
+
+@every_calibrator
+def test_merged_detector_scores_as_the_calibrator(calibrator_name: str) -> None:
+    calibrator, head, rows = observed(calibrator_name)
+    expected = calibrator.scores(calibrator(rows)).detach()
+    found = detector_scores(parts_of(*merged_head(calibrator, head)), pooled(len(rows)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@every_calibrator
+def test_merged_detector_in_another_class_order(calibrator_name: str) -> None:
+    calibrator, head, rows = observed(calibrator_name)
+    model, state = merged_head(calibrator, head)
+    order = [4, 0, 5, 2, 1, 3]
+    found = detector_scores(parts_of(model, state), pooled(len(rows)))
+    parts = {f"roi_head.{part}": module for part, module in parts_of(model, state).items()}
+    moved = reorder_classes(state, parts, K, order)
+    again = detector_scores(parts_of(reorder_config(model, order), moved), pooled(len(rows)))
+    torch.testing.assert_close(again, found[:, [*order, K]], rtol=1e-5, atol=1e-7)
+
+
+# What mmdet has no words for; all others must export to it.
+NOT_PLAIN = {"acsl", "bags", "disalign", "lws", "simcal"}
+
+
+@every_calibrator
+def test_merged_detector_in_mmdets_own_words(calibrator_name: str) -> None:
+    calibrator, head, rows = observed(calibrator_name)
+    model, state = merged_head(calibrator, head)
+    plain, weights = plain_detector(model, state)
+    if calibrator_name in NOT_PLAIN:
+        assert set(foreign_types(plain))
+        return
+    assert not set(foreign_types(plain))
+    found = detector_scores(parts_of(plain, weights), pooled(len(rows)))
+    torch.testing.assert_close(found, detector_scores(parts_of(model, state), pooled(len(rows))), rtol=1e-4, atol=1e-6)
+
+
+@every_calibrator
+def test_merged_detector_in_half_precision(calibrator_name: str) -> None:
+    calibrator, head, rows = observed(calibrator_name)
+    parts = parts_of(*merged_head(calibrator, head))
+    expected = detector_scores(parts, pooled(len(rows)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = detector_scores(parts, pooled(len(rows))).float()
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
+    assert detector_scores(parts, pooled(0)).shape == (0, K + 1)
+    for key, value in {**parts["bbox_head"].state_dict(), **calibrator.state_dict()}.items():
+        assert value.isfinite().all(), f"{key}: class {UNSEEN} has no training data"

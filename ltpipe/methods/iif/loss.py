@@ -247,6 +247,15 @@ class IIFLoss(nn.Module):
         """Return scores ``(N, K + 1)`` float32 of logits ``(N, K + 1)``."""
         return iif_scores(cls_score, self.weights)
 
+    def shifted_activation(self, cls_score: Tensor, shift: Tensor | float) -> Tensor:
+        """Return scores of logits that are shifted after they are weighted, ``softmax(w * z + shift)``.
+
+        Args:
+            cls_score: ``(N, K + 1)`` float logits.
+            shift: ``(K + 1,)`` float32, or 0.
+        """
+        return (iif_logits(cls_score, self.weights) + shift).softmax(dim=-1)
+
     def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return ``acc_classes``, the percentage of RoIs whose best weighted logit is their label's."""
         return {"acc_classes": accuracy(iif_logits(cls_score, self.weights), labels)}

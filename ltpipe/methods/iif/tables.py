@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from ltpipe.data.tables import read_csv
 from ltpipe.errors import UserError
-from ltpipe.methods.iif.weights import OBJECT, Floats, iif_weights, parse_variant
+from ltpipe.methods.frequency_links import Floats
+from ltpipe.methods.iif.weights import OBJECT, iif_weights, parse_variant
 
 Layout = Literal["lvis", "coco", "elab"]
 IMAGES, INSTANCES = "img_freq", "instance_freq"

@@ -12,32 +12,19 @@ training set before any repetition.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from ltpipe.errors import UserError, unknown_name
+from ltpipe.methods.frequency_links import DIVERGE_AT_ONE, FORMULAS, Floats
 
-Floats = NDArray[np.float64]
 Variant = Literal["raw", "smooth", "rel", "normit", "gombit", "base2", "base10"]
 Count = Literal["image", "instance"]
 ALIASES = {"prob": "rel"}
 OBJECT = "_obj"
-
-# Written as the tables were computed: log1p(-r) would be more accurate and differ from them in the 12th digit.
-FORMULAS: dict[str, Callable[[Floats, float], Floats]] = {
-    "raw": lambda n, total: np.log(total / n),
-    "smooth": lambda n, total: np.log((total + 1) / (n + 1)) + 1,
-    "rel": lambda n, total: np.log((total - n) / n),
-    "normit": lambda n, total: -ndtri(n / total),
-    "gombit": lambda n, total: -np.log(-np.log(1 - n / total)),
-    "base2": lambda n, total: np.log2(total / n),
-    "base10": lambda n, total: np.log10(total / n),
-}
-DIVERGE_AT_ONE = ("rel", "normit", "gombit")
 
 
 def parse_variant(name: str, count: str | None = None) -> tuple[str, str]:

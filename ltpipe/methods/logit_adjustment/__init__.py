@@ -1,0 +1,1 @@
+"""Post-hoc logit adjustment by the class prior."""

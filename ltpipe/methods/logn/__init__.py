@@ -1,0 +1,1 @@
+"""LogN: logits normalised by their statistics over training RoIs."""

@@ -1,0 +1,1 @@
+"""NorCal: scores divided by a power of the class's images."""

@@ -1,0 +1,1 @@
+"""tau-normalisation of the classifier's rows."""
