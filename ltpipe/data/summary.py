@@ -90,6 +90,26 @@ def check_usable(path: Path, columns: Mapping[str, NDArray[Any]], sizes: NDArray
     )
 
 
+def check_measurable(iou_types: Sequence[str], annotations: Path, masked: bool) -> None:
+    """Refuse to measure masks alone where no object has one.
+
+    Args:
+        iou_types: What is to be measured.
+        annotations: The validation annotations.
+        masked: Whether any of their objects has a mask.
+
+    Raises:
+        UserError: Nothing can be measured.
+    """
+    if not masked and "bbox" not in iou_types:
+        raise UserError(
+            "nothing can be measured",
+            where="evaluate.iou_types",
+            got=f"{', '.join(iou_types)}, and no object of {annotations} has a mask",
+            fix="iou_types: [bbox]",
+        )
+
+
 def annotation_counts(
     columns: Mapping[str, NDArray[Any]], sizes: NDArray[np.int32], num_categories: int
 ) -> dict[str, int]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.summary import check_measurable
 from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.engine.dataset_configs import known_classes, test_config
 from ltpipe.engine.geometry import last_pixel
@@ -25,7 +26,6 @@ from ltpipe.engine.model_config import read_config, set_limits
 from ltpipe.engine.oracle_labels import OracleLabels
 from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.shards import in_shards
-from ltpipe.errors import UserError
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
 from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
@@ -149,13 +149,7 @@ def measure(exp: Experiment, paths: Paths, predictions: Path, known: NDArray[np.
     measured = [iou_type for iou_type in exp.evaluate.iou_types if iou_type == "bbox" or masks]
     if found.masks is not None and not masks:
         print(f"{exp.dataset.val.annotations}: no object has a mask, only boxes are measured", file=sys.stderr)
-    if not measured:
-        raise UserError(
-            "nothing can be measured",
-            where="evaluate.iou_types",
-            got=f"{', '.join(exp.evaluate.iou_types)}, and no object of {exp.dataset.val.annotations} has a mask",
-            fix="iou_types: [bbox]",
-        )
+    check_measurable(exp.evaluate.iou_types, exp.dataset.val.annotations, masks)
     return {kind: evaluate(gt, found, kind, max_detections=cap, category_ids=known) for kind in measured}
 
 

@@ -10,7 +10,7 @@ from ltpipe.data.categories import ONE_LIST, Categories, labels_in
 from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
-from ltpipe.data.summary import lines
+from ltpipe.data.summary import check_measurable, lines
 from ltpipe.data.tables import write_csv
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
@@ -39,6 +39,8 @@ def run(exp: Experiment, paths: Paths) -> None:
             train = AnnotationStore.open(folder)
             write_csv(folder / "statistics.csv", class_statistics(train, data.frequency_limits))
         _check_class_list(exp, stage.work)
+        val = AnnotationStore.open(stage.work / "val")
+        check_measurable(exp.evaluate.iou_types, data.val.annotations, bool(val.ann_has_mask.any()))
         for part in ("train", "val"):
             target = paths.dataset / part
             move(stage.work / part, target)

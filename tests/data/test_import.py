@@ -531,6 +531,12 @@ def cvat(folder: Path) -> Path:
     return folder
 
 
+def cvat_default(folder: Path) -> Path:
+    image(folder / "images/default/a.jpg")
+    text(folder / "annotations/instances_default.json", coco("a.jpg"))
+    return folder
+
+
 def original(folder: Path) -> Path:
     for part in ("train2017", "val2017", "test2017"):
         image(folder / part / "a.jpg")
@@ -555,6 +561,12 @@ def test_coco_folders(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
         (Path(part["images"]) / parts[name]["images"][0]["file_name"]).is_file()
         for name, part in record["parts"].items()
     )
+
+
+def test_a_layout_without_parts(tmp_path: Path) -> None:
+    parts, said = imported(cvat_default(tmp_path / "ds"), tmp_path / "out")
+    assert objects(parts["annotations"]) == [("a.jpg", "cat", [1.0, 2.0, 5.0, 6.0], [])]
+    assert f"images in {tmp_path}/ds/images/default" in said and "make-split" in said
 
 
 def test_one_annotation_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.summary import sentences
 from ltpipe.data.tables import read_csv
 from ltpipe.engine.dataset_configs import check_masks
 from ltpipe.engine.roi_heads import RoICallPoints
@@ -112,6 +114,9 @@ def test_any_kind_of_objects_trains_and_is_measured(
         assert metrics["bbox"]["counts"]["gt"] == len(val.ann_ids)
     page = (paths.folder("report") / "report.html").read_text()
     assert ("objects without a mask" in page) is (change is not runs_only)
+    for part in ("train", "val"):
+        for sentence in sentences(AnnotationStore.open(paths.store(part)).info):
+            assert html.escape(sentence, quote=False) in page or html.escape(sentence) in page
 
 
 def test_mask_ap_is_that_of_the_objects_with_masks(chain: Chain, tmp_path: Path) -> None:
@@ -171,6 +176,11 @@ def test_index_says_what_it_saw(chain: Chain, tmp_path: Path, capsys: pytest.Cap
     assert said.count("1 objects without an area: that of the mask") == 2
     info = AnnotationStore.open(paths.store("train")).info
     assert {"counts", "frequencies", "rarest", "remarks", "dropped"} <= set(info)
+
+
+def test_masks_alone_cannot_be_measured_without_any(chain: Chain, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="segm, boundary, and no object of .*val.json has a mask"):
+        prepared(chain, tmp_path, boxes_only, evaluate={"iou_types": ["segm", "boundary"]})
 
 
 def test_faults_are_left_out_on_request(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

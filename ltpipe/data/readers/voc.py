@@ -168,7 +168,7 @@ def _add(
         findings.remark("boxes whose corners are swapped: put in order", origin)
         left, right, top, bottom = min(left, right), max(left, right), min(top, bottom), max(top, bottom)
     box = (left - first, top - first, right - left + first, bottom - top + first)
-    difficult = _text(item, "difficult") not in ("", "0")
+    difficult = _text(item, "difficult").lower() in ("1", "true", "yes")
     if difficult:
         findings.remark("objects marked as difficult: neither trained nor measured, as in the challenge", origin)
     outlines = [_outline(polygon, first) for polygon in item.findall("polygon")]

@@ -130,12 +130,12 @@ def _lines(label: Path, findings: Findings) -> Iterator[tuple[str, list[str]]]:
         return
     seen = set[tuple[str, ...]]()
     for number, line in enumerate(text.splitlines(), 1):
-        found = line.split()
-        if tuple(found) in seen:
-            findings.remark("labels that are written more than once: read once", f"{label}, line {number}")
+        found, origin = line.split(), f"{label}, line {number}"
+        if found and tuple(found) in seen:
+            findings.remark("labels that are written more than once: read once", origin)
         elif found:
-            yield f"{label}, line {number}", found
-        seen.add(tuple(found) or ("",))
+            seen.add(tuple(found))
+            yield origin, found
 
 
 def _label_files(image: Path) -> Iterator[Path]:
