@@ -100,9 +100,9 @@ class Findings:
                 "the annotation file has faults",
                 where=path,
                 got=("\n" + " " * 11).join(self.fault_sentences()),
-                fix="mend the file, or leave the records out and count them: `dataset: {faults: drop}` in an experiment, "
-                "`ltpipe import FILE --faults drop` without one. Repeated annotation ids are then numbered anew, and masks "
-                "that cannot be used go from their objects",
+                fix="mend the file, or leave the records out and count them: `dataset: {faults: drop}` in an "
+                "experiment, `ltpipe import FILE --faults drop` without one. Repeated annotation ids are then numbered "
+                "anew, and masks that cannot be used go from their objects",
             )
 
     def as_json(self) -> dict[str, Any]:
