@@ -5,9 +5,11 @@
 # make lint     ruff, formatting, mypy
 # make clean    remove results and logs; data and the environment stay
 #
-# PYTHON and CORES may be given: make run CORES=8
+# PYTHON, CORES, TORCH_BUILD and TORCH_INDEX may be given: make run CORES=8; docs/install.md says when
 
 PYTHON ?= python3
+TORCH_BUILD ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl
 CORES ?= $(shell env --unset=OMP_NUM_THREADS --unset=OMP_THREAD_LIMIT nproc)
 
 SHELL := /bin/bash
@@ -22,6 +24,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Spinning OpenMP threads take most of the time on shared machines.
 export OMP_WAIT_POLICY ?= passive
 export PIP_NO_INPUT := 1
+
+ifneq ($(and $(TORCH_BUILD),$(wildcard $(VENV)/.torch)),)
+ifneq ($(TORCH_BUILD),$(shell cat $(VENV)/.torch))
+$(error $(VENV) has another build of torch: remove it (rm -r $(VENV)) to install $(TORCH_BUILD))
+endif
+endif
 
 .DEFAULT_GOAL := run
 .PHONY: run test test-slurm install lint clean
@@ -49,6 +57,16 @@ install: $(VENV)/.installed
 clean:
 	rm -rf results logs .snakemake .ltpipe .pytest_cache .mypy_cache .ruff_cache
 
+# Without a GPU mmcv compiles for the CPU only, and without a word.
+define CUDA_CHECK
+import sys, torch, mmcv.ops
+built = mmcv.ops.get_compiling_cuda_version()
+if built.split(".")[0] != torch.version.cuda.split(".")[0]:
+    sys.exit(f"mmcv was compiled for CUDA: {built}; torch is for {torch.version.cuda}. Give FORCE_CUDA=1 where there is "
+             "no GPU, and an nvcc of that CUDA (docs/install.md)")
+endef
+export CUDA_CHECK
+
 # ---- the environment, in the order that pip needs -------------------------------------------------------------------
 
 $(VENV)/.created:
@@ -59,19 +77,20 @@ $(VENV)/.created:
 	  || { rm -rf $(VENV); echo "python3 -m venv does not work here; on Debian: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-# Any build of this version will do, for a CPU or for a GPU; pip's own settings decide where it comes from.
+# Any build of this version will do, for a CPU or for a GPU. Without TORCH_BUILD it is the one that pip finds by itself.
 $(VENV)/.torch: $(VENV)/.created
-	@echo "== torch $(TORCH)"
-	@$(INSTALL) torch==$(TORCH)
-	@touch $@
+	@echo "== torch $(TORCH)$(TORCH_BUILD:%=+%)"
+	@$(INSTALL) torch==$(TORCH)$(TORCH_BUILD:%=+%) $(TORCH_BUILD:%=--extra-index-url $(TORCH_INDEX)/%)
+	@echo "$(TORCH_BUILD)" > $@
 
 # mmcv has no binary packages for current torch versions. It is compiled without build isolation, against the torch above.
+# pip keeps what it compiled without knowing for which torch: a build of one's own is compiled anew.
 $(VENV)/.mmcv: $(VENV)/.torch
 	@echo "== build tools, OpenCV without graphics"
 	@$(INSTALL) setuptools wheel ninja psutil packaging numpy
 	@$(INSTALL) --no-build-isolation ./envs/opencv-python
 	@echo "== onedl-mmcv $(MMCV): compiling 78 files with $(CORES) jobs, once; usually 10 to 15 minutes on two cores ($$(date +%H:%M))"
-	@MMCV_WITH_OPS=1 MAX_JOBS=$(CORES) $(INSTALL) --no-build-isolation --no-deps onedl-mmcv==$(MMCV)
+	@MMCV_WITH_OPS=1 MAX_JOBS=$(CORES) $(INSTALL) --no-build-isolation --no-deps $(TORCH_BUILD:%=--no-cache-dir --force-reinstall) onedl-mmcv==$(MMCV)
 	@echo "== onedl-mmcv is ready ($$(date +%H:%M))"
 	@touch $@
 
@@ -79,4 +98,5 @@ $(VENV)/.installed: $(VENV)/.mmcv pyproject.toml envs/constraints.txt
 	@echo "== ltpipe with the extras workflow and dev"
 	@$(INSTALL) --editable ".[workflow,dev]"
 	@$(BIN)/python -c "import cv2, mmcv.ops, mmdet, mmengine.config"
+	@case "$(TORCH_BUILD)" in cu*) $(BIN)/python -c "$$CUDA_CHECK" || { rm $(VENV)/.mmcv; exit 1; };; esac
 	@touch $@

@@ -10,7 +10,7 @@ from ltpipe.config.combinations import COMBINATIONS, where
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import read_merged
-from ltpipe.config.outside_checkpoints import check_given
+from ltpipe.config.outside_checkpoints import check_given, start_weights
 from ltpipe.config.yaml_positions import variables
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
 from ltpipe.errors import UserError, unknown_name
@@ -49,6 +49,7 @@ def check_settings(exp: Experiment, experiments: Sequence[str] = ()) -> None:
     detector = resolve_detector(exp.detector.config, where(exp, "detector.config"))
     for check in COMBINATIONS:
         check(exp, detector)
+    start_weights(exp, detector)
     _check_report(exp, experiments)
 
 

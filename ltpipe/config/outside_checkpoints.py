@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltpipe.config import catalogue
+from ltpipe.config.detector import ResolvedDetector, resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.start_weights import starting_experiment
+from ltpipe.config.weight_files import address, cached_file, named_weights
 from ltpipe.errors import UserError
 
 
@@ -39,6 +41,39 @@ def check_given(exp: Experiment, *, data_missing: bool) -> list[str]:
             fix = "put the checkpoint there, give another path, or null to train instead"
             raise UserError("missing checkpoint", where=f"{exp.file or exp.name}: {key}", got=path, fix=fix)
         remarks.append(f"the checkpoint that {key} names is not there yet: {path}")
+    return remarks + _check_start_weights(exp, data_missing=data_missing)
+
+
+def start_weights(exp: Experiment, detector: ResolvedDetector) -> dict[str, str | Path | None]:
+    """Return what the detector file starts from: names with their addresses, see :func:`~.weight_files.address`.
+
+    Raises:
+        UserError: There is no such name, or it needs a package that is not installed.
+    """
+    if exp.base.checkpoint is not None and exp.lst is None:
+        return {}
+    where = _init_cfg(exp)
+    return {name: address(name, where) for name in named_weights(detector.model)}
+
+
+def _init_cfg(exp: Experiment) -> str:
+    return f"{exp.file or exp.name}: detector.config: {exp.detector.config}: init_cfg"
+
+
+def _check_start_weights(exp: Experiment, *, data_missing: bool) -> list[str]:
+    """Check that the files are there; return what will be downloaded, and from where."""
+    remarks = []
+    for name, found in start_weights(exp, resolve_detector(exp.detector.config)).items():
+        if isinstance(found, str) and not (file := cached_file(found)).is_file():
+            remarks.append(
+                f"{name} is not on this machine: the first training downloads {found}; "
+                f"where trainings have no network, put the file to {file} before"
+            )
+        elif isinstance(found, Path) and not found.is_file():
+            if not data_missing:
+                fix = "put the file there, or name another one"
+                raise UserError("missing start weights", where=_init_cfg(exp), got=name, fix=fix)
+            remarks.append(f"the start weights that {exp.detector.config} names are not there yet: {name}")
     return remarks
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,22 @@ def load_arrays(
     Raises:
         UserError: There is no such file, or it is damaged.
     """
+    with _damage(path, kind, fix), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in names}, json.loads(str(file[METADATA]))
+
+
+def load_plain_arrays(path: str | os.PathLike[str], *, kind: str, fix: str) -> dict[str, NDArray[Any]]:
+    """Read all arrays of numbers in an ``.npz`` file; arguments and errors as of :func:`load_arrays`."""
+    with _damage(path, kind, fix), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+@contextmanager
+def _damage(path: str | os.PathLike[str], kind: str, fix: str) -> Iterator[None]:
+    """Turn what numpy says of a missing or damaged file, or of one with objects in it, into an error that helps."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
-            metadata = json.loads(str(file[METADATA]))
+        yield
     except FileNotFoundError as error:
         raise UserError(f"no {kind}", where=path, fix=fix) from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"damaged {kind}", where=path, got=error, fix=fix) from error
-    return arrays, metadata

@@ -1,6 +1,7 @@
 """What all stages share on the mmdet side. Importing the package registers its components with mmengine."""
 
 from ltpipe.engine import (
+    checkpoint_readers,
     dataset,
     extra_images,
     geometry,
@@ -14,6 +15,7 @@ from ltpipe.engine import (
 )
 
 __all__ = [
+    "checkpoint_readers",
     "dataset",
     "extra_images",
     "geometry",

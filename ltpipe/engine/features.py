@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltpipe.checkpoints.torch_files import BROKEN_FILE
+from ltpipe.checkpoints.torch_files import AFRESH, BROKEN_FILE
+from ltpipe.data.arrays import load_plain_arrays
 from ltpipe.engine import shards
 from ltpipe.engine.shards import in_shards
 from ltpipe.errors import UserError
@@ -164,9 +165,8 @@ def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], w
     (files,) = in_shards(work, ["boxes.npz"], len(units), boxes_from, _write_boxes)
     parts: dict[str, list[NDArray[Any]]] = {}
     for file in files:
-        with np.load(file) as saved:
-            for name in saved.files:
-                parts.setdefault(name, []).append(saved[name])
+        for name, saved in load_plain_arrays(file, kind="state of a killed run", fix=AFRESH).items():
+            parts.setdefault(name, []).append(saved)
     joined = {name: np.concatenate(part, axis=int(name == "proposals")) for name, part in parts.items()}
     gt_ptr, ptr = (np.concatenate([[0], np.cumsum(joined[name])]) for name in ("gt_sizes", "sizes"))
     return UnitBoxes(gt_ptr, joined["gt_boxes"], joined["gt_labels"], ptr, joined["proposals"])
@@ -235,7 +235,7 @@ def _open_partial(
 ) -> tuple[list[np.memmap[Any, Any]], int]:
     """Return the arrays to fill and the number of units that a killed run has filled."""
     with suppress(*BROKEN_FILE):
-        return [np.load(file, mmap_mode="r+") for file in files], int(marker.read_text())
+        return [np.load(file, mmap_mode="r+", allow_pickle=False) for file in files], int(marker.read_text())
     marker.unlink(missing_ok=True)
     arrays = []
     for file, shape in zip(files, shapes, strict=True):
@@ -303,7 +303,7 @@ class StoredRows:
     ) -> None:
         self._ptr, self._rows, self._labels = step_ptr, rows, labels
         try:
-            self._features = np.load(path, mmap_mode="r")
+            self._features = np.load(path, mmap_mode="r", allow_pickle=False)
         except BROKEN_FILE as error:
             raise UserError("unreadable features", where=path, got=error, fix="run the features stage again") from error
         if len(self._features) != rows.max(initial=-1) + 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,39 @@ from tqdm import tqdm
 
 from ltpipe.checkpoints.tensors import check_kinds
 from ltpipe.data.categories import Categories, check_labels
+from ltpipe.engine.detector_facts import check_same_detector
 from ltpipe.engine.loading import loader_workers, outlive_sigterm
-from ltpipe.engine.model_config import read_config
 from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.registry import DATASETS, MODELS
 
 
-def load_model(config: str | Path | ConfigDict, checkpoint: str | Path, classes: Categories | None = None) -> nn.Module:
+def load_model(
+    config: ConfigDict,
+    checkpoint: str | Path,
+    classes: Categories | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Build a detector, load its weights strictly and put it into evaluation mode.
 
     Args:
-        config: A stage's config file, or a model config.
+        config: A model config; not changed.
         checkpoint: A stage's weights.
         classes: Those it must know, in label order; None: not compared.
+        facts: What it must say of its detector, see :func:`~ltpipe.engine.detector_facts.facts_of`; None: not compared.
 
     Raises:
         UserError: The weights cannot be read, do not belong to the config, or know other classes.
     """
     init_default_scope("mmdet")
-    model_config = config if isinstance(config, ConfigDict) else read_config(config).model
-    model = MODELS.build(model_config)
+    model = MODELS.build(copy.deepcopy(config))  # mmdet writes into what it builds from
     content = read_checkpoint(checkpoint)
     state = content["state_dict"]
     if classes is not None:
         check_labels(content["meta"], classes, checkpoint)
+    if facts is not None:
+        check_same_detector(content["meta"], facts, checkpoint)
     check_kinds(state, model.state_dict(), checkpoint)
     try:
         model.load_state_dict(state)

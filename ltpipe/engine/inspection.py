@@ -15,6 +15,8 @@ from torch import nn
 from ltpipe.config.catalogue import component
 from ltpipe.config.class_list import count_classes, read_class_list
 from ltpipe.config.experiment import Experiment
+from ltpipe.config.weight_files import named_weights
+from ltpipe.engine.checkpoint_readers import url_of
 from ltpipe.engine.heads import as_list
 from ltpipe.engine.last_layers import with_trained_layers
 from ltpipe.engine.model_config import ClassCounts, assemble_model, with_our_steps
@@ -58,6 +60,8 @@ def inspect_detector(exp: Experiment) -> Inspection:
         for head in detector.roi_head.bbox_heads:
             MODELS.get(component("calibrator", choice)["type"]).check_head(head)
     _refuse_random_frozen_layers(exp, detector)
+    for name in named_weights(model):
+        url_of(name, f"{exp.detector.config}: init_cfg")
     return Inspection(tuple(_facts(exp, fragment, model, detector)), detector, len(counts.images))
 
 

@@ -111,18 +111,6 @@ def read_detector(source: str | Path) -> ConfigDict:
     return ConfigDict(resolve_detector(source).values())
 
 
-def read_config(path: str | Path) -> Config:
-    """Read an mmengine config.
-
-    Raises:
-        UserError: It is not a config.
-    """
-    try:
-        return Config.fromfile(str(path), format_python_code=False)
-    except (SyntaxError, NameError, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise UserError("unreadable config", where=path, got=f"{type(error).__name__}: {error}") from error
-
-
 def component_modules(exp: Experiment, fragment: ConfigDict) -> list[str]:
     """Return the modules besides our own whose components a detector uses: plug-ins and ``custom_imports``.
 
@@ -131,6 +119,11 @@ def component_modules(exp: Experiment, fragment: ConfigDict) -> list[str]:
         fragment: Its detector file.
     """
     return [*exp.plugins, *fragment.get("custom_imports", [])]
+
+
+def custom_imports(modules: Sequence[str]) -> dict[str, Any]:
+    """Return the ``custom_imports`` of a config that uses components of ltpipe and of these modules."""
+    return dict(imports=[*IMPORTS, *modules], allow_failed_imports=False)
 
 
 def build_component(slot: str, choice: Choice, counts: ClassCounts) -> ConfigDict:
@@ -309,7 +302,7 @@ def training_config(
     return Config(
         dict(
             default_scope="mmdet",
-            custom_imports=dict(imports=[*IMPORTS, *imports], allow_failed_imports=False),
+            custom_imports=custom_imports(imports),
             model=with_seeded_samplers(model),
             train_dataloader=dict(
                 batch_size=schedule.batch_size,

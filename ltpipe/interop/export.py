@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
 from ltpipe.engine.dataset_configs import known_classes
+from ltpipe.engine.detector_facts import check_same_detector, facts_of
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inspection import without_weights
-from ltpipe.engine.model_config import read_config, set_limits
+from ltpipe.engine.model_config import component_modules, set_limits
+from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import read_checkpoint, write_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.interop.class_order import reorder_config
@@ -28,6 +30,7 @@ from ltpipe.interop.write_detections import write_results
 from ltpipe.methods.class_rows import reorder_classes
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
+from ltpipe.registry import IMPORTS
 from ltpipe.run.files import atomic_path, sha256_file
 from ltpipe.run.input_checks import checked_input
 from ltpipe.run.outputs import Output
@@ -58,17 +61,18 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
             did not make.
     """
     maker, _ = paths.producer(checkpoint)
-    read = {maker: paths.model(checkpoint), f"{maker}:config": paths.config(checkpoint), "split": paths.split}
-    read["index"] = paths.statistics("train")
+    read = {maker: paths.model(checkpoint), "split": paths.split, "index": paths.statistics("train")}
     for name, path in read.items():
         _there(path, exp, checkpoint)
         checked_input(exp, paths, "export", name, path)
     output = Output(folder, "export", inputs=_read(exp, paths, checkpoint), names=NAMES)
-    config, content = read_config(paths.config(checkpoint)), read_checkpoint(paths.model(checkpoint))
+    content = read_checkpoint(paths.model(checkpoint))
     known, classes = _classes(paths, content["meta"], paths.model(checkpoint))
     order = labels_in(known, classes, where=paths.model(checkpoint), fix=ONE_LIST)
-    set_limits(config.model, exp.evaluate)
-    ours, state = without_parts(config.model.to_dict(), content["state_dict"])
+    fragment, config = model_of(exp, paths, Split.load(paths.split), checkpoint)
+    check_same_detector(content["meta"], facts_of(fragment, config), paths.model(checkpoint))
+    set_limits(config, exp.evaluate)
+    ours, state = without_parts(config.to_dict(), content["state_dict"])
     state = reorder_classes(state, {"": without_weights(ConfigDict(ours))}, len(known.ids), order)
     ours = reorder_config(ours, order)
     model, plain_state = plain_detector(ours, state)
@@ -88,7 +92,9 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     val, groups = AnnotationStore.open(paths.store("val")), read_csv(paths.statistics("train"))
     frequency = dict(zip(groups["category_id"].tolist(), groups["frequency"], strict=True))
     evaluators = _evaluators(exp, config, model, val)
-    exported = {**_config(exp, config, model, classes, bool(needed)), "test_evaluator": evaluators}
+    modules = [*IMPORTS, *component_modules(exp, fragment)] if needed else []
+    modules += ["ltpipe.engine.last_pixel_metrics"] if last_pixel(config) else []
+    exported = {**_config(exp, fragment, model, classes, modules), "test_evaluator": evaluators}
     annotations = [ANNOTATIONS, MASKS] if isinstance(evaluators, list) else [ANNOTATIONS]
     with output.write({"experiment": exp.name, "checkpoint": checkpoint}) as made:
         write_checkpoint(made / "model.pth", state, meta)
@@ -149,28 +155,26 @@ def export_detections(exp: Experiment, paths: Paths, checkpoint: str, file: Path
 
 
 def _config(
-    exp: Experiment, config: Config, model: dict[str, Any], classes: Categories, needs_ltpipe: bool
+    exp: Experiment, fragment: ConfigDict, model: dict[str, Any], classes: Categories, modules: Sequence[str]
 ) -> dict[str, Any]:
     """Return an mmdet config for inference and for mmengine's test loop.
 
     ``CocoDataset`` reads LVIS as well: ``LVISV1Dataset`` measures all categories of its file, whatever the detector
     knows, and builds file names from ``coco_url``.
     """
-    imports = [*config.custom_imports.imports] if needs_ltpipe else []
-    imports += ["ltpipe.engine.last_pixel_metrics"] if last_pixel(config.model) else []
     dataset = dict(
         type="CocoDataset",
         ann_file=f"{BESIDE}/{ANNOTATIONS}",
         data_prefix=dict(img=os.path.abspath(exp.dataset.val.images)),
         metainfo=dict(classes=tuple(classes.names), palette=None),
-        pipeline=list(config.test_pipeline),
+        pipeline=list(fragment.test_pipeline),
         test_mode=True,
     )
     return dict(
         default_scope="mmdet",
-        **({"custom_imports": {**config.custom_imports, "imports": imports}} if imports else {}),
+        **({"custom_imports": {"imports": modules, "allow_failed_imports": False}} if modules else {}),
         model=model,
-        test_pipeline=list(config.test_pipeline),
+        test_pipeline=list(fragment.test_pipeline),
         test_dataloader=dict(
             batch_size=1, num_workers=2, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset
         ),
@@ -179,13 +183,13 @@ def _config(
     )
 
 
-def _evaluators(exp: Experiment, config: Config, model: dict[str, Any], val: AnnotationStore) -> Any:
+def _evaluators(exp: Experiment, config: ConfigDict, model: dict[str, Any], val: AnnotationStore) -> Any:
     """Return mmdet's evaluator of what the experiment measures: one, or one for boxes and one for masks.
 
     Evaluators of masks cannot read objects without one: where there are any, masks have a file of their own.
     """
     federated = exp.dataset.format == "lvis"
-    kind = ("ltpipe.LastPixel" if last_pixel(config.model) else "") + ("LVISMetric" if federated else "CocoMetric")
+    kind = ("ltpipe.LastPixel" if last_pixel(config) else "") + ("LVISMetric" if federated else "CocoMetric")
     kinds, masks = set(exp.evaluate.iou_types), val.ann_has_mask
     metrics = ["bbox"] if "bbox" in kinds else []
     metrics += ["segm"] if model["roi_head"].get("mask_head") and kinds != {"bbox"} and masks.any() else []

@@ -108,6 +108,9 @@ class Calibrator(nn.Module):
     ) -> tuple[dict[str, Any], State]:
         """Return the detector's model config and weights with this calibrator in them.
 
+        The config must not depend on what was trained: later stages rebuild it with a calibrator that is only
+        initialised.
+
         Args:
             model: mmdet model config of the trained detector; not changed.
             state: Its ``state_dict``; not changed.

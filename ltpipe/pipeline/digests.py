@@ -45,8 +45,12 @@ def toy_data_digest(exp: Experiment) -> str:
 
 
 def _resolved(exp: Experiment) -> Any:
-    """What the detector file resolves to, as JSON has it: without tuples."""
-    return _relative(json.loads(json.dumps(resolve_detector(exp.detector.config).values(), default=str)))
+    return as_json(resolve_detector(exp.detector.config).values())
+
+
+def as_json(value: Any) -> Any:
+    """Return a copy of values as JSON has them, without tuples, and with paths in the project relative to it."""
+    return _relative(json.loads(json.dumps(value, default=str)))
 
 
 def stage_seed(exp: Experiment, stage: str, key: str | int | None = None) -> int:

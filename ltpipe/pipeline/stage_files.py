@@ -45,7 +45,6 @@ def _extra(exp: Experiment, paths: Paths) -> Pairs:
 def _checkpoint(paths: Paths, checkpoint: str) -> Pairs:
     maker, _ = paths.producer(checkpoint)
     yield maker, paths.model(checkpoint)
-    yield f"{maker}:config", paths.config(checkpoint)
 
 
 def _before(phase: Key) -> str:
@@ -95,6 +94,7 @@ def base_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 def distill_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     """Training data and the checkpoint before the phase."""
     yield from _store(paths, "train")
+    yield from _statistics(paths)
     yield "split", paths.split
     yield from _checkpoint(paths, _before(key))
 
@@ -106,7 +106,6 @@ def lst_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _statistics(paths)
     yield from (("split", paths.split), ("split:replay", paths.replay(key)))
     yield from _extra(exp, paths)
-    # Its config is read by the online teacher only; a phase always follows both.
     yield from _checkpoint(paths, _before(key))
     if exp.lst.distill.teacher == "cached":
         yield "distill", paths.teacher(key)
@@ -115,6 +114,7 @@ def lst_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 def features_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     """Training data and the checkpoint that is calibrated."""
     yield from _store(paths, "train")
+    yield from _statistics(paths)
     yield "split", paths.split
     yield from _checkpoint(paths, exp.final_checkpoint())
 

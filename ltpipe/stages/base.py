@@ -11,12 +11,14 @@ from mmengine.dist import is_main_process
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import check_masks, class_counts, known_classes, stream_config
+from ltpipe.engine.dataset_configs import check_masks, known_classes, stream_config
+from ltpipe.engine.detector_facts import facts_of
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.inference import build_dataset
-from ltpipe.engine.last_layers import check_fixed_layers, with_trained_layers, without_layers
-from ltpipe.engine.model_config import assemble_model, component_modules, training_config
+from ltpipe.engine.last_layers import check_fixed_layers, without_layers
+from ltpipe.engine.model_config import component_modules, training_config
+from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import fitting_weights, train, write_checkpoint
 from ltpipe.interop.finished_checkpoints import start_state, taken_over
 from ltpipe.pipeline.paths import Paths
@@ -30,9 +32,8 @@ def run(exp: Experiment, paths: Paths) -> None:
     with stage_run("base", exp, paths) as stage, process_group():
         split = Split.load(paths.split)
         num_classes = split.classes_known(0)
-        fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
+        fragment, model = model_of(exp, paths, split, "base")
         check_masks(paths, model, exp.detector.config)
-        model = with_trained_layers(model, exp.base.trained)
         sampler = {"type": exp.base.sampler.type, **exp.base.sampler.options}
         dataset = stream_config(
             exp, paths, fragment, phase=0, num_classes=num_classes, seed=exp.seed, order={"sampler": sampler}
@@ -61,7 +62,7 @@ def run(exp: Experiment, paths: Paths) -> None:
                 iterations_per_epoch=math.ceil(epoch_length / exp.base.schedule.batch_size),
             ),
         )
-        meta = {"experiment": exp.name, "stage": "base", **classes.meta()}
+        meta = {"experiment": exp.name, "stage": "base", "detector": facts_of(fragment, model), **classes.meta()}
         if exp.base.checkpoint:
             write_checkpoint(paths.model("base"), taken_over(exp, model, classes), meta)
             with atomic_path(paths.config("base")) as temporary:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
 
 from ltpipe.config.choices import is_trained_on_features
 from ltpipe.config.experiment import Experiment
@@ -14,9 +13,10 @@ from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
 from ltpipe.engine.calibrator_training import Batch, HeadSchedule, train_head
 from ltpipe.engine.dataset_configs import class_counts, known_classes
+from ltpipe.engine.detector_facts import facts_of
 from ltpipe.engine.features import FrozenDetector, LiveRows, StoredRows
-from ltpipe.engine.inference import load_model
-from ltpipe.engine.model_config import build_component, of_stage, read_config
+from ltpipe.engine.model_config import build_component, component_modules, of_stage
+from ltpipe.engine.stage_models import loaded, model_of, write_config
 from ltpipe.engine.training import read_checkpoint, write_checkpoint
 from ltpipe.interop.finished_checkpoints import head_of_stage, in_order
 from ltpipe.methods.box_layers import read_features
@@ -24,7 +24,6 @@ from ltpipe.methods.calibration import Calibrator
 from ltpipe.pipeline.digests import stage_seed
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
-from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import StageRun, stage_run
 from ltpipe.stages.features import frozen_detector
 
@@ -39,11 +38,11 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
     with stage_run("calibrate", exp, paths, name) as stage:
         split = Split.load(paths.split)
         component = build_component("calibrator", spec, class_counts(paths, split, split.num_classes))
-        config = read_config(paths.config(source))
         classes = known_classes(paths, split, split.num_classes)
-        detector: Any = load_model(config.model, paths.model(source), classes)
+        fragment, config = described = model_of(exp, paths, split, source)
+        detector: Any = loaded(described, paths, split, source)
         checkpoint = read_checkpoint(paths.model(source))
-        model, state = config.model.to_dict(), checkpoint["state_dict"]
+        model, state = config.to_dict(), checkpoint["state_dict"]
         heads = detector.roi_head.bbox_heads
         cascade = isinstance(model["roi_head"]["bbox_head"], list)
         for k, head in enumerate(heads):
@@ -61,11 +60,9 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
                     print(f"head {k + 1} of {len(heads)}", flush=True)
                 train_calibrator(exp, paths, name, stage, calibrator, head, k)
             model, state = calibrator.merge(model, state, k if cascade else None)
-        config.model = ConfigDict(model)
-        facts = {"experiment": exp.name, "stage": name, **classes.meta()}
+        facts = {"experiment": exp.name, "stage": name, "detector": facts_of(fragment, model), **classes.meta()}
         write_checkpoint(paths.model(name), state, checkpoint["meta"] | facts)
-        with atomic_path(paths.config(name)) as temporary:
-            config.dump(str(temporary))
+        write_config(paths.config(name), model, fragment, component_modules(exp, fragment))
 
 
 def train_calibrator(

@@ -10,13 +10,16 @@ import torch
 from mmengine.config import Config
 from tqdm import tqdm
 
+from ltpipe.checkpoints.torch_files import AFRESH
 from ltpipe.config.experiment import Experiment
+from ltpipe.data.arrays import load_plain_arrays
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import annotated_config, known_classes
+from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector
-from ltpipe.engine.inference import build_dataset, load_model
+from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import read_detector
 from ltpipe.engine.shards import in_shards
+from ltpipe.engine.stage_models import detector_of
 from ltpipe.methods.lst.distillation import teacher_rows
 from ltpipe.methods.lst.teacher import ImageRows, TeacherLogits
 from ltpipe.pipeline.paths import Paths
@@ -33,8 +36,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         num_old = split.classes_known(phase - 1)
         fragment = read_detector(exp.detector.config)
         data = annotated_config(exp, paths, fragment, phase=phase, num_classes=split.classes_known(phase))
-        model = load_model(paths.config(teacher), paths.model(teacher), known_classes(paths, split, num_old))
-        detector = FrozenDetector(model, build_dataset(data))
+        detector = FrozenDetector(detector_of(exp, paths, split, teacher), build_dataset(data))
         metadata = {
             "teacher": teacher,
             "teacher_sha256": checksum(paths.model(teacher)),
@@ -78,7 +80,7 @@ def _write(files: list[Path], rows: list[ImageRows]) -> None:
 
 
 def _read(file: Path) -> Iterator[ImageRows]:
-    with np.load(file) as saved:
-        ends = np.cumsum(saved["sizes"])[:-1]
-        columns = [np.split(saved[name], ends) for name in ("ann_id", "label", "similar")]
-        yield from zip(saved["image_id"].tolist(), *columns, strict=True)
+    saved = load_plain_arrays(file, kind="state of a killed run", fix=AFRESH)
+    ends = np.cumsum(saved["sizes"])[:-1]
+    columns = [np.split(saved[name], ends) for name in ("ann_id", "label", "similar")]
+    yield from zip(saved["image_id"].tolist(), *columns, strict=True)

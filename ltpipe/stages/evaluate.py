@@ -19,13 +19,14 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.summary import check_measurable
 from ltpipe.data.tables import read_csv, write_csv
-from ltpipe.engine.dataset_configs import known_classes, test_config
+from ltpipe.engine.dataset_configs import test_config
 from ltpipe.engine.geometry import last_pixel
-from ltpipe.engine.inference import build_dataset, detections, load_model, rescored_detections
-from ltpipe.engine.model_config import read_config, set_limits
+from ltpipe.engine.inference import build_dataset, detections, rescored_detections
+from ltpipe.engine.model_config import set_limits
 from ltpipe.engine.oracle_labels import OracleLabels
 from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.shards import in_shards
+from ltpipe.engine.stage_models import classes_of, loaded, model_of
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
 from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
@@ -85,11 +86,11 @@ def predict(
         The ids of the categories it knows; what was written: first what the checkpoint itself detects, then, in the
         work folder, its other modes; and how alike the classes are to a part of it that says so.
     """
-    config = read_config(paths.config(checkpoint))
-    set_limits(config.model, exp.evaluate)
-    num_classes = config.train_dataloader.dataset.num_classes
-    model: Any = load_model(config.model, paths.model(checkpoint), known_classes(paths, split, num_classes))
-    dataset: Any = build_dataset(test_config(exp, paths, config.test_pipeline, num_classes))
+    fragment, config = described = model_of(exp, paths, split, checkpoint)
+    set_limits(config, exp.evaluate)
+    num_classes = classes_of(split, checkpoint)
+    model: Any = loaded(described, paths, split, checkpoint)
+    dataset: Any = build_dataset(test_config(exp, paths, fragment.test_pipeline, num_classes))
     scored = [Scored((), None, paths.predictions(checkpoint))]
     rescore: Rescore | None = None
     if exp.evaluate.oracle_labels:
@@ -109,7 +110,7 @@ def predict(
         return ([image] for image in detections(model, dataset, first=first))
 
     masks = set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask
-    write = partial(write_predictions, split=split, masks=masks, longer=last_pixel(config.model))
+    write = partial(write_predictions, split=split, masks=masks, longer=last_pixel(config))
     names = [f"set{i}.arrow" for i in range(len(scored))]
     for one, shards in zip(scored, in_shards(work, names, len(dataset), images, write), strict=True):
         merge_predictions(shards, one.predictions)

@@ -11,10 +11,11 @@ from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.calibration_rois import RoiSampling
 from ltpipe.data.calibration_rows import bound_rows, plan_features
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import annotated_config, known_classes
+from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
-from ltpipe.engine.inference import build_dataset, load_model
+from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import read_detector
+from ltpipe.engine.stage_models import detector_of
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard
 from ltpipe.run.stage_run import stage_run
@@ -88,5 +89,4 @@ def frozen_detector(exp: Experiment, paths: Paths) -> FrozenDetector:
     split = Split.load(paths.split)
     fragment = read_detector(exp.detector.config)
     data = annotated_config(exp, paths, fragment, phase=split.num_phases, num_classes=split.num_classes)
-    classes = known_classes(paths, split, split.num_classes)
-    return FrozenDetector(load_model(paths.config(source), paths.model(source), classes), build_dataset(data))
+    return FrozenDetector(detector_of(exp, paths, split, source), build_dataset(data))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mmengine.config import ConfigDict
-
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.training import Lst
 from ltpipe.data.categories import check_labels
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import class_counts, known_classes, stream_config
+from ltpipe.engine.dataset_configs import known_classes, stream_config
+from ltpipe.engine.detector_facts import facts_of
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.heads import as_list
 from ltpipe.engine.inference import build_dataset
-from ltpipe.engine.model_config import assemble_model, component_modules, training_config
+from ltpipe.engine.model_config import component_modules, training_config
+from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import read_checkpoint, train
-from ltpipe.methods.lst.freezing import freezing_options
 from ltpipe.pipeline.digests import stage_seed
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
@@ -36,10 +34,10 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         num_old, num_classes = split.classes_known(phase - 1), split.classes_known(phase)
         before = paths.model(previous)
         check_labels(read_checkpoint(before)["meta"], known_classes(paths, split, num_old), before)
-        fragment, model = assemble_model(exp, class_counts(paths, split, num_classes))
-        restrict(model, lst)
+        fragment, model = model_of(exp, paths, split, name)
+        facts = {"experiment": exp.name, "stage": name, "detector": facts_of(fragment, model)}
         if lst.distill.teacher != "none":
-            part = distillation(lst, paths, phase, previous, split, stages=len(as_list(model.roi_head.bbox_head)))
+            part = distillation(exp, paths, split, phase, stages=len(as_list(model.roi_head.bbox_head)))
             model.roi_head.parts = [*model.roi_head.get("parts", []), part]
         order = {"replay": str(paths.replay(phase))}
         dataset = stream_config(exp, paths, fragment, phase=phase, num_classes=num_classes, seed=seed, order=order)
@@ -69,33 +67,26 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             load_from=str(paths.model(previous)),
             hooks=hooks,
         )
-        meta = {"experiment": exp.name, "stage": name, **known_classes(paths, split, num_classes).meta()}
+        meta = {**facts, **known_classes(paths, split, num_classes).meta()}
         train(config, paths.model(name), paths.config(name), meta=meta)
         stage.notes["iterations"] = iterations
 
 
-def restrict(model: ConfigDict, lst: Lst) -> None:
-    """Freeze what the phase keeps, and sample RoIs of the paired class only, in every stage of a cascade."""
-    model.backbone.update(freezing_options(lst.freeze))
-    for stage in as_list(model.train_cfg.rcnn):
-        stage.sampler.update(
-            type="ltpipe.ClassRestrictedSampler", num=lst.rois.num, pos_fraction=lst.rois.positive_fraction
-        )
-
-
-def distillation(lst: Lst, paths: Paths, phase: int, previous: str, split: Split, stages: int) -> dict[str, Any]:
+def distillation(exp: Experiment, paths: Paths, split: Split, phase: int, stages: int) -> dict[str, Any]:
     """Return the config of the distillation part for a detector of so many stages."""
-    if lst.distill.teacher == "cached":
-        expected = {"split": split.digest, "teacher_sha256": checksum(paths.model(previous))}
+    assert exp.lst is not None
+    spec, previous = exp.lst.distill, "base" if phase == 1 else f"phase{phase - 1}"
+    before = paths.model(previous)
+    if spec.teacher == "cached":
+        expected = {"split": split.digest, "teacher_sha256": checksum(before)}
         teacher = dict(type="ltpipe.CachedTeacher", path=str(paths.teacher(phase)), expected=expected, stages=stages)
     else:
-        teacher = dict(
-            type="ltpipe.OnlineTeacher", config=str(paths.config(previous)), checkpoint=str(paths.model(previous))
-        )
+        model = model_of(exp, paths, split, previous)[1].to_dict()
+        teacher = dict(type="ltpipe.OnlineTeacher", model=model, checkpoint=str(before))
     return dict(
         type="ltpipe.LSTDistillation",
         num_old=split.classes_known(phase - 1),
         teacher=teacher,
-        weight=lst.distill.weight,
-        reduction=lst.distill.reduction,
+        weight=spec.weight,
+        reduction=spec.reduction,
     )

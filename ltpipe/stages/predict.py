@@ -12,24 +12,30 @@ from typing import Any, BinaryIO
 import cv2
 import msgspec
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import ConfigDict
 from numpy.typing import NDArray
 
+from ltpipe.config.detector import read_mmengine_config
 from ltpipe.config.loading import load_experiment
 from ltpipe.data.categories import Categories
 from ltpipe.data.image_sources import Broken, Sources, find_sources
 from ltpipe.data.progress_bar import Progress
+from ltpipe.data.split import Split
+from ltpipe.engine.detector_facts import check_same_detector, facts_of
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import load_model
-from ltpipe.engine.model_config import read_config, set_limits
+from ltpipe.engine.model_config import set_limits
 from ltpipe.engine.predicting import Found, prediction_pipeline, predictions
+from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.pipeline.paths import Paths
+from ltpipe.registry import import_plugins
 from ltpipe.report.drawing import Marks, bitmap, crop, draw, jpeg
 from ltpipe.run.files import write_json
 from ltpipe.run.input_checks import checked_input
 from ltpipe.run.outputs import Output
+from ltpipe.run.records import RECORD
 
 DETECTIONS, IMAGES = "detections.json", "images.json"
 SCORE = 0.3
@@ -42,13 +48,15 @@ class Detector:
 
     Attributes:
         name: Of the default output folder.
-        config: Its config: ``model`` and ``test_pipeline``.
+        model: Its model config.
+        test_pipeline: Transforms at test time.
         weights: Its checkpoint.
         classes: What it knows, in label order.
     """
 
     name: str
-    config: Config
+    model: ConfigDict
+    test_pipeline: Sequence[dict[str, Any]]
     weights: Path
     classes: Categories
 
@@ -57,39 +65,54 @@ def find_detector(named: str, checkpoint: str | None, results: Path) -> Detector
     """Return a checkpoint of an experiment, or the detector in a folder of ``ltpipe export``.
 
     Args:
-        named: Experiment, or folder with ``config.py`` and ``model.pth``.
+        named: Experiment, or folder with ``config.py``, which is Python and runs, and ``model.pth``.
         checkpoint: Checkpoint of the experiment.
         results: Folder of results.
 
     Raises:
         UserError: There is no such detector, or its checkpoint does not say which classes it knows.
     """
-    folder = Path(named)
-    if folder.is_dir():
+    if Path(named).is_dir():
         if checkpoint is not None:
             raise UserError("an exported detector is one checkpoint", where="--checkpoint", got=checkpoint)
-        config, weights, name = folder / "config.py", folder / "model.pth", folder.resolve().name
-        for file in (config, weights):
-            if not file.is_file():
-                raise UserError("not the folder of an exported detector", where=file, got="no such file")
-        return Detector(name, read_config(config), weights, _classes(weights))
+        return _exported(Path(named))
     exp = load_experiment(named)
     if checkpoint not in exp.checkpoints():
         raise unknown_name("checkpoint", str(checkpoint), exp.checkpoints(), where="--checkpoint")
     paths = Paths(results, exp)
     weights, maker = paths.model(checkpoint), paths.producer(checkpoint)[0]
-    for label, file in ((maker, weights), (f"{maker}:config", paths.config(checkpoint))):
+    for label, file in ((maker, weights), ("split", paths.split), ("index", paths.statistics("train"))):
         if not file.is_file():
             fix = f"run the stages up to {checkpoint} of {exp.name} first"
             raise UserError("no checkpoint yet", where=file, got="no such file", fix=fix)
         checked_input(exp, paths, "predict", label, file)
-    found = read_config(paths.config(checkpoint))
-    set_limits(found.model, exp.evaluate)
-    return Detector(f"{exp.name}.{checkpoint}", found, weights, _classes(weights))
+    meta = read_checkpoint(weights)["meta"]
+    fragment, model = model_of(exp, paths, Split.load(paths.split), checkpoint)
+    check_same_detector(meta, facts_of(fragment, model), weights)
+    set_limits(model, exp.evaluate)
+    return Detector(f"{exp.name}.{checkpoint}", model, fragment.test_pipeline, weights, _classes(meta, weights))
 
 
-def _classes(weights: Path) -> Categories:
-    found = Categories.of_checkpoint(read_checkpoint(weights)["meta"], "the checkpoint")
+def _exported(folder: Path) -> Detector:
+    """Return the detector in a folder of ``ltpipe export``; like any detector file, its config is trusted and run."""
+    file, weights = folder / "config.py", folder / "model.pth"
+    if (folder / RECORD).is_file():
+        raise UserError(
+            "results of a stage, whose config.py is not read: it is Python",
+            where=folder,
+            fix="name the experiment and --checkpoint, or a folder that `ltpipe export` wrote",
+        )
+    for one in (file, weights):
+        if not one.is_file():
+            raise UserError("not the folder of an exported detector", where=one, got="no such file")
+    config = ConfigDict(read_mmengine_config(file, "the exported detector"))
+    import_plugins(config.get("custom_imports", {}).get("imports", ()))
+    classes = _classes(read_checkpoint(weights)["meta"], weights)
+    return Detector(folder.resolve().name, config.model, config.test_pipeline, weights, classes)
+
+
+def _classes(meta: Mapping[str, Any], weights: Path) -> Categories:
+    found = Categories.of_checkpoint(meta, "the checkpoint")
     if found is None:
         raise UserError(
             "the checkpoint does not say which classes it knows", where=weights, got="no category ids in meta",
@@ -254,9 +277,9 @@ def predict(
     Returns:
         Pictures and detections, and what could not be read.
     """
-    model = load_model(_with_scores(detector.config, float(least.min())), detector.weights)
-    pipeline = prediction_pipeline(detector.config.test_pipeline)
-    longer, broken = last_pixel(detector.config.model), []
+    model = load_model(_with_scores(detector.model, float(least.min())), detector.weights)
+    pipeline = prediction_pipeline(detector.test_pipeline)
+    longer, broken = last_pixel(detector.model), []
     facts = {"detector": str(detector.weights), "classes": len(detector.classes.ids)}
     progress = Progress("predict", sources.count(every), unit="images")
     with output.write(facts) as folder:
@@ -277,12 +300,12 @@ def predict(
     return len(writer.images), writer.count, broken
 
 
-def _with_scores(config: Config, least: float) -> Any:
+def _with_scores(model: ConfigDict, least: float) -> ConfigDict:
     """Return the model that keeps nothing below a score, where it has a limit: less to draw masks for."""
-    rcnn = config.model.test_cfg.get("rcnn")
+    rcnn = model.test_cfg.get("rcnn")
     if rcnn is not None:
         rcnn.score_thr = max(rcnn.score_thr, least * (1 - 1e-6))  # a score that equals it stays
-    return config.model
+    return model
 
 
 def _told(broken: Sequence[tuple[str, Broken]]) -> Iterator[str]:

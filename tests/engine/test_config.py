@@ -25,7 +25,6 @@ from ltpipe.engine.model_config import (
     assemble_model,
     build_component,
     optimization,
-    read_config,
     read_detector,
     training_config,
     with_our_steps,
@@ -35,6 +34,7 @@ from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.run.cores import VARIABLE
+from tests.helpers.configs import read_config
 from tests.helpers.tiny_project import ROOT, experiment, run_stages, state_of
 
 COUNTS = ClassCounts(images=[9, 5, 2], instances=[20, 6, 2], num_images=12, num_annotated_images=11)

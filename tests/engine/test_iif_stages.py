@@ -19,6 +19,7 @@ from ltpipe.engine.inference import load_model
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, calibrate, features, index, lst, split
+from tests.helpers.configs import read_config
 from tests.helpers.detectors import probabilities
 from tests.helpers.method_project import tiny_experiment, write_project
 from tests.published.iif_csv import table_from_counts, write_table
@@ -48,7 +49,7 @@ def trained(project: Path, name: str, **blocks: Any) -> tuple[Experiment, Paths]
 
 
 def head_of(paths: Paths, checkpoint: str) -> Any:
-    return load_model(paths.config(checkpoint), paths.model(checkpoint)).roi_head.bbox_head
+    return load_model(read_config(paths.config(checkpoint)).model, paths.model(checkpoint)).roi_head.bbox_head
 
 
 def test_post_hoc_without_features_and_retrained(project: Path) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ltpipe.engine.inference import load_model
 from ltpipe.engine.last_layers import partly_trained, with_trained_layers, without_layers
-from ltpipe.engine.model_config import read_config
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.stages import base, evaluate, index, report, split
+from tests.helpers.configs import read_config
 from tests.helpers.method_project import tiny_experiment, write_project
 
 SHORT = {"schedule": {"iterations": 2, "batch_size": 2, "warmup_iterations": 0, "lr": 0.02}}
@@ -97,7 +97,7 @@ def test_crat_with_its_losses_on_the_last_layers(project: Path) -> None:
     assert changed(paths) == {f"roi_head.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     found = weights(paths.model("base"))
     assert found["roi_head.parts.0.box_bank.energy"].any() and found["roi_head.bbox_head.loss_cls.neg_grad"].any()
-    model = load_model(paths.config("base"), paths.model("base"))
+    model = load_model(read_config(paths.config("base")).model, paths.model("base"))
     assert type(model).__name__ == "MaskRCNN" and model.roi_head.parts[0].box_bank.seen().any()
 
 

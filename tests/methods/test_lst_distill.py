@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -231,10 +231,8 @@ def previous(tmp_path: Path) -> tuple[Detector, dict[str, Any]]:
     detector = Detector(head_config(OLD))
     parts = [dict(type="ltpipe.LSTDistillation", num_old=1, teacher=dict(type="ltpipe.CachedTeacher", path="gone.npz"))]
     model = dict(type="ltpipe.TinyDetector", roi_head=head_config(OLD, parts=parts))
-    Config(dict(model=model)).dump(str(tmp_path / "config.py"))
     torch.save({"state_dict": detector.state_dict()}, tmp_path / "model.pth")
-    files = dict(config=str(tmp_path / "config.py"), checkpoint=str(tmp_path / "model.pth"))
-    yield detector, dict(type="ltpipe.OnlineTeacher", **files)
+    yield detector, dict(type="ltpipe.OnlineTeacher", model=model, checkpoint=str(tmp_path / "model.pth"))
     MODELS._module_dict.pop("TinyDetector")
 
 

@@ -27,6 +27,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.stages.calibrate import open_rows
 from ltpipe.stages.features import frozen_detector
+from tests.helpers.configs import assert_described, read_config
 from tests.helpers.tiny_project import assert_same_state, copied, experiment, run_stages, state_of
 
 SHORT = {"schedule": {"iterations": 4, "lr": 0.05}}
@@ -144,8 +145,10 @@ def test_trained_heads_of_every_stage_are_taken_over(
 
 
 def test_calibrated_logits_are_averaged_over_the_stages(cascade: tuple[Experiment, Paths]) -> None:
-    _, paths = cascade
-    model: Any = load_model(paths.config("simcal"), paths.model("simcal"))
+    exp, paths = cascade
+    assert_described(exp, paths, "base")
+    assert_described(exp, paths, "simcal")
+    model: Any = load_model(read_config(paths.config("simcal")).model, paths.model("simcal"))
     fusion = model.roi_head.calibrator
     feats = [torch.rand(5, 16, 7, 7, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     own = torch.rand(5, 10).softmax(1)
@@ -160,7 +163,8 @@ def test_calibrated_logits_are_averaged_over_the_stages(cascade: tuple[Experimen
 def test_calibrators_change_the_classifier_of_every_stage(cascade: tuple[Experiment, Paths], name: str) -> None:
     exp, paths = cascade
     run_stages(exp, paths.results, ("calibrate", name))
-    load_model(paths.config(name), paths.model(name))
+    load_model(read_config(paths.config(name)).model, paths.model(name))
+    assert_described(exp, paths, name)
     before, after = state_of(paths.model("base")), state_of(paths.model(name))
     config = Config.fromfile(str(paths.config(name))).model.roi_head
     classifiers = tuple(f"roi_head.bbox_head.{k}.{layer}" for k in range(3) for layer in ("fc_cls.", "loss_cls."))

@@ -29,6 +29,7 @@ from ltpipe.pipeline.digests import stage_digest
 from ltpipe.registry import MODELS
 from ltpipe.run.files import sha256_file
 from ltpipe.stages.calibrate import open_rows
+from tests.helpers.configs import read_config
 from tests.helpers.tiny_project import assert_same_state, experiment, run_stages, state_of
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def test_training_again_gives_the_same_bits(chain: Chain, tmp_path: Path) -> Non
 def test_a_calibrated_checkpoint_loads_by_its_config_alone(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
     run_stages(chain.exp, paths.results, ("calibrate", "simcal"))
-    model = load_model(paths.config("simcal"), paths.model("simcal"))
+    model = load_model(read_config(paths.config("simcal")).model, paths.model("simcal"))
     assert model.roi_head.calibrator is not None
 
 

@@ -18,11 +18,11 @@ import torch
 from ltpipe.cli import main
 from ltpipe.config import catalogue
 from ltpipe.data.categories import Categories
-from ltpipe.engine.model_config import read_config
 from ltpipe.errors import UserError
 from ltpipe.methods.class_rows import class_tensors, reorder_classes
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.registry import METHODS, MODELS
+from tests.helpers.configs import read_config
 from tests.helpers.tiny_project import experiment, run_stages, state_of
 
 PLUGIN = '''

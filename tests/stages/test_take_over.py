@@ -18,13 +18,13 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.dataset_configs import test_config as val_config
 from ltpipe.engine.inference import build_dataset, detections, load_model
-from ltpipe.engine.model_config import read_config
 from ltpipe.errors import UserError
 from ltpipe.interop.plain_mmdet import foreign_types, plain_detector
 from ltpipe.pipeline.digests import stage_digest
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.run.status import status
+from tests.helpers.configs import read_config
 from tests.helpers.tiny_project import copied, experiment, rewritten, run_stages, state_of
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def test_an_exported_detector_is_plain_mmdet(
     assert ids == sorted(ids) and len(content["meta"]["dataset_meta"]["classes"]) == len(ids) == 9
     plain = MMDET.build(config.model)
     plain.load_state_dict(content["state_dict"])
-    ours = load_model(trained.config("base"), trained.model("base"))
+    ours = load_model(read_config(trained.config("base")).model, trained.model("base"))
     order = Split.load(trained.split).order
     dataset = build_dataset(val_config(exp, trained, read_config(trained.config("base")).test_pipeline, 9))
     seen = 0

@@ -14,6 +14,7 @@ are then those of stage 0, stage 1 and so on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -21,14 +22,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from mmdet.structures.bbox import bbox2roi, get_box_tensor
-from mmengine.config import Config
+from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ltpipe.checkpoints.tensors import check_tensors
+from ltpipe.checkpoints.torch_files import load_plain
 from ltpipe.errors import UserError
 from ltpipe.methods.head_parts import HeadPart
 from ltpipe.methods.reductions import averaged, touch
@@ -123,24 +125,23 @@ class OnlineTeacher:
     For training with other augmentation than horizontal flips; needs :class:`OnlineTeacherHook`.
 
     Args:
-        config: Complete config of the previous training stage.
-        checkpoint: Its model file.
+        model: Model config of the previous detector.
+        checkpoint: Its weights.
         num_old: Number of classes it knows.
     """
 
-    def __init__(self, config: str, checkpoint: str, num_old: int) -> None:
-        self.config, self.checkpoint, self.num_old = config, checkpoint, num_old
+    def __init__(self, model: dict[str, Any], checkpoint: str, num_old: int) -> None:
+        self.model, self.checkpoint, self.num_old = model, checkpoint, num_old
         self._images: Tensor | None = None
 
     @cached_property
     def detector(self) -> Any:
         """The frozen detector, in evaluation mode."""
-        model = Config.fromfile(self.config).model
-        # Parts only act in training; those of the previous phase would load their own teacher.
-        model.roi_head.parts = None
+        model = ConfigDict(copy.deepcopy(self.model))
+        model.roi_head.parts = None  # they only act in training
         with DefaultScope.overwrite_default_scope("mmdet"):
             detector = MODELS.build(model)
-        state = CheckpointLoader.load_checkpoint(self.checkpoint, map_location="cpu")["state_dict"]
+        state = load_plain(self.checkpoint)["state_dict"]
         state = {key: value for key, value in state.items() if not key.startswith("roi_head.parts.")}
         check_tensors(state, self.checkpoint)
         wrong = detector.load_state_dict(state, strict=False)
@@ -149,7 +150,7 @@ class OnlineTeacher:
                 "the teacher's checkpoint does not fit its config",
                 where=self.checkpoint,
                 got=f"missing {wrong.missing_keys[:5]}, unexpected {wrong.unexpected_keys[:5]}",
-                allowed=f"checkpoints of {self.config}",
+                allowed="the weights of that detector",
             )
         return detector.eval().requires_grad_(False)
 
