@@ -172,7 +172,9 @@ def flip_a_bit(path: Path) -> None:
         (("evaluate", "base"), "../datasets/tiny/train/statistics.csv", "ltpipe index"),
         (("evaluate", "base"), "../datasets/tiny/val/annotations.arrow", "ltpipe index"),
         (("lst", 1), "../datasets/tiny/train/segments.arrow", "ltpipe index"),
-        (("evaluate", "base"), "base/config.py", "ltpipe base"),
+        (("distill", 1), "../datasets/tiny/train/statistics.csv", "ltpipe index"),
+        (("features",), "../datasets/tiny/train/statistics.csv", "ltpipe index"),
+        (("evaluate", "base"), "base/model.pth", "ltpipe base"),
     ],
 )
 def test_a_damaged_result_is_named(
