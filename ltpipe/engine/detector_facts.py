@@ -9,7 +9,7 @@ from mmengine.config import ConfigDict
 
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import as_json
-from ltpipe.run.records import changed_settings
+from ltpipe.run.changes import changed_settings
 
 _SHOWN = 4
 
