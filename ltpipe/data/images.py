@@ -8,6 +8,7 @@ a square or mirrored image or one upside down, it is applied, as mmcv, Pillow's 
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from ltpipe.errors import UserError
 
 Size = tuple[int, int]  # height, width
 SAMPLE = 50
+# What Pillow raises for damaged files, beside OSError, and for those above its limit of pixels.
+BAD_IMAGE = (EOFError, OverflowError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError)
 ORIENTATION = 274  # number of the EXIF tag; 1: as stored, 5 to 8 swap height and width
 
 
@@ -137,7 +140,7 @@ def sizes(path: Path) -> tuple[Size, Size]:
             with Image.open(path) as image:
                 width, height = image.size
                 turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-        except (ValueError, SyntaxError) as error:  # what Pillow raises for some damaged files
+        except BAD_IMAGE as error:
             raise OSError(str(error)) from error
     return ((width, height) if turned else (height, width)), (height, width)
 
@@ -147,7 +150,7 @@ def exif_orientation(path: Path) -> int:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             found = image.getexif().get(ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError):  # a format that only OpenCV knows
+    except (OSError, *BAD_IMAGE):  # a format that only OpenCV knows
         return 1
     return found if found in range(1, 9) else 1
 

@@ -138,5 +138,6 @@ def _report(
         text = yaml.safe_dump({"dataset": block}, sort_keys=False, allow_unicode=True)
         found += ["in an experiment:", *(f"    {line}" for line in text.splitlines())]
     else:
-        found.append("for an experiment, part it: `ltpipe make-split`")
+        file = folder / f"{parts[0].name}.json"
+        found.append(f"for an experiment, part it: `ltpipe make-split --annotations {file} --output DIR`")
     return found

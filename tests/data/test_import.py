@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from ltpipe.cli import main
 from ltpipe.data.convert import build_store
+from ltpipe.data.images import exif_orientation
 from ltpipe.data.import_data import import_data
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
@@ -240,6 +241,18 @@ def test_all_faults_of_all_parts_at_once(tmp_path: Path) -> None:
         assert words in str(raised.value)
     parts, _ = imported(source, tmp_path / "out", faults="drop")
     assert [len(parts[name]["images"]) for name in ("train", "val")] == [1, 1]
+
+
+def test_images_that_pillow_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above its limit of pixels it raises an error of its own kind."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 40 // 3)
+    source = yolo(tmp_path / "ds", {"train/a": "0 0.5 0.5 0.5 0.5"})
+    image(source / "train/images/small.png", (5, 5))
+    text(source / "train/labels/small.txt", "0 0.5 0.5 0.5 0.5")
+    with pytest.raises(UserError, match="1 image files that cannot be read.*a.png"):
+        import_data(source, tmp_path / "out")
+    assert len(imported(source, tmp_path / "out", faults="drop")[0]["train"]["images"]) == 1
+    assert exif_orientation(source / "train/images/a.png") == 1
 
 
 def test_what_was_left_out_is_said_when_nothing_remains(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ nothing of the shape. Shapes of one label and one ``group_id`` are one object, a
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ltpipe.data.findings import Findings
+from ltpipe.data.images import BAD_IMAGE
 from ltpipe.data.readers.collected import Collector, ImageIndex, files_below, holds, part_of, plain, unusable
 from ltpipe.data.readers.per_image import Annotated, not_annotated, per_image_parts
 from ltpipe.data.readers.protocol import Part
@@ -196,5 +196,5 @@ def _pixels(text: Any) -> Any:
     try:
         with Image.open(io.BytesIO(base64.b64decode(text or "", validate=True))) as image:
             return (np.asarray(image) > 0).astype(np.uint8)
-    except (OSError, ValueError, TypeError, binascii.Error, SyntaxError) as error:
+    except (OSError, *BAD_IMAGE) as error:  # bad base64 is a ValueError
         raise unusable("whose mask cannot be read", str(error)) from error
