@@ -172,7 +172,7 @@ class Collector:
             box: xywh in absolute pixels; None: that of the mask.
             mask: Polygons in absolute pixels or run lengths; None: it has none.
             origin: Where it was read.
-            ignore: Whether it is neither trained nor measured.
+            ignore: Whether it is not trained.
 
         Raises:
             Unusable: A polygon has fewer than three points.

@@ -170,7 +170,7 @@ def _add(
     box = (left - first, top - first, right - left + first, bottom - top + first)
     difficult = _text(item, "difficult").lower() in ("1", "true", "yes")
     if difficult:
-        findings.remark("objects marked as difficult: neither trained nor measured, as in the challenge", origin)
+        findings.remark("objects marked as difficult: not trained (`ignore`), but measured, as pycocotools does", origin)
     outlines = [_outline(polygon, first) for polygon in item.findall("polygon")]
     collector.object(ids[label], box, outlines or None, origin, ignore=difficult)
 
