@@ -22,6 +22,7 @@ from ltpipe.errors import UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 FROM_ONE = "boxes whose corners are pixels counted from 1, both inside: x = xmin - 1, width = xmax - xmin + 1"
+DIFFICULT = "objects marked as difficult: not trained (`ignore`), but measured, as pycocotools does"
 FROM_ZERO = "boxes whose corners are edges counted from 0, since some are 0: x = xmin, width = xmax - xmin"
 
 
@@ -170,7 +171,7 @@ def _add(
     box = (left - first, top - first, right - left + first, bottom - top + first)
     difficult = _text(item, "difficult").lower() in ("1", "true", "yes")
     if difficult:
-        findings.remark("objects marked as difficult: not trained (`ignore`), but measured, as pycocotools does", origin)
+        findings.remark(DIFFICULT, origin)
     outlines = [_outline(polygon, first) for polygon in item.findall("polygon")]
     collector.object(ids[label], box, outlines or None, origin, ignore=difficult)
 
