@@ -10,7 +10,7 @@ import pandas as pd
 from ltpipe.errors import UserError
 from ltpipe.run.files import atomic_path
 
-TEXT = ("name", "names", "neighbour", "experiment", "checkpoint", "meant", "taken_for")
+TEXT = ("name", "names", "neighbour", "experiment", "checkpoint", "meant", "taken_for", "from", "to")
 """Columns that are read as they stand; in all others an empty cell is a missing value."""
 
 

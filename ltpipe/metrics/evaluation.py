@@ -14,7 +14,7 @@ from ltpipe import __version__
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.metrics.contract import Selection, select
-from ltpipe.metrics.native_engine import evaluate_columns
+from ltpipe.metrics.native_engine import Matches, category_curves, evaluate_columns, match_columns
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.tensors import (
     AREAS,
@@ -61,6 +61,25 @@ def evaluate(
         gt, predictions, iou_type, protocol=protocol, max_detections=max_detections, category_ids=category_ids
     )
     return run_engine(selection, *_engine(name, iou_type))
+
+
+def evaluate_matched(
+    gt: AnnotationStore,
+    predictions: Predictions,
+    iou_type: IouType,
+    *,
+    protocol: Protocol | None = None,
+    max_detections: int | None = None,
+    category_ids: Sequence[int] | NDArray[np.int64] | None = None,
+) -> tuple[Tensors, Selection, Matches]:
+    """Evaluate boxes or masks as :func:`evaluate` does; also return what matched what."""
+    engine, version = _engine(OWN_ENGINE, iou_type)
+    assert engine is evaluate_columns
+    selection = select(
+        gt, predictions, iou_type, protocol=protocol, max_detections=max_detections, category_ids=category_ids
+    )
+    matches = match_columns(selection)
+    return run_engine(selection, lambda _: category_curves(matches, selection), version), selection, matches
 
 
 def run_engine(selection: Selection, engine: Engine, version: str) -> Tensors:

@@ -38,6 +38,7 @@ class FixedAP:
             sizes; -1 where there is nothing to be found.
         detections: ``(N,)`` detections of every category in front of the limit: with fewer than ``K`` the numbers of a
             category are too low, if its detector was limited.
+        per_category: ``K``.
     """
 
     category_ids: NDArray[np.int64]
@@ -45,6 +46,12 @@ class FixedAP:
     recall: Floats
     pooled: dict[str, tuple[Floats, Floats]]
     detections: NDArray[np.int64]
+    per_category: int = PER_CATEGORY
+
+    @property
+    def fewer(self) -> int:
+        """Number of categories with fewer than ``K`` detections, those without any included."""
+        return int((self.detections < self.per_category).sum())
 
 
 def fixed_ap(
@@ -86,7 +93,7 @@ def fixed_ap(
         precision, recall = curves(matches, rows, np.zeros(len(rows), np.int64), group, 1)
         pooled[name] = precision[:, :, 0, 0], recall[:, 0, 0]
     found = row_of(predictions.category_ids, ids)
-    return FixedAP(ids, *whole, pooled, np.bincount(found[found >= 0], minlength=len(ids)))
+    return FixedAP(ids, *whole, pooled, np.bincount(found[found >= 0], minlength=len(ids)), per_category)
 
 
 def best_per_category(predictions: Predictions, count: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""All numbers of one set of detections: AP, AP-fixed and AP-pool, what each kind of error costs, and confusions."""
+"""All numbers of one set of detections: AP, AP-fixed and AP-pool, what each kind of error costs, and how sure AP is."""
 
 from __future__ import annotations
 
@@ -13,81 +13,101 @@ from ltpipe.data.store import AnnotationStore
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_NAMES
 from ltpipe.metrics.error_costs import Costs, error_costs
 from ltpipe.metrics.error_kinds import Errors, find_errors
-from ltpipe.metrics.fixed_ap import FixedAP, fixed_ap
+from ltpipe.metrics.evaluation import evaluate, evaluate_matched
+from ltpipe.metrics.fixed_ap import PER_CATEGORY, FixedAP, fixed_ap
 from ltpipe.metrics.predictions import Predictions
+from ltpipe.metrics.resampled_ap import resample
+from ltpipe.metrics.resamples import Resamples
 from ltpipe.metrics.table import per_class_table, summarize
-from ltpipe.metrics.tensors import Protocol, Tensors
+from ltpipe.metrics.tensors import IouType, Protocol, Tensors
 
 PAIR = ("meant_id", "meant", "taken_for_id", "taken_for", "count")
 """Columns of a list of confusions."""
 
 
-class Further(NamedTuple):
-    """What is measured beside precision and recall; boundaries have none of it.
+class Numbers(NamedTuple):
+    """What one set of detections gives; of boundaries there is nothing but precision and recall.
 
     Attributes:
+        tensors: Precision and recall.
         fixed: AP with limits per category.
         costs: What each kind of error costs.
         confusions: ``count`` objects of class ``meant`` were taken for ``taken_for``, columns :data:`PAIR`.
+        resamples: The numbers on resamples of the images; None if they were not asked for.
     """
 
-    fixed: FixedAP
-    costs: Costs
-    confusions: pd.DataFrame
+    tensors: Tensors
+    fixed: FixedAP | None = None
+    costs: Costs | None = None
+    confusions: pd.DataFrame | None = None
+    resamples: Resamples | None = None
+
+    def of(
+        self, classes: pd.DataFrame, *, bins: Sequence[float] = BIN_EDGES, phase: int | None = None
+    ) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Return the numbers of the whole set and those class by class, see :mod:`~ltpipe.metrics.table`.
+
+        The former have ``intervals`` as well: ``{metric: [low, high]}``.
+        """
+        metrics = summarize(self.tensors, classes, bins=bins, phase=phase, fixed=self.fixed, costs=self.costs)
+        if self.resamples is not None:
+            metrics["intervals"] = {key: self.resamples.interval(key, metrics[key]) for key in self.resamples.values}
+        return metrics, per_class_table(self.tensors, classes, fixed=self.fixed, costs=self.costs)
 
 
-def measure_further(
+def measure(
     gt: AnnotationStore,
     predictions: Predictions,
-    tensors: Tensors,
+    iou_type: IouType,
     classes: pd.DataFrame,
     *,
     protocol: Protocol | None = None,
     max_detections: int | None = None,
-) -> Further | None:
-    """Measure what :func:`~ltpipe.metrics.evaluation.evaluate` does not.
+    category_ids: NDArray[np.int64] | None = None,
+    per_category: int = PER_CATEGORY,
+    unlimited: Predictions | None = None,
+    resamples: bool = True,
+) -> Numbers:
+    """Measure everything.
 
     Args:
         gt: Annotations.
         predictions: Detections.
-        tensors: What they gave; says which categories count, and on what they are measured.
-        classes: ``category_id``, ``name`` and ``frequency`` of all categories.
-        protocol: As for the tensors.
-        max_detections: Per image, over all categories, for the error kinds; default: those of TIDE.
-
-    Returns:
-        None for boundaries.
+        iou_type: ``bbox``, ``segm`` or ``boundary``.
+        classes: ``category_id`` and ``frequency`` of all categories.
+        protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
+        max_detections: Default: 300 per image (LVIS), 100 per image and category (COCO); the error kinds take it per
+            image, over all categories.
+        category_ids: Evaluate only these, e.g. the classes a phase knows.
+        per_category: Detections per category for AP-fixed and AP-pool.
+        unlimited: Detections for AP-fixed and AP-pool, made without a limit per image; None: the same.
+        resamples: Whether AP is computed on resamples of the images.
     """
-    kind, ids = tensors.info.iou_type, tensors.category_ids
-    if kind == "boundary":
-        return None
+    options: dict[str, Any] = {"protocol": protocol, "max_detections": max_detections}
+    if iou_type == "boundary":
+        return Numbers(evaluate(gt, predictions, iou_type, category_ids=category_ids, **options))
+    tensors, selection, matches = evaluate_matched(gt, predictions, iou_type, category_ids=category_ids, **options)
+    drawn = resample(selection, matches, classes) if resamples else None
+    del selection, matches
+    ids = tensors.category_ids
     groups = {letter: classes["category_id"][classes["frequency"] == letter].tolist() for letter in FREQUENCY_NAMES}
-    pools = {"all": ids.tolist()} | groups
-    fixed = fixed_ap(gt, predictions, kind, pools=pools, protocol=protocol, category_ids=ids)
-    errors = find_errors(gt, predictions, kind, protocol=protocol, max_detections=max_detections)
-    return Further(fixed, error_costs(errors).only(np.isin(errors.category_ids, ids)), confusions(errors, classes))
+    fixed = fixed_ap(
+        gt,
+        predictions if unlimited is None else unlimited,
+        iou_type,
+        pools={"all": ids.tolist()} | groups,
+        per_category=per_category,
+        protocol=protocol,
+        category_ids=ids,
+    )
+    errors = find_errors(gt, predictions, iou_type, **options)
+    costs = error_costs(errors).only(np.isin(errors.category_ids, ids))
+    return Numbers(tensors, fixed, costs, confusions(errors, gt), drawn)
 
 
-def confusions(errors: Errors, classes: pd.DataFrame) -> pd.DataFrame:
+def confusions(errors: Errors, gt: AnnotationStore) -> pd.DataFrame:
     """Return which classes are taken for which others, most often first, columns :data:`PAIR`."""
-    names = classes.set_index("category_id")["name"]
-    taken, meant, count = errors.confusions()
-
-    def name(ids: NDArray[np.int64]) -> list[str]:
-        return [str(one) for one in names.reindex(ids)]
-
-    return pd.DataFrame(dict(zip(PAIR, (meant, name(meant), taken, name(taken), count), strict=True)))
-
-
-def summarize_all(
-    tensors: Tensors,
-    classes: pd.DataFrame,
-    further: Further | None,
-    *,
-    bins: Sequence[float] = BIN_EDGES,
-    phase: int | None = None,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return all numbers: those of the whole set and those class by class; see :mod:`~ltpipe.metrics.table`."""
-    more: dict[str, Any] = {} if further is None else {"fixed": further.fixed, "costs": further.costs}
-    metrics = summarize(tensors, classes, bins=bins, phase=phase, **more)
-    return metrics, per_class_table(tensors, classes, **more)
+    names = dict(zip(gt.category_ids.tolist(), gt.category_names, strict=True))
+    taken, meant, count = (column.tolist() for column in errors.confusions())
+    columns = meant, [names[one] for one in meant], taken, [names[one] for one in taken], count
+    return pd.DataFrame(dict(zip(PAIR, columns, strict=True)))

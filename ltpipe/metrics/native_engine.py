@@ -45,7 +45,7 @@ class Columns(NamedTuple):
     by_image: Ints
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """The images and categories of one part that have both detections and annotations.
 
     Attributes:
@@ -83,14 +83,18 @@ class Matches(NamedTuple):
 
 def evaluate_columns(selection: Selection) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return precision ``(T, R, K, A) float64`` and recall ``(T, K, A) float64``; -1 where there is no ground truth."""
-    matches = match_columns(selection)
+    return category_curves(match_columns(selection), selection)
+
+
+def category_curves(matches: Matches, selection: Selection) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision and recall of every category, as :func:`evaluate_columns`."""
     columns, rows = matches.columns, matches.columns.by_category
     return curves(matches, rows, columns.det_category[rows], columns.ann_category, len(selection.categories))
 
 
 def match_columns(selection: Selection) -> Matches:
     """Match detections and annotations, image by image."""
-    columns = _columns(selection)
+    columns = sort_columns(selection)
     hits = np.zeros((len(AREAS), len(selection.dets)), np.uint16)
     misses = np.where(_ignored_unless_matched(selection, columns), np.uint16(0), EVERY_THRESHOLD)
 
@@ -130,7 +134,8 @@ def curves(
     return precision, recall
 
 
-def _columns(selection: Selection) -> Columns:
+def sort_columns(selection: Selection) -> Columns:
+    """Return a selection as columns."""
     gt, found = selection.gt, selection.predictions
     image, category = (np.empty(len(ids), np.int64) for ids in (gt.image_ids, gt.category_ids))
     image[selection.images] = np.arange(len(selection.images))
@@ -161,15 +166,20 @@ def _ignored_unless_matched(selection: Selection, columns: Columns) -> NDArray[n
 
     They are of another size, or the image may show more objects of the category than were annotated.
     """
-    ignored = _outside(selection.areas)
-    if selection.protocol == "lvis":
-        lists = [selection.gt.not_exhaustive_categories(row) for row in selection.images.tolist()]
-        image = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
-        ids = selection.gt.category_ids[selection.categories]
-        category = row_of(np.concatenate([*lists, np.zeros(0, np.int64)]), ids)
-        partial = (image * len(ids) + category)[category >= 0]
-        ignored |= np.isin(columns.det_image * len(ids) + columns.det_category, partial)
+    ignored: NDArray[np.bool_] = _outside(selection.areas) | never_wrong(selection, columns)
     return ignored
+
+
+def never_wrong(selection: Selection, columns: Columns) -> NDArray[np.bool_]:
+    """Return ``(D,)``: detections where the image may show more objects of their category than were annotated."""
+    if selection.protocol != "lvis":
+        return np.zeros(len(selection.dets), bool)
+    lists = [selection.gt.not_exhaustive_categories(row) for row in selection.images.tolist()]
+    image = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
+    ids = selection.gt.category_ids[selection.categories]
+    category = row_of(np.concatenate([*lists, np.zeros(0, np.int64)]), ids)
+    partial = (image * len(ids) + category)[category >= 0]
+    return np.isin(columns.det_image * len(ids) + columns.det_category, partial)
 
 
 def _parts(columns: Columns) -> Iterator[tuple[slice, slice]]:
@@ -184,9 +194,28 @@ def _parts(columns: Columns) -> Iterator[tuple[slice, slice]]:
 
 def _match_part(selection: Selection, columns: Columns, dets: slice, anns: slice, hits: Bits, misses: Bits) -> None:
     """Match some images, and write what becomes of their detections."""
-    pairs = _pairs(selection, columns, dets, anns, misses)
+    pairs, over = _pairs(selection, columns, dets, anns)
+    misses[:, over] = 0
     if not len(pairs.images):
         return
+    gt, rows = selection.gt, selection.anns[pairs.anns]
+    crowd = gt.ann_iscrowd[rows].astype(bool)
+    ious = pair_overlaps(selection, pairs, IOU_THRESHOLDS[0])
+    where = pairs.det_ptr, pairs.ann_ptr, pairs.iou_ptr
+    matched, counted = (np.zeros((len(AREAS), len(pairs.dets)), np.uint16) for _ in range(2))
+    kernels.match(*where, ious, _outside(gt.ann_area[rows]) | crowd, crowd, IOU_THRESHOLDS, matched, counted)
+    hits[:, pairs.dets] = counted
+    misses[:, pairs.dets] &= ~matched
+
+
+def every_pair(selection: Selection, columns: Columns) -> Iterator[tuple[Pairs, Ints]]:
+    """Yield the pairs of some images after the other, and the detections that are over the limit of their pair."""
+    for part in _parts(columns):
+        yield _pairs(selection, columns, *part)
+
+
+def pair_overlaps(selection: Selection, pairs: Pairs, lowest: float) -> NDArray[np.float64]:
+    """Return the IoUs of all pairs, ``pairs.iou_ptr`` says where; those below ``lowest`` may be 0."""
     gt, rows = selection.gt, selection.anns[pairs.anns]
     crowd = gt.ann_iscrowd[rows].astype(bool)
     ious = np.zeros(int(pairs.iou_ptr[-1]))
@@ -200,15 +229,12 @@ def _match_part(selection: Selection, columns: Columns, dets: slice, anns: slice
         pointer, text = selection.predictions.masks.packed(selection.dets[pairs.dets])
         heights, areas = gt.image_sizes[pairs.images, 0].astype(np.int64), selection.areas[pairs.dets]
         masks = annotation_masks(gt, rows)
-        kernels.mask_overlaps(*where, text, pointer, areas, *masks, crowd, heights, IOU_THRESHOLDS[0], ious)
-    matched, counted = (np.zeros((len(AREAS), len(pairs.dets)), np.uint16) for _ in range(2))
-    kernels.match(*where, ious, _outside(gt.ann_area[rows]) | crowd, crowd, IOU_THRESHOLDS, matched, counted)
-    hits[:, pairs.dets] = counted
-    misses[:, pairs.dets] &= ~matched
+        kernels.mask_overlaps(*where, text, pointer, areas, *masks, crowd, heights, lowest, ious)
+    return ious
 
 
-def _pairs(selection: Selection, columns: Columns, dets: slice, anns: slice, misses: Bits) -> _Pairs:
-    """Sort a part into pairs; under the COCO protocol a pair has only so many detections, others are no misses."""
+def _pairs(selection: Selection, columns: Columns, dets: slice, anns: slice) -> tuple[Pairs, Ints]:
+    """Sort a part into pairs; under the COCO protocol a pair has only so many detections, others are told apart."""
     num_categories = len(selection.categories)
     det_order = columns.by_image[dets]
     det_key = columns.det_image[det_order] * num_categories + columns.det_category[det_order]
@@ -217,7 +243,6 @@ def _pairs(selection: Selection, columns: Columns, dets: slice, anns: slice, mis
     ann_key = ann_key[ann_order]
     place = np.arange(len(det_key))
     over = place - np.searchsorted(det_key, det_key) >= selection.max_detections
-    misses[:, det_order[over]] = 0
     common = np.intersect1d(det_key, ann_key)
     kept_det, kept_ann = np.isin(det_key, common) & ~over, np.isin(ann_key, common)
     det_ptr, ann_ptr = (
@@ -226,4 +251,5 @@ def _pairs(selection: Selection, columns: Columns, dets: slice, anns: slice, mis
     )
     iou_ptr = np.concatenate([[0], np.cumsum(np.diff(det_ptr) * np.diff(ann_ptr))])
     images = selection.images[common // num_categories]
-    return _Pairs(det_order[kept_det], anns.start + ann_order[kept_ann], images, det_ptr, ann_ptr, iou_ptr)
+    pairs = Pairs(det_order[kept_det], anns.start + ann_order[kept_ann], images, det_ptr, ann_ptr, iou_ptr)
+    return pairs, det_order[over]

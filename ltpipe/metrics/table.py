@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # they load the engine, which who only shows numbers does wit
 COUNTS = {"image_count": "train_images", "instance_count": "train_instances"}
 FACTS = ("category_id", "name", "frequency", *COUNTS.values(), "phase")
 """Columns of the table of classes in front of the numbers."""
-Section = Literal["overview", "groups", "bins", "sweep", "limits", "errors"]
+Section = Literal["overview", "groups", "bins", "sweep", "limits"]
 Format = Literal["percent", "points", "flag", "bins", "phases"]
 
 
@@ -148,7 +148,7 @@ METRICS: tuple[Metric, ...] = (
         for letter, name in FREQUENCY_NAMES.items()
     ),
     *(
-        Metric(f"dAP_{kind}", title, _COST, cost(kind), cost_by_class(kind), ("errors",), "points", needs="costs")
+        Metric(f"dAP_{kind}", title, _COST, cost(kind), cost_by_class(kind), (), "points", needs="costs")
         for kind, title in (KINDS | SPECIAL).items()
     ),
     *(
@@ -215,8 +215,9 @@ def summarize(
         costs: What each kind of error costs, likewise.
 
     Returns:
-        The rows of :data:`METRICS`, the number of ``evaluated_classes``, and the fields of
-        :class:`~ltpipe.metrics.tensors.TensorInfo`.
+        The rows of :data:`METRICS`, the number of ``evaluated_classes``, the fields of
+        :class:`~ltpipe.metrics.tensors.TensorInfo`, and of AP-fixed the limit of detections per class and how many
+        classes have fewer.
 
     Raises:
         UserError: Edges that do not ascend, or a category without training statistics.
@@ -231,6 +232,7 @@ def summarize(
         "max_detections": info.max_detections,
         "engine": info.engine,
         "counts": info.counts,
+        **({} if fixed is None else {"per_class_limit": fixed.per_category, "classes_below_limit": fixed.fewer}),
         **({} if info.boundary_ratio is None else {"boundary_ratio": info.boundary_ratio}),
     }
 
@@ -248,6 +250,14 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, Number]:
         elif row.format == "phases":
             groups |= {f"group/{name}": item["AP"] for name, item in (value or {}).items()}
     return flat | groups
+
+
+def flat_intervals(metrics: Mapping[str, Any]) -> dict[str, Number]:
+    """Return the ends of the intervals under flat names, ``AP_low``, ``AP_high``, ...; nothing where there are none."""
+    ends = {key: both or (None, None) for key, both in metrics.get("intervals", {}).items()}
+    return {
+        f"{key}_{end}": value for key, both in ends.items() for end, value in zip(("low", "high"), both, strict=True)
+    }
 
 
 def _rows(measured: Measured) -> list[Metric]:

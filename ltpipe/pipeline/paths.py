@@ -143,6 +143,14 @@ class Paths:
         """Precision and recall tensors of a checkpoint."""
         return self.folder("evaluate", checkpoint) / "tensors.npz"
 
+    def confusions(self, checkpoint: str) -> Path:
+        """Which classes a checkpoint takes for which, CSV; not there if only boundaries are measured."""
+        return self.folder("evaluate", checkpoint) / "confusions.csv"
+
+    def resamples(self, checkpoint: str) -> Path:
+        """Numbers of a checkpoint on resamples of the images; not there if only boundaries are measured."""
+        return self.folder("evaluate", checkpoint) / "resamples.npz"
+
     def sweep(self, checkpoint: str) -> Path:
         """Metrics of a checkpoint with two classifiers by mode and threshold, CSV; there only if asked for."""
         return self.folder("evaluate", checkpoint) / "sweep.csv"

@@ -13,6 +13,7 @@ from ltpipe.run.records import recorded_outputs
 
 STORE = ("info.json", "images.arrow", "categories.arrow", "annotations.arrow", "segments.arrow")
 PARTS: tuple[Part, ...] = ("train", "val")
+_EVALUATED = ("sweep.", "affinity.", "confusions.", "resamples.")
 
 Pairs = Iterator[tuple[str, Path]]
 
@@ -155,7 +156,7 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
             yield label, place.metrics(checkpoint)
             yield f"{label}/per_class", place.per_class(checkpoint)
             for name in recorded_outputs(place.record("evaluate", checkpoint)):
-                if name.startswith(("sweep.", "affinity.")):
+                if name.startswith(_EVALUATED):
                     yield f"{label}/{name}", place.folder("evaluate", checkpoint) / name
 
 

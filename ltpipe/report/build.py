@@ -11,8 +11,9 @@ from ltpipe.data.tables import write_csv
 from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
-from ltpipe.metrics.table import flatten
+from ltpipe.metrics.table import flat_intervals, flatten
 from ltpipe.report import html
+from ltpipe.report.differences import differences_table
 from ltpipe.report.inputs import (
     IOU_NAMES,
     Evaluation,
@@ -47,7 +48,7 @@ def build_report(
     sweeps: Sequence[Sweep] = (),
     affinities: Sequence[Affinity] = (),
 ) -> list[Path]:
-    """Write ``report.html``, ``summary.csv`` and the figures (PNG and SVG) in ``figures/``.
+    """Write ``report.html``, ``summary.csv``, ``differences.csv`` if checkpoints compare, and figures (PNG and SVG).
 
     Args:
         folder: Where to write.
@@ -66,6 +67,10 @@ def build_report(
     drawn = folder / "figures"
     figures = draw_figures(drawn, evaluations) | draw_sweeps(drawn, sweeps) | draw_affinities(drawn, affinities)
     write_csv(folder / "summary.csv", summary_table(evaluations))
+    differences, tables = differences_table(evaluations), ["summary.csv"]
+    if len(differences):
+        write_csv(folder / "differences.csv", differences)
+        tables.append("differences.csv")
     chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities)
     bodies = [html.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {anchor: name for anchor, (name, _) in chapters.items()}
@@ -76,7 +81,7 @@ def build_report(
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(html.page(title, subtitle, links, bodies, footer), encoding="utf-8")
     pictures = [png.with_suffix(suffix) for png in figures.values() for suffix in (".png", ".svg")]
-    return [folder / "report.html", folder / "summary.csv", *pictures]
+    return [folder / "report.html", *(folder / name for name in tables), *pictures]
 
 
 def summary_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
@@ -85,6 +90,7 @@ def summary_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     rows = [
         {"experiment": item.experiment, "checkpoint": item.checkpoint, "iou_type": item.iou_type}
         | flatten(item.metrics)
+        | flat_intervals(item.metrics)
         | {key: item.metrics[key] for key in extra}
         for item in evaluations
     ]

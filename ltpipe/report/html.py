@@ -49,6 +49,8 @@ figcaption { color: var(--soft); font-size: .88rem; max-width: 52rem; margin-top
 .card b { display: block; font-size: 1.45rem; line-height: 1.2; }
 .card span { color: var(--soft); font-size: .82rem; }
 .pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+ul.columns { columns: 22rem; padding-left: 1.2rem; font-size: .9rem; max-width: 60rem; }
+td small { color: var(--soft); }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .9rem; }
 dl.facts dt { color: var(--soft); }
 dl.facts dd { margin: 0; }
@@ -116,6 +118,17 @@ class Markup(str):
 def coloured(text: str, good: bool) -> Markup:
     """Return the text in green or red-brown."""
     return Markup(f'<span class="{"good" if good else "bad"}">{escape(text)}</span>')
+
+
+def strong(text: object) -> Markup:
+    """Return the text in bold."""
+    return Markup(f"<b>{escape(str(text))}</b>")
+
+
+def listed(items: Iterable[str]) -> str:
+    """Return a list in columns, as many as there is room for; ``Markup`` is not escaped."""
+    texts = (item if isinstance(item, Markup) else escape(item) for item in items)
+    return f'<ul class="columns">{"".join(f"<li>{text}</li>" for text in texts)}</ul>'
 
 
 def section(anchor: str, title: str, *parts: str) -> str:

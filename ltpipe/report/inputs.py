@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.metrics.resamples import Resamples
 from ltpipe.metrics.table import Section, rows_in
 from ltpipe.report.html import Column
 
@@ -28,6 +29,7 @@ class Evaluation:
         per_class: What :func:`~ltpipe.metrics.table.per_class_table` returns.
         confusions: Which classes are taken for which, most often first, columns ``meant``, ``taken_for``, ``count``;
             None: not measured.
+        resamples: Its numbers on resamples of the images; None: not measured.
     """
 
     experiment: str
@@ -35,6 +37,7 @@ class Evaluation:
     metrics: Mapping[str, Any]
     per_class: pd.DataFrame
     confusions: pd.DataFrame | None = None
+    resamples: Resamples | None = None
 
     @property
     def iou_type(self) -> str:
@@ -112,7 +115,7 @@ def phases_of(evaluations: Sequence[Evaluation], experiment: str) -> list[Evalua
 
 def numbers(section: Section) -> list[Column]:
     """Return a column for each number that a table of the page shows."""
-    return [Column(row.key, row.key, row.format, best=True) for row in rows_in(section)]
+    return [Column(row.key, row.key, row.format, best=row.format == "percent") for row in rows_in(section)]
 
 
 def who(item: Evaluation) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pandas as pd
 from ltpipe.errors import unknown_name
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
-from ltpipe.metrics.table import Section, flatten
+from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (
@@ -28,10 +28,10 @@ from ltpipe.report.inputs import (
 )
 from ltpipe.report.sections_affinity import affinity
 from ltpipe.report.sections_context import accounting, data, methods, provenance, terms
+from ltpipe.report.sections_numbers import by_kind, differences, errors, interval, limits, title_of
 from ltpipe.report.sections_sweep import sweep
 
 CHANGES_SHOWN = 8
-CONFUSIONS_SHOWN = 15
 Parts = list[str]
 Chapters = dict[str, tuple[str, Parts]]
 
@@ -56,9 +56,10 @@ def all_sections(
     """
     chapters: Chapters = {
         "overview": ("Overview", overview(evaluations, figures)),
+        "differences": ("Which differences are more than chance", differences(evaluations)),
         "published": ("Published numbers beside ours", published(evaluations, expectations)),
         "bins": ("Frequent to rare classes", bins(evaluations, figures)),
-        "limits": ("Without competition for places, and across classes", more_numbers("limits", evaluations)),
+        "limits": ("Without competition for places, and across classes", limits(evaluations)),
         "errors": ("What goes wrong", errors(evaluations)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
@@ -91,16 +92,19 @@ def overview(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> 
             "with nothing else in the table."
         ),
     ]
-    for kind, ours in _by_kind(evaluations):
+    for kind, ours in by_kind(evaluations):
         columns = [*WHO, *numbers("overview"), Column("classes", "classes", "count")]
         whole = complete(ours)
         rows = [
             who(item)
             | flatten(item.metrics)
             | {"classes": item.metrics["evaluated_classes"], "partial": item not in whole}
+            | {"interval": interval(item, "AP")}
             for item in ours
         ]
-        parts += [html.heading(_name(kind)), html.table(columns, rows, group="experiment", pale="partial")]
+        if any(row["interval"] for row in rows):
+            columns.insert(len(WHO) + 1, Column("interval", "95 %", "text"))
+        parts += [html.heading(title_of(kind)), html.table(columns, rows, group="experiment", pale="partial")]
         if f"groups.{kind}" in figures:
             caption = f"AP of all, rare, common and frequent classes, {IOU_NAMES[kind]}; complete checkpoints only."
             parts.append(html.figure(figures[f"groups.{kind}"], caption))
@@ -164,13 +168,13 @@ def bins(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Part
             "ground truth in the validation set; a bin of few classes is a noisy number. bAP is the mean of the bins."
         )
     ]
-    for kind, ours in _by_kind(evaluations):
+    for kind, ours in by_kind(evaluations):
         labels = list(dict.fromkeys(item["label"] for one in ours for item in one.metrics["bins"]))
         if not labels:
             continue
         columns = [*WHO, *(Column(label, label, "text") for label in labels), Column("bAP", "bAP", "text")]
         rows = [who(one) | _bin_cells(one.metrics) for one in ours]
-        parts += [html.heading(_name(kind)), html.table(columns, rows, group="experiment")]
+        parts += [html.heading(title_of(kind)), html.table(columns, rows, group="experiment")]
         if f"classes.{kind}" in figures:
             caption = (
                 f"AP of every class, {IOU_NAMES[kind]}: dots are classes, lines their running mean. From left to right "
@@ -180,37 +184,10 @@ def bins(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Part
     return parts if len(parts) > 1 else []
 
 
-def more_numbers(section: Section, evaluations: Sequence[Evaluation]) -> Parts:
-    """Return the table of a section for the evaluations that have its numbers."""
-    parts: Parts = []
-    columns = numbers(section)
-    for kind, ours in _by_kind(evaluations):
-        rows = [who(item) | flatten(item.metrics) for item in ours if any(c.key in item.metrics for c in columns)]
-        if rows:
-            parts += [html.heading(_name(kind)), html.table([*WHO, *columns], rows, group="experiment")]
-    return parts
-
-
-def errors(evaluations: Sequence[Evaluation]) -> Parts:
-    """Return what each kind of error costs, and which classes are taken for which."""
-    parts = more_numbers("errors", evaluations)
-    for item in evaluations:
-        if item.confusions is not None and len(item.confusions):
-            pairs = item.confusions.head(CONFUSIONS_SHOWN).to_dict("records")
-            what = f"{item.experiment}, {item.checkpoint}: taken for another class, {IOU_NAMES[item.iou_type]}"
-            columns = [Column("meant", "object", "text"), Column("taken_for", "taken for", "text")]
-            parts += [html.heading(what), html.table([*columns, Column("count", "times", "count")], pairs)]
-    text = (
-        "AP50 that would be gained if all errors of a kind were mended and nothing else. A method for long tails "
-        "should lower Cls of the rare classes."
-    )
-    return [html.note(text), *parts] if parts else []
-
-
 def phases(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Parts:
     """Return AP by phase group after each phase, per experiment."""
     parts: Parts = []
-    for kind, ours in _by_kind(evaluations):
+    for kind, ours in by_kind(evaluations):
         for experiment in experiments_of(ours):
             steps = phases_of(ours, experiment)
             if not steps:
@@ -255,15 +232,6 @@ def changes(evaluations: Sequence[Evaluation]) -> Parts:
         "Instances are those of the training set."
     )
     return [html.note(text), *parts] if parts else []
-
-
-def _by_kind(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
-    groups = [(kind, [item for item in evaluations if item.iou_type == kind]) for kind in IOU_NAMES]
-    return [(kind, items) for kind, items in groups if items]
-
-
-def _name(kind: str) -> str:
-    return IOU_NAMES[kind].capitalize()
 
 
 def _bin_cells(metrics: Mapping[str, Any]) -> dict[str, str]:

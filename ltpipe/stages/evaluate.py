@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +28,12 @@ from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.shards import in_shards
 from ltpipe.engine.stage_models import classes_of, loaded, model_of
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
-from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
+from ltpipe.metrics.long_tail_numbers import Numbers, measure
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter, merge_predictions
-from ltpipe.metrics.table import per_class_table, summarize
-from ltpipe.metrics.tensors import Tensors, save_tensors
+from ltpipe.metrics.resamples import save_resamples
+from ltpipe.metrics.tensors import save_tensors
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard, write_json
 from ltpipe.run.stage_run import stage_run
@@ -47,15 +47,15 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
     with stage_run("evaluate", exp, paths, checkpoint) as stage:
         split = Split.load(paths.split)
         known, scored, affinity = predict(exp, paths, checkpoint, split, stage.work)
-        tensors = measure(exp, paths, paths.predictions(checkpoint), known)
-        discard(paths.sweep(checkpoint))
-        discard(paths.affinity(checkpoint))
-        write_tables(exp, paths, checkpoint, split, tensors)
-        save_tensors(paths.tensors(checkpoint), tensors)
-        stage.outputs += [f(checkpoint) for f in (paths.predictions, paths.metrics, paths.per_class, paths.tensors)]
+        numbers = measure_all(exp, paths, split, paths.predictions(checkpoint), known)
+        for sometimes in (paths.sweep, paths.affinity, paths.confusions, paths.resamples):
+            discard(sometimes(checkpoint))
+        stage.outputs += write_tables(exp, paths, checkpoint, split, numbers)
+        save_tensors(paths.tensors(checkpoint), {kind: one.tensors for kind, one in numbers.items()})
+        stage.outputs += [paths.predictions(checkpoint), paths.tensors(checkpoint)]
         stage.notes["detections"] = len(Predictions.open(paths.predictions(checkpoint)))
         if scored[0].names:
-            write_sweep_table(exp, paths, checkpoint, split, known, scored, tensors)
+            write_sweep_table(exp, paths, checkpoint, split, known, scored, numbers)
             stage.outputs.append(paths.sweep(checkpoint))
         # A calibrated checkpoint has its detector's.
         if affinity and checkpoint not in exp.calibrate:
@@ -140,9 +140,17 @@ def write_predictions(
                 )
 
 
-def measure(exp: Experiment, paths: Paths, predictions: Path, known: NDArray[np.int64]) -> dict[str, Tensors]:
-    """Return precision and recall by IoU type."""
-    gt = AnnotationStore.open(paths.store("val"))
+def measure_all(
+    exp: Experiment,
+    paths: Paths,
+    split: Split,
+    predictions: Path,
+    known: NDArray[np.int64],
+    *,
+    resamples: bool = True,
+) -> dict[str, Numbers]:
+    """Return all numbers by IoU type."""
+    gt, classes = AnnotationStore.open(paths.store("val")), class_table(paths, split)
     found = Predictions.open(predictions)
     # The COCO protocol caps per image and class, at 100, whatever the detector keeps per image.
     cap = exp.evaluate.max_detections if gt.federated else None
@@ -151,7 +159,8 @@ def measure(exp: Experiment, paths: Paths, predictions: Path, known: NDArray[np.
     if found.masks is not None and not masks:
         print(f"{exp.dataset.val.annotations}: no object has a mask, only boxes are measured", file=sys.stderr)
     check_measurable(exp.evaluate.iou_types, exp.dataset.val.annotations, masks)
-    return {kind: evaluate(gt, found, kind, max_detections=cap, category_ids=known) for kind in measured}
+    options: dict[str, Any] = {"max_detections": cap, "category_ids": known, "resamples": resamples}
+    return {kind: measure(gt, found, kind, classes, **options) for kind in measured}
 
 
 def class_table(paths: Paths, split: Split) -> pd.DataFrame:
@@ -161,21 +170,34 @@ def class_table(paths: Paths, split: Split) -> pd.DataFrame:
     return statistics.assign(phase=statistics["category_id"].map(phases))
 
 
-def summaries(
-    exp: Experiment, checkpoint: str, split: Split, classes: pd.DataFrame, tensors: dict[str, Tensors]
-) -> dict[str, Any]:
-    """Return every reported number by IoU type."""
-    phase = int(checkpoint.removeprefix("phase")) if checkpoint.startswith("phase") else split.num_phases
-    now = 0 if checkpoint == "base" else phase
-    return {iou: summarize(item, classes, bins=exp.evaluate.bins, phase=now) for iou, item in tensors.items()}
+def phase_of(checkpoint: str, split: Split) -> int:
+    """Return the phase whose classes a checkpoint knows."""
+    if checkpoint == "base":
+        return 0
+    return int(checkpoint.removeprefix("phase")) if checkpoint.startswith("phase") else split.num_phases
 
 
-def write_tables(exp: Experiment, paths: Paths, checkpoint: str, split: Split, tensors: dict[str, Tensors]) -> None:
-    """Write the summary and the per-class table from the tensors."""
-    classes = class_table(paths, split)
-    write_json(paths.metrics(checkpoint), summaries(exp, checkpoint, split, classes, tensors))
-    tables = [per_class_table(item, classes).assign(iou_type=iou) for iou, item in tensors.items()]
+def write_tables(
+    exp: Experiment, paths: Paths, checkpoint: str, split: Split, numbers: Mapping[str, Numbers]
+) -> list[Path]:
+    """Write the summary, the per-class table, the confusions and the resamples; return the files."""
+    classes, phase = class_table(paths, split), phase_of(checkpoint, split)
+    summaries, tables = {}, []
+    for kind, one in numbers.items():
+        summaries[kind], table = one.of(classes, bins=exp.evaluate.bins, phase=phase)
+        tables.append(table.assign(iou_type=kind))
+    write_json(paths.metrics(checkpoint), summaries)
     write_csv(paths.per_class(checkpoint), pd.concat(tables))
+    files = [paths.metrics(checkpoint), paths.per_class(checkpoint)]
+    confused = [one.confusions.assign(iou_type=kind) for kind, one in numbers.items() if one.confusions is not None]
+    if confused:
+        write_csv(paths.confusions(checkpoint), pd.concat(confused))
+        files.append(paths.confusions(checkpoint))
+    drawn = {kind: one.resamples for kind, one in numbers.items() if one.resamples is not None}
+    if drawn:
+        save_resamples(paths.resamples(checkpoint), drawn)
+        files.append(paths.resamples(checkpoint))
+    return files
 
 
 def write_affinity(
@@ -196,13 +218,13 @@ def write_sweep_table(
     split: Split,
     known: NDArray[np.int64],
     scored: Sequence[Scored],
-    tensors: dict[str, Tensors],
+    numbers: Mapping[str, Numbers],
 ) -> None:
-    """Write the numbers of all modes and thresholds; those of the first entry are in ``tensors``."""
-    classes = class_table(paths, split)
+    """Write the numbers of all modes and thresholds; those of the first entry are given."""
+    classes, phase = class_table(paths, split), phase_of(checkpoint, split)
     rows: list[dict[str, Any]] = []
     for index, one in enumerate(scored):
-        measured = measure(exp, paths, one.predictions, known) if index else tensors
-        numbers = summaries(exp, checkpoint, split, classes, measured)
-        rows += sweep_rows(one.names, one.calibrated_classes, numbers, scored[0].names[0])
+        own = measure_all(exp, paths, split, one.predictions, known, resamples=False) if index else numbers
+        metrics = {kind: item.of(classes, bins=exp.evaluate.bins, phase=phase)[0] for kind, item in own.items()}
+        rows += sweep_rows(one.names, one.calibrated_classes, metrics, scored[0].names[0])
     write_sweep(paths.sweep(checkpoint), rows)

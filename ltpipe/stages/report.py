@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pandas as pd
+
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.training import Schedule
@@ -14,10 +16,11 @@ from ltpipe.data.split import Split
 from ltpipe.data.summary import sentences
 from ltpipe.data.tables import read_csv
 from ltpipe.metrics.class_affinity import load_affinity
+from ltpipe.metrics.resamples import load_resamples
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_inputs, stage_keys
 from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
-from ltpipe.run.records import read_json
+from ltpipe.run.records import read_json, recorded_outputs
 from ltpipe.run.stage_run import stage_run
 
 
@@ -54,8 +57,13 @@ def evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
     """Yield the evaluations of an experiment, checkpoints in the order of training."""
     for checkpoint in exp.evaluated_checkpoints():
         table = read_csv(paths.per_class(checkpoint))
-        for iou_type, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
-            yield Evaluation(exp.name, checkpoint, metrics, table[table["iou_type"] == iou_type].reset_index(drop=True))
+        made = recorded_outputs(paths.record("evaluate", checkpoint))
+        pairs, drawn = paths.confusions(checkpoint), paths.resamples(checkpoint)
+        confused = read_csv(pairs) if pairs.name in made else pd.DataFrame(columns=["iou_type"])
+        resamples = load_resamples(drawn) if drawn.name in made else {}
+        for kind, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
+            per_class, own = (part[part["iou_type"] == kind].reset_index(drop=True) for part in (table, confused))
+            yield Evaluation(exp.name, checkpoint, metrics, per_class, own, resamples.get(kind))
 
 
 def same_classes(exp: Experiment, measured: Sequence[Evaluation]) -> None:

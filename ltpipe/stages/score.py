@@ -23,10 +23,9 @@ from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
 from ltpipe.interop.known_ids import KnownIds
 from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics.class_groups import Number
-from ltpipe.metrics.evaluation import evaluate
-from ltpipe.metrics.long_tail_numbers import measure_further, summarize_all
+from ltpipe.metrics.long_tail_numbers import measure
 from ltpipe.metrics.predictions import Predictions
-from ltpipe.metrics.table import flatten, rows_in
+from ltpipe.metrics.table import flat_intervals, flatten, rows_in
 from ltpipe.metrics.tensors import IOU_TYPES, IouType, Protocol
 from ltpipe.report.build import build_report
 from ltpipe.report.html import NOTHING, show
@@ -35,7 +34,7 @@ from ltpipe.run.files import sha256_file, write_json
 from ltpipe.run.outputs import Output
 
 Scores = dict[str, dict[str, dict[str, Number]]]
-PAGE = ("summary.csv", "per_class.csv", "confusions.csv", "report.html")
+PAGE = ("summary.csv", "per_class.csv", "confusions.csv", "differences.csv", "report.html")
 SUFFIXES = (".gz", ".json")
 
 
@@ -115,7 +114,7 @@ def score(
                 _write(folder, measured, Path(annotations), files)
     scores: Scores = {stem: {} for stem in files}
     for item in measured:
-        scores[item.checkpoint][item.iou_type] = flatten(item.metrics)
+        scores[item.checkpoint][item.iou_type] = flatten(item.metrics) | flat_intervals(item.metrics)
     return scores
 
 
@@ -195,10 +194,9 @@ def _evaluation(
     stem: str,
     options: Options,
 ) -> Evaluation:
-    tensors = evaluate(gt, found, kind, protocol=options.protocol)
-    further = measure_further(gt, found, tensors, classes, protocol=options.protocol)
-    metrics, per_class = summarize_all(tensors, classes, further, bins=options.bins)
-    return Evaluation(annotations.stem, stem, metrics, per_class, None if further is None else further.confusions)
+    numbers = measure(gt, found, kind, classes, protocol=options.protocol)
+    metrics, per_class = numbers.of(classes, bins=options.bins)
+    return Evaluation(annotations.stem, stem, metrics, per_class, numbers.confusions, numbers.resamples)
 
 
 def _checksums(read: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
