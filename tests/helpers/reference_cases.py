@@ -32,6 +32,14 @@ def read_case(path: Path) -> tuple[dict[str, Any], AnnotationStore, Predictions]
         return case, read_ground_truth(annotations), read_results(results)
 
 
+def read_documents(ground_truth: Any, predictions: Any) -> tuple[AnnotationStore, Predictions]:
+    """Return annotations and detections of a case that holds several of them."""
+    with TemporaryDirectory() as folder:
+        for name, content in (("gt.json", ground_truth), ("results.json", predictions)):
+            (Path(folder) / name).write_text(json.dumps(content), encoding="utf-8")
+        return read_ground_truth(Path(folder) / "gt.json"), read_results(Path(folder) / "results.json")
+
+
 def frequency_pools(gt: AnnotationStore) -> dict[str, list[int]]:
     """Return the categories of all pools that the annotations name."""
     letters, ids = np.array(gt.category_frequency), np.array(gt.category_ids)

@@ -1,0 +1,106 @@
+"""Do scores mean what they say: expected calibration error of detections, over bins of scores.
+
+Sources: ECE of detections, Dave et al., arXiv 2102.01066 (``achalddave/large-vocab-devil``); D-ECE and LaECE, Kuzucu et
+al., arXiv 2405.20459 (``fiveai/detection_calibration``). Most detections have low scores and lie in the first bin: read
+the errors with the number of detections, and class by class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+BINS = 20
+Closed = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Detections sorted by their score.
+
+    Attributes:
+        count: ``(n,) int64`` detections.
+        score: ``(n,) float64`` sum of their scores.
+        target: ``(n,) float64`` sum of what the scores should be.
+    """
+
+    count: Ints
+    score: Floats
+    target: Floats
+
+    @property
+    def error(self) -> float:
+        """Mean distance of score and target over the bins, by the share of detections; NaN without any."""
+        total = int(self.count.sum())
+        return float(np.abs(self.target - self.score).sum() / total) if total else float("nan")
+
+    def diagram(self) -> dict[str, list[Any]]:
+        """Return what a reliability diagram shows: by bin detections, mean score and mean target, None where empty."""
+        filled = np.maximum(self.count, 1)
+        means = {"score": self.score / filled, "target": self.target / filled}
+        empty = self.count == 0
+        return {"count": self.count.tolist()} | {
+            name: [None if gone else float(value) for value, gone in zip(values, empty, strict=True)]
+            for name, values in means.items()
+        }
+
+
+def bin_of(scores: NDArray[np.floating], bins: int, closed: Closed = "left") -> Ints:
+    """Return the bin of every score among equal bins of [0, 1].
+
+    Args:
+        scores: ``(D,)`` in [0, 1].
+        bins: Their number.
+        closed: Which end of a bin belongs to it; the last bin then has its upper end too, or the first its lower.
+    """
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    side: Closed = "right" if closed == "left" else "left"
+    return np.clip(np.searchsorted(edges, np.asarray(scores, np.float64), side=side) - 1, 0, bins - 1)
+
+
+def bin_detections(
+    scores: NDArray[np.floating], targets: NDArray[Any], bins: int = BINS, closed: Closed = "left"
+) -> Bins:
+    """Sort detections into bins; ``targets`` ``(D,)`` are what their scores should be."""
+    place = bin_of(scores, bins, closed)
+    sums = [np.bincount(place, np.asarray(values, np.float64), bins).astype(np.float64) for values in (scores, targets)]
+    return Bins(np.bincount(place, minlength=bins), *sums)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Calibration errors of one set of detections; ``K`` categories.
+
+    Attributes:
+        error: ``(K,)`` D-ECE: distance of score and precision at one IoU threshold, NaN without detections.
+        placed: ``(K,)`` LaECE0: distance of score and IoU with the object that is found.
+        groups: D-ECE of the detections of all categories together (``all``) and of groups of them, as bins.
+    """
+
+    error: Floats
+    placed: Floats
+    groups: Mapping[str, Bins]
+
+
+def class_errors(
+    category: Ints,
+    scores: NDArray[np.floating],
+    targets: NDArray[Any],
+    num_categories: int,
+    bins: int = BINS,
+    closed: Closed = "left",
+) -> Floats:
+    """Return ``(K,)`` the calibration error of every category, NaN without detections."""
+    place = category * bins + bin_of(scores, bins, closed)
+    size = num_categories * bins
+    gap = np.bincount(place, np.asarray(targets, np.float64) - np.asarray(scores, np.float64), minlength=size)
+    total = np.bincount(category, minlength=num_categories)
+    sums = np.abs(gap.reshape(num_categories, bins)).sum(axis=1)
+    errors: Floats = np.divide(sums, total, out=np.full(num_categories, np.nan), where=total > 0)
+    return errors
