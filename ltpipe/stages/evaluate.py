@@ -52,7 +52,6 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
             discard(sometimes(checkpoint))
         stage.outputs += write_tables(exp, paths, checkpoint, split, numbers)
         save_tensors(paths.tensors(checkpoint), {kind: one.tensors for kind, one in numbers.items()})
-        stage.outputs += [paths.predictions(checkpoint), paths.tensors(checkpoint)]
         stage.notes["detections"] = len(Predictions.open(paths.predictions(checkpoint)))
         if scored[0].names:
             write_sweep_table(exp, paths, checkpoint, split, known, scored, numbers)
