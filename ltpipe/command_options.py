@@ -38,6 +38,35 @@ def score_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--bins", type=_listed(float), default=BIN_EDGES, metavar="A,B", help="edges of the bins; default: 10,100,1000"
     )
+    verb.add_argument(
+        "--calibrate",
+        type=_listed(str),
+        default=(),
+        metavar="A,B",
+        help="also with scores calibrated on held-out images: platt, temperature, beta, isotonic, histogram",
+    )
+    verb.add_argument(
+        "--calibrate-by",
+        choices=("class", "frequency", "overall"),
+        default="class",
+        help="a function of the score for every class (default), every frequency group, or all",
+    )
+    verb.add_argument(
+        "--calibrate-iou",
+        type=float,
+        default=0.5,
+        metavar="IOU",
+        help="least overlap of a right detection; default: 0.5",
+    )
+    verb.add_argument(
+        "--held-out-annotations",
+        type=Path,
+        metavar="JSON",
+        help="images to fit on, others than those of --annotations; default: half of these, the rest is measured",
+    )
+    verb.add_argument(
+        "--held-out-detections", type=Path, nargs="+", default=(), metavar="JSON", help="DETECTIONS, on held-out images"
+    )
 
 
 def predict_options(verb: argparse.ArgumentParser, checkpoint: str) -> None:

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+
+from ltpipe.data.id_rows import row_of
+from ltpipe.frequency import FREQUENCY_NAMES
+from ltpipe.metrics.contract import Selection
+from ltpipe.metrics.matched_overlaps import matched_overlaps
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 BINS = 20
+RIGHT = 0.5
+"""Least IoU of a right detection."""
 Closed = Literal["left", "right"]
 
 
@@ -73,21 +81,6 @@ def bin_detections(
     return Bins(np.bincount(place, minlength=bins), *sums)
 
 
-@dataclass(frozen=True)
-class Confidence:
-    """Calibration errors of one set of detections; ``K`` categories.
-
-    Attributes:
-        error: ``(K,)`` D-ECE: distance of score and precision at one IoU threshold, NaN without detections.
-        placed: ``(K,)`` LaECE0: distance of score and IoU with the object that is found.
-        groups: D-ECE of the detections of all categories together (``all``) and of groups of them, as bins.
-    """
-
-    error: Floats
-    placed: Floats
-    groups: Mapping[str, Bins]
-
-
 def class_errors(
     category: Ints,
     scores: NDArray[np.floating],
@@ -104,3 +97,55 @@ def class_errors(
     sums = np.abs(gap.reshape(num_categories, bins)).sum(axis=1)
     errors: Floats = np.divide(sums, total, out=np.full(num_categories, np.nan), where=total > 0)
     return errors
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Calibration errors of one set of detections; ``K`` categories.
+
+    Attributes:
+        of_class: ``(K,)`` D-ECE: distance of score and precision, NaN without objects or detections.
+        placed: ``(K,)`` LaECE0: distance of score and IoU with the object that is found, likewise.
+        groups: D-ECE of the detections of all categories together (``all``) and of those of frequency groups, as bins.
+    """
+
+    of_class: Floats
+    placed: Floats
+    groups: Mapping[str, Bins]
+
+
+def measure_confidence(
+    selection: Selection, scores: NDArray[np.floating], classes: pd.DataFrame, threshold: float = RIGHT
+) -> Confidence | None:
+    """Compare scores with what they promise.
+
+    Detections that are neither right nor wrong are left out, and those of categories without objects.
+
+    Args:
+        selection: Detections and annotations.
+        scores: Of all predictions, also those that are not selected.
+        classes: ``category_id`` and ``frequency`` of all categories.
+        threshold: Least IoU of a right detection.
+
+    Returns:
+        None if scores are no probabilities: below 0 or above 1.
+    """
+    own = np.asarray(scores[selection.dets], np.float64)
+    if len(own) and (own.min() < 0 or own.max() > 1):
+        return None
+    gt, number = selection.gt, len(selection.categories)
+    ids = gt.category_ids[selection.categories]
+    category = row_of(selection.predictions.category_ids[selection.dets], ids)
+    shown = np.bincount(
+        row_of(gt.ann_category[selection.anns].astype(np.int64), selection.categories), minlength=number
+    )
+    letters = classes.set_index("category_id")["frequency"].reindex(ids).to_numpy()
+    right, placed = matched_overlaps(selection, threshold), matched_overlaps(selection, 0.0)
+    used = ~right.ignored & (shown[category] > 0)
+    found = right.overlap >= 0
+    members = {"all": used} | {letter: used & (letters == letter)[category] for letter in FREQUENCY_NAMES}
+    groups = {name: bin_detections(own[rows], found[rows]) for name, rows in members.items()}
+    errors = class_errors(category[used], own[used], found[used], number)
+    used = ~placed.ignored & (shown[category] > 0)
+    overlap = np.maximum(placed.overlap[used], 0.0)
+    return Confidence(errors, class_errors(category[used], own[used], overlap, number), groups)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ltpipe.data.store import AnnotationStore
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_NAMES
+from ltpipe.metrics.confidence import Confidence, measure_confidence
 from ltpipe.metrics.error_costs import Costs, error_costs
 from ltpipe.metrics.error_kinds import Errors, find_errors
 from ltpipe.metrics.evaluation import evaluate, evaluate_matched
@@ -34,6 +35,7 @@ class Numbers(NamedTuple):
         costs: What each kind of error costs.
         confusions: ``count`` objects of class ``meant`` were taken for ``taken_for``, columns :data:`PAIR`.
         resamples: The numbers on resamples of the images; None if they were not asked for.
+        confidence: How far scores are from what they promise; None if they are no probabilities.
     """
 
     tensors: Tensors
@@ -41,18 +43,23 @@ class Numbers(NamedTuple):
     costs: Costs | None = None
     confusions: pd.DataFrame | None = None
     resamples: Resamples | None = None
+    confidence: Confidence | None = None
 
     def of(
         self, classes: pd.DataFrame, *, bins: Sequence[float] = BIN_EDGES, phase: int | None = None
     ) -> tuple[dict[str, Any], pd.DataFrame]:
         """Return the numbers of the whole set and those class by class, see :mod:`~ltpipe.metrics.table`.
 
-        The former have ``intervals`` as well: ``{metric: [low, high]}``.
+        The former have ``intervals`` as well: ``{metric: [low, high]}``, and ``reliability``: by group and bin of the
+        score how many detections there are, their mean score and the share of right ones.
         """
-        metrics = summarize(self.tensors, classes, bins=bins, phase=phase, fixed=self.fixed, costs=self.costs)
+        more: dict[str, Any] = {"fixed": self.fixed, "costs": self.costs, "confidence": self.confidence}
+        metrics = summarize(self.tensors, classes, bins=bins, phase=phase, **more)
         if self.resamples is not None:
             metrics["intervals"] = {key: self.resamples.interval(key, metrics[key]) for key in self.resamples.values}
-        return metrics, per_class_table(self.tensors, classes, fixed=self.fixed, costs=self.costs)
+        if self.confidence is not None:
+            metrics["reliability"] = {name: one.diagram() for name, one in self.confidence.groups.items()}
+        return metrics, per_class_table(self.tensors, classes, **more)
 
 
 def measure(
@@ -67,6 +74,7 @@ def measure(
     per_category: int = PER_CATEGORY,
     unlimited: Predictions | None = None,
     resamples: bool = True,
+    confidences: NDArray[np.floating] | None = None,
 ) -> Numbers:
     """Measure everything.
 
@@ -82,13 +90,16 @@ def measure(
         per_category: Detections per category for AP-fixed and AP-pool.
         unlimited: Detections for AP-fixed and AP-pool, made without a limit per image; None: the same.
         resamples: Whether AP is computed on resamples of the images.
+        confidences: ``(D,)`` scores that promise something; None: those of the detections, which otherwise order them.
     """
     options: dict[str, Any] = {"protocol": protocol, "max_detections": max_detections}
     if iou_type == "boundary":
         return Numbers(evaluate(gt, predictions, iou_type, category_ids=category_ids, **options))
     tensors, selection, matches = evaluate_matched(gt, predictions, iou_type, category_ids=category_ids, **options)
     drawn = resample(selection, matches, classes) if resamples else None
-    del selection, matches
+    del matches
+    confidence = measure_confidence(selection, predictions.scores if confidences is None else confidences, classes)
+    del selection
     ids = tensors.category_ids
     groups = {letter: classes["category_id"][classes["frequency"] == letter].tolist() for letter in FREQUENCY_NAMES}
     fixed = fixed_ap(
@@ -102,7 +113,7 @@ def measure(
     )
     errors = find_errors(gt, predictions, iou_type, **options)
     costs = error_costs(errors).only(np.isin(errors.category_ids, ids))
-    return Numbers(tensors, fixed, costs, confusions(errors, gt), drawn)
+    return Numbers(tensors, fixed, costs, confusions(errors, gt), drawn, confidence)
 
 
 def confusions(errors: Errors, gt: AnnotationStore) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from ltpipe.metrics.class_groups import Number, bin_metrics, plain_mean
 from ltpipe.metrics.tensors import AREAS, IOU_THRESHOLDS, Tensors
 
 if TYPE_CHECKING:  # they load the engine, which who only shows numbers does without
+    from ltpipe.metrics.confidence import Confidence
     from ltpipe.metrics.error_costs import Costs
     from ltpipe.metrics.fixed_ap import FixedAP
 
@@ -35,6 +36,7 @@ class Measured:
         phase: The checkpoint's phase, None if it has none.
         fixed: AP with limits per category, of the same categories; None: not measured.
         costs: What each kind of error costs, likewise.
+        confidence: How far scores are from what they promise, likewise.
     """
 
     tensors: Tensors
@@ -43,6 +45,7 @@ class Measured:
     phase: int | None = None
     fixed: FixedAP | None = None
     costs: Costs | None = None
+    confidence: Confidence | None = None
 
     @cached_property
     def ap(self) -> NDArray[np.float64]:
@@ -123,6 +126,40 @@ def cost(kind: str, frequency: str | None = None) -> Value:
         return measured.costs.of(measured.members(frequency))[kind]
 
     return value
+
+
+def pooled_error(group: str) -> Value:
+    """Return what gives the distance of score and precision, of the detections of all classes or of a group."""
+
+    def value(measured: Measured) -> Number:
+        assert measured.confidence is not None
+        error = measured.confidence.groups[group].error
+        return error if np.isfinite(error) else None
+
+    return value
+
+
+def placed_error(frequency: str | None = None) -> Value:
+    """Return what gives the mean distance of score and IoU, over all classes or those of a frequency group."""
+
+    def value(measured: Measured) -> Number:
+        assert measured.confidence is not None
+        errors = measured.confidence.placed[measured.members(frequency)]
+        return plain_mean(errors[np.isfinite(errors)])
+
+    return value
+
+
+def errors_by_class(measured: Measured) -> NDArray[np.float64]:
+    """Return the distance of score and precision per class."""
+    assert measured.confidence is not None
+    return measured.confidence.of_class
+
+
+def placed_by_class(measured: Measured) -> NDArray[np.float64]:
+    """Return the distance of score and IoU per class."""
+    assert measured.confidence is not None
+    return measured.confidence.placed
 
 
 def fixed_by_class(measured: Measured) -> NDArray[np.float64]:

@@ -104,7 +104,9 @@ class ScoreCalibration:
         for category, rows in zip(ids.tolist(), np.split(order, starts[1:]), strict=True):
             function = self.function(category)
             if function is not None and len(rows):
-                calibrated[rows] = function(calibrated[rows])
+                # Equal scores stay equal: sums of arrays round differently from place to place.
+                values, places = np.unique(calibrated[rows], return_inverse=True)
+                calibrated[rows] = function(values)[places]
         return calibrated
 
     def function(self, category: int) -> ScoreFunction | None:

@@ -26,24 +26,29 @@ from ltpipe.metrics.measured import (
     by_class,
     cost,
     cost_by_class,
+    errors_by_class,
     fixed,
     fixed_by_class,
     mean,
+    placed_by_class,
+    placed_error,
     pooled,
+    pooled_error,
     precision,
     recall,
 )
 from ltpipe.metrics.tensors import IOU_TYPES, IouType, Tensors
 
 if TYPE_CHECKING:  # they load the engine, which who only shows numbers does without
+    from ltpipe.metrics.confidence import Confidence
     from ltpipe.metrics.error_costs import Costs
     from ltpipe.metrics.fixed_ap import FixedAP
 
 COUNTS = {"image_count": "train_images", "instance_count": "train_instances"}
 FACTS = ("category_id", "name", "frequency", *COUNTS.values(), "phase")
 """Columns of the table of classes in front of the numbers."""
-Section = Literal["overview", "groups", "bins", "sweep", "limits"]
-Format = Literal["percent", "points", "flag", "bins", "phases"]
+Section = Literal["overview", "groups", "bins", "sweep", "limits", "confidence"]
+Format = Literal["percent", "points", "error", "flag", "bins", "phases"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Metric:
         value: Computes it; None where there is nothing to be measured.
         of_classes: Computes ``(K,) float64``, NaN where not evaluated, for ``per_class.csv``; None: no column.
         sections: Tables and figures of the page that show it.
-        format: ``percent``, a fraction of 1; ``points``, a difference of such; ``flag``, which is no number; ``bins``
+        format: ``percent``, a fraction of 1; ``points``, a difference of such; ``error``, a distance, the
+            smaller the better; ``flag``, which is no number; ``bins``
             and ``phases``: groups of classes that the data set makes, each with a number of its own, see
             :mod:`~ltpipe.metrics.class_groups`.
         iou_types: On what it is measured.
@@ -72,7 +78,7 @@ class Metric:
     sections: tuple[Section, ...] = ()
     format: Format = "percent"
     iou_types: tuple[IouType, ...] = IOU_TYPES
-    needs: Literal["tensors", "fixed", "costs"] = "tensors"
+    needs: Literal["tensors", "fixed", "costs", "confidence"] = "tensors"
 
 
 _AP50_75 = "The same at one overlap threshold: 0.50 (roughly right) and 0.75 (well placed)."
@@ -101,6 +107,14 @@ _POOL = (
 _COST = (
     "What AP50 would gain if all errors of a kind were mended and nothing else (TIDE), in percent points; the gains do "
     "not add up. " + "; ".join(f"{kind}: {title}" for kind, title in (KINDS | SPECIAL).items()) + "."
+)
+_DECE = (
+    "Distance of the scores from the share of right detections (IoU of at least 0.5), over 20 bins of the score (arXiv "
+    "2405.20459); D-ECE_r, D-ECE_c, D-ECE_f: of the frequency groups. 0: scores are probabilities."
+)
+_LAECE = (
+    "Distance of the scores from the IoU with the object that is found, 0 where none is, mean over the classes "
+    "(likewise). A detection whose box is loose is over-confident here, too."
 )
 SIZES = {"s": "small", "m": "medium", "l": "large"}
 METRICS: tuple[Metric, ...] = (
@@ -156,6 +170,21 @@ METRICS: tuple[Metric, ...] = (
         for letter, name in FREQUENCY_NAMES.items()
         for kind, title in KINDS.items()
     ),
+    *(
+        Metric(key, title, meaning, value, per_class, ("confidence",), "error", needs="confidence")
+        for key, title, meaning, value, per_class in (
+            ("D-ECE", "scores and precision", _DECE, pooled_error("all"), errors_by_class),
+            *(
+                (f"D-ECE_{letter}", f"scores and precision, {name}", _DECE, pooled_error(letter), None)
+                for letter, name in FREQUENCY_NAMES.items()
+            ),
+            ("LaECE0", "scores and IoU", _LAECE, placed_error(), placed_by_class),
+            *(
+                (f"LaECE0_{letter}", f"scores and IoU, {name}", _LAECE, placed_error(letter), None)
+                for letter, name in FREQUENCY_NAMES.items()
+            ),
+        )
+    ),
 )
 
 
@@ -171,7 +200,12 @@ def meanings(shown: Container[str]) -> dict[str, str]:
 
 
 def per_class_table(
-    tensors: Tensors, classes: pd.DataFrame, *, fixed: FixedAP | None = None, costs: Costs | None = None
+    tensors: Tensors,
+    classes: pd.DataFrame,
+    *,
+    fixed: FixedAP | None = None,
+    costs: Costs | None = None,
+    confidence: Confidence | None = None,
 ) -> pd.DataFrame:
     """Return one row per evaluated category with its numbers, NaN where it has no ground truth.
 
@@ -182,6 +216,7 @@ def per_class_table(
             the class, 0 for base classes) is optional.
         fixed: AP with limits per category, if it was measured.
         costs: What each kind of error costs, likewise.
+        confidence: How far scores are from what they promise, likewise.
 
     Returns:
         ``K`` rows in the order of ``tensors.category_ids``: columns :data:`FACTS`, then those of the rows of
@@ -190,7 +225,7 @@ def per_class_table(
     Raises:
         UserError: A category has no training statistics.
     """
-    measured = Measured(tensors, _facts(tensors, classes), fixed=fixed, costs=costs)
+    measured = Measured(tensors, _facts(tensors, classes), fixed=fixed, costs=costs, confidence=confidence)
     numbers = {row.key: row.of_classes(measured) for row in _rows(measured) if row.of_classes is not None}
     return measured.classes.assign(**numbers)
 
@@ -203,6 +238,7 @@ def summarize(
     phase: int | None = None,
     fixed: FixedAP | None = None,
     costs: Costs | None = None,
+    confidence: Confidence | None = None,
 ) -> dict[str, Any]:
     """Compute every number reported for one checkpoint and one IoU type; all are fractions of 1, None is "no class".
 
@@ -213,6 +249,7 @@ def summarize(
         phase: The checkpoint's phase; adds the groups ``old`` (earlier phases) and ``new`` (this one).
         fixed: AP with limits per category, if it was measured.
         costs: What each kind of error costs, likewise.
+        confidence: How far scores are from what they promise, likewise.
 
     Returns:
         The rows of :data:`METRICS`, the number of ``evaluated_classes``, the fields of
@@ -222,7 +259,7 @@ def summarize(
     Raises:
         UserError: Edges that do not ascend, or a category without training statistics.
     """
-    measured = Measured(tensors, _facts(tensors, classes), bins, phase, fixed, costs)
+    measured = Measured(tensors, _facts(tensors, classes), bins, phase, fixed, costs, confidence)
     info = tensors.info
     return {
         **{row.key: row.value(measured) for row in _rows(measured)},
@@ -243,7 +280,7 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, Number]:
     groups: dict[str, Number] = {}
     for row in METRICS:
         value = metrics.get(row.key)
-        if row.format in ("percent", "points") and row.key in metrics:
+        if row.format in ("percent", "points", "error") and row.key in metrics:
             flat[row.key] = value
         elif row.format == "bins":
             groups |= {f"bin/{item['label']}": item["AP"] for item in value or ()}

@@ -29,6 +29,7 @@ from ltpipe.report.plots import (
     plot_class_curve,
     plot_forgetting,
     plot_group_bars,
+    plot_reliability,
     plot_sweep,
 )
 from ltpipe.report.sections import all_sections
@@ -115,6 +116,14 @@ def draw_figures(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, P
         path = folder / f"classes_{kind}"
         if shown[0].per_class["train_instances"].notna().all():
             figures[f"classes.{kind}"] = plot_class_curve(curves, path, title=f"AP per class, {name}", edges=edges)
+        diagrams = {
+            label: item.metrics["reliability"]
+            for label, item in zip(labels, shown, strict=True)
+            if "reliability" in item.metrics
+        }
+        if diagrams:
+            path = folder / f"reliability_{kind}"
+            figures[f"reliability.{kind}"] = plot_reliability(diagrams, path, title=f"Scores and precision, {name}")
         for experiment in experiments_of(ours):
             steps = phases_of(ours, experiment)
             if steps:

@@ -115,7 +115,8 @@ def phases_of(evaluations: Sequence[Evaluation], experiment: str) -> list[Evalua
 
 def numbers(section: Section) -> list[Column]:
     """Return a column for each number that a table of the page shows."""
-    return [Column(row.key, row.key, row.format, best=row.format == "percent") for row in rows_in(section)]
+    kinds = {row.key: "percent" if row.format == "error" else row.format for row in rows_in(section)}
+    return [Column(row.key, row.key, kinds[row.key], best=row.format == "percent") for row in rows_in(section)]
 
 
 def who(item: Evaluation) -> dict[str, Any]:

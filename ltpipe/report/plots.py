@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ltpipe.frequency import BIN_EDGES
+from ltpipe.frequency import BIN_EDGES, FREQUENCY_NAMES
 from ltpipe.metrics.table import rows_in
 from ltpipe.run.files import atomic_path
 
@@ -211,6 +211,40 @@ def plot_affinity(cosine: np.ndarray, groups: Mapping[str, int], path: Path, *, 
         axes.set_yticks(middles, list(groups), rotation=90, va="center")
         axes.tick_params(length=0)
         figure.colorbar(image, ax=axes, label="cosine", shrink=0.85)
+        return _save(figure, path)
+
+
+def plot_reliability(diagrams: Mapping[str, Mapping[str, Any]], path: Path, *, title: str) -> Path:
+    """Draw the share of right detections against their score, one panel for all classes and each frequency group.
+
+    Args:
+        diagrams: Per checkpoint label, by group (``all`` and frequency groups), by bin ``count``, mean ``score`` and
+            mean ``target``; None in empty bins.
+        path: File without suffix; ``.png`` and ``.svg`` are written.
+        title: Heading.
+
+    Returns:
+        The PNG file.
+    """
+    names = {"all": "all classes", **FREQUENCY_NAMES}
+    groups = [name for name in names if any(sum(one[name]["count"]) for one in diagrams.values())] or ["all"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * len(groups) + 0.6, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axes, group in zip(panels, groups, strict=True):
+            axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=1, linestyle=(0, (4, 3)))
+            for index, (label, of_group) in enumerate(diagrams.items()):
+                bins = pd.DataFrame(of_group[group]).dropna()
+                size = 6 + 60 * bins["count"] / max(bins["count"].max(), 1) if len(bins) else 6
+                colour = COLOURS[index % len(COLOURS)]
+                axes.plot(bins["score"], bins["target"], color=colour, linewidth=1.5, label=label)
+                axes.scatter(bins["score"], bins["target"], s=size, color=colour, linewidths=0)
+            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", aspect="equal")
+            axes.set_title(names[group], fontsize=10, fontweight="normal")
+        panels[0].set_ylabel("share of right detections")
+        _legend_below(figure, panels[0], len(diagrams))
         return _save(figure, path)
 
 

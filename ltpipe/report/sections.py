@@ -28,7 +28,7 @@ from ltpipe.report.inputs import (
 )
 from ltpipe.report.sections_affinity import affinity
 from ltpipe.report.sections_context import accounting, data, methods, provenance, terms
-from ltpipe.report.sections_numbers import by_kind, differences, errors, interval, limits, title_of
+from ltpipe.report.sections_numbers import by_kind, confidence, differences, errors, interval, limits, title_of
 from ltpipe.report.sections_sweep import sweep
 
 CHANGES_SHOWN = 8
@@ -60,6 +60,7 @@ def all_sections(
         "published": ("Published numbers beside ours", published(evaluations, expectations)),
         "bins": ("Frequent to rare classes", bins(evaluations, figures)),
         "limits": ("Without competition for places, and across classes", limits(evaluations)),
+        "confidence": ("Do scores mean what they say", confidence(evaluations, figures)),
         "errors": ("What goes wrong", errors(evaluations)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from ltpipe.frequency import FREQUENCY_NAMES
@@ -12,7 +14,7 @@ from ltpipe.metrics.table import Section, flatten
 from ltpipe.report import html
 from ltpipe.report.differences import CHANCE, compared, name_of, pairs, verdict
 from ltpipe.report.html import Column
-from ltpipe.report.inputs import IOU_NAMES, WHO, Evaluation, complete, numbers, who
+from ltpipe.report.inputs import IOU_NAMES, WHO, Evaluation, complete, experiments_of, numbers, who
 
 CONFUSIONS_SHOWN = 15
 Parts = list[str]
@@ -40,9 +42,10 @@ def differences(evaluations: Sequence[Evaluation]) -> Parts:
     parts: Parts = []
     for kind, ours in by_kind(evaluations):
         rows = []
+        name = name_of if len(experiments_of(ours)) > 1 else attrgetter("checkpoint")
         for first, second in pairs(ours):
             cells = {key: _difference(one) for key, one in compared(first, second).items()}
-            rows.append({"from": name_of(first), "to": name_of(second), **cells})
+            rows.append({"from": name(first), "to": name(second), **cells})
         shown = [key for key in RESAMPLED if any(key in row for row in rows)]
         columns = [Column("from", "from", "text"), Column("to", "to", "text")]
         columns += [Column(key, key, "text") for key in shown]
@@ -88,6 +91,23 @@ def limits(evaluations: Sequence[Evaluation]) -> Parts:
         "fewer. If a detector keeps only so many detections per image, AP_fixed is that of such a run, and too low."
     )
     return [html.note(text), html.note(more), *parts]
+
+
+def confidence(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Parts:
+    """Return how far scores are from what they promise."""
+    parts = _further("confidence", evaluations, [])
+    for kind in IOU_NAMES:
+        if f"reliability.{kind}" in figures:
+            caption = (
+                f"Share of right detections against their score, {IOU_NAMES[kind]}: on the diagonal a score is a "
+                "probability, below it the detector is too sure. Larger dots are more detections."
+            )
+            parts.append(html.figure(figures[f"reliability.{kind}"], caption))
+    text = (
+        "Distance of scores from what they promise, in percent points: the smaller the better. Most detections have "
+        "low scores, and weigh most; a group may be far off where few of them are."
+    )
+    return [html.note(text), *parts] if parts else []
 
 
 def errors(evaluations: Sequence[Evaluation]) -> Parts:

@@ -6,7 +6,9 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +25,10 @@ from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
 from ltpipe.interop.known_ids import KnownIds
 from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics.class_groups import Number
+from ltpipe.metrics.confidence import RIGHT
 from ltpipe.metrics.long_tail_numbers import measure
 from ltpipe.metrics.predictions import Predictions
+from ltpipe.metrics.score_calibration import Grouping
 from ltpipe.metrics.table import flat_intervals, flatten, rows_in
 from ltpipe.metrics.tensors import IOU_TYPES, IouType, Protocol
 from ltpipe.report.build import build_report
@@ -32,6 +36,7 @@ from ltpipe.report.html import NOTHING, show
 from ltpipe.report.inputs import IOU_NAMES, Evaluation
 from ltpipe.run.files import sha256_file, write_json
 from ltpipe.run.outputs import Output
+from ltpipe.stages.score_calibrated import HeldOut, settings_of
 
 Scores = dict[str, dict[str, dict[str, Number]]]
 PAGE = ("summary.csv", "per_class.csv", "confusions.csv", "differences.csv", "report.html")
@@ -66,6 +71,11 @@ def score(
     iou_types: Sequence[IouType] | None = None,
     bins: Sequence[float] = BIN_EDGES,
     frequency_limits: Sequence[int] = FREQUENCY_LIMITS,
+    calibrate: Sequence[str] = (),
+    calibrate_by: Grouping = "class",
+    calibrate_iou: float = RIGHT,
+    held_out_annotations: str | Path | None = None,
+    held_out_detections: str | Path | Sequence[str | Path] = (),
     progress: bool = False,
 ) -> Scores:
     """Measure detections of any framework.
@@ -82,10 +92,18 @@ def score(
         iou_types: Of ``bbox``, ``segm`` and ``boundary``; default: all that a file holds.
         bins: Ascending edges of the bins, in training instances.
         frequency_limits: Most training images of a rare and of a common class.
+        calibrate: Also measure with scores calibrated by these methods: ``platt``, ``temperature``, ``beta``,
+            ``isotonic``, ``histogram``.
+        calibrate_by: A function of the score for every ``class``, every ``frequency`` group, or ``overall``.
+        calibrate_iou: Least IoU of a right detection, for the fit.
+        held_out_annotations: Images that calibrated scores are fitted on; none of ``annotations`` may be among them.
+            Default: half of the images of ``annotations`` are held out, and everything is measured on the other half.
+        held_out_detections: A results file on them for each of ``detections``, in the same order.
         progress: Show on the error stream how far reading is.
 
     Returns:
-        ``{stem of the file: {iou_type: {metric: fraction of 1, or None}}}``, names as in ``metrics.json``.
+        ``{stem of the file: {iou_type: {metric: fraction of 1, or None}}}``, names as in ``metrics.json``; with
+        calibrated scores the stem is followed by ``+method``.
 
     Raises:
         UserError: A file cannot be read, detections and annotations do not belong together, or an option is wrong.
@@ -98,23 +116,29 @@ def score(
     for kind in iou_types or ():
         if kind not in IOU_TYPES:
             raise unknown_name("IoU type", kind, IOU_TYPES)
+    settings = settings_of(calibrate, calibrate_by, calibrate_iou, held_out_annotations, held_out_detections)
     options = Options(protocol, None if iou_types is None else tuple(iou_types), tuple(bins), (limits[0], limits[1]))
     files = _by_stem([detections] if isinstance(detections, str | Path) else detections)
     read = {"annotations": Path(annotations), "train": None if train is None else Path(train)}
     read |= {f"detections:{stem}": path for stem, path in files.items()}
+    read |= {"held_out": settings.annotations}
+    read |= {f"held_out:{stem}": path for stem, path in zip(files, settings.detections, strict=False)}
     written = None if output is None else Output(Path(output), "score", inputs=read.values(), names=PAGE)
     with tempfile.TemporaryDirectory(prefix="ltpipe-score-") as name:
         work = Path(name)
         gt = _open(Path(annotations), work / "val", options, images, progress)
         classes = _classes(gt, Path(annotations), read["train"], work, options, progress)
-        measured = _measure(gt, classes, Path(annotations), files, options)
+        opened = partial(_open, options=options, progress=progress)
+        held_out = HeldOut(settings, gt, Path(annotations), files, work, opened)
+        measured = _measure(gt, classes, Path(annotations), files, options, held_out)
         if written is not None:
-            facts = {"ltpipe": __version__, "inputs": _checksums(read), "options": vars(options)}
+            used = vars(options) | settings.facts()
+            facts = {"ltpipe": __version__, "inputs": _checksums(read), "options": used}
             with written.write(facts) as folder:
-                _write(folder, measured, Path(annotations), files)
+                _write(folder, measured, Path(annotations), files, held_out.sentence())
     scores: Scores = {stem: {} for stem in files}
     for item in measured:
-        scores[item.checkpoint][item.iou_type] = flatten(item.metrics) | flat_intervals(item.metrics)
+        scores.setdefault(item.checkpoint, {})[item.iou_type] = flatten(item.metrics) | flat_intervals(item.metrics)
     return scores
 
 
@@ -160,43 +184,47 @@ def _classes(
 
 
 def _measure(
-    gt: AnnotationStore, classes: pd.DataFrame, annotations: Path, files: Mapping[str, Path], options: Options
+    gt: AnnotationStore,
+    classes: pd.DataFrame,
+    annotations: Path,
+    files: Mapping[str, Path],
+    options: Options,
+    held_out: HeldOut,
 ) -> list[Evaluation]:
     """Measure every file on everything it holds, one file in memory at a time."""
     known = KnownIds(gt, annotations)
     measured: dict[str, list[Evaluation]] = {stem: [] for stem in files}
     empty: dict[str, Predictions] = {}
+
+    def evaluations(stem: str, found: Predictions, kinds: Sequence[IouType]) -> list[Evaluation]:
+        judged, fitted = held_out.split(stem, found)
+        made: list[Evaluation] = []
+        for kind in kinds:
+            for one in held_out.variants(stem, judged, fitted, kind, classes, options.protocol):
+                more: dict[str, Any] = {"protocol": options.protocol, "confidences": one.confidences}
+                numbers = measure(held_out.judged, one.predictions, kind, classes, **more)
+                metrics, table = numbers.of(classes, bins=options.bins)
+                made.append(
+                    Evaluation(annotations.stem, one.name, metrics, table, numbers.confusions, numbers.resamples)
+                )
+        names = list(dict.fromkeys(item.checkpoint for item in made))
+        return sorted(made, key=lambda item: names.index(item.checkpoint))
+
     for stem, path in files.items():
         found = read_results(path, known)
         if not len(found):
             empty[stem] = found
             continue
         held = {"bbox": found.boxes, "segm": found.masks, "boundary": found.masks}
-        for kind in options.iou_types or [kind for kind in IOU_TYPES if held[kind] is not None]:
-            measured[stem].append(_evaluation(gt, classes, found, kind, annotations, stem, options))
+        kinds = options.iou_types or [kind for kind in IOU_TYPES if held[kind] is not None]
+        measured[stem] = evaluations(stem, found, kinds)
     # A detector that finds nothing is measured as the others are.
-    kinds = options.iou_types or tuple(
-        dict.fromkeys(item.metrics["iou_type"] for items in measured.values() for item in items)
-    )
+    seen = {item.iou_type for items in measured.values() for item in items}
     for stem, found in empty.items():
-        measured[stem] = [
-            _evaluation(gt, classes, found, kind, annotations, stem, options) for kind in kinds or ("bbox",)
-        ]
+        measured[stem] = evaluations(
+            stem, found, options.iou_types or [kind for kind in IOU_TYPES if kind in seen] or ["bbox"]
+        )
     return [item for items in measured.values() for item in items]
-
-
-def _evaluation(
-    gt: AnnotationStore,
-    classes: pd.DataFrame,
-    found: Predictions,
-    kind: IouType,
-    annotations: Path,
-    stem: str,
-    options: Options,
-) -> Evaluation:
-    numbers = measure(gt, found, kind, classes, protocol=options.protocol)
-    metrics, per_class = numbers.of(classes, bins=options.bins)
-    return Evaluation(annotations.stem, stem, metrics, per_class, numbers.confusions, numbers.resamples)
 
 
 def _checksums(read: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
@@ -204,10 +232,13 @@ def _checksums(read: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
     return {key: {"path": str(path), "sha256": sha256_file(path)} for key, path in read.items() if path is not None}
 
 
-def _write(folder: Path, measured: Sequence[Evaluation], annotations: Path, files: Mapping[str, Path]) -> None:
+def _write(
+    folder: Path, measured: Sequence[Evaluation], annotations: Path, files: Mapping[str, Path], more: str
+) -> None:
     """Write the page and the tables."""
     text = f"{len(files)} files of detections" if len(files) > 1 else next(iter(files.values())).name
-    build_report(folder, measured, title=f"{annotations.name}: {text}", subtitle=f"Measured by ltpipe {__version__}.")
+    subtitle = f"Measured by ltpipe {__version__}.{more}"
+    build_report(folder, measured, title=f"{annotations.name}: {text}", subtitle=subtitle)
     tables = [item.per_class.assign(iou_type=item.iou_type, checkpoint=item.checkpoint) for item in measured]
     write_csv(folder / "per_class.csv", pd.concat(tables))
     confused = [
@@ -221,24 +252,26 @@ def _write(folder: Path, measured: Sequence[Evaluation], annotations: Path, file
 
 def table(scores: Scores) -> str:
     """Return the numbers of the overview as text, files below each other, one block per IoU type."""
-    columns = [row.key for row in rows_in("overview")] + [row.key for row in rows_in("bins")]
+    columns = [row.key for row in (*rows_in("overview"), *rows_in("bins"))] + ["AP_fixed", "AP_pool", "D-ECE"]
     width = max(len("detections"), *map(len, scores))
     lines: list[str] = []
     for kind in IOU_TYPES:
         rows = {stem: numbers[kind] for stem, numbers in scores.items() if kind in numbers}
         if not rows:
             continue
+        shown = [key for key in columns if any(key in numbers for numbers in rows.values())]
         lines += ["", f"{IOU_NAMES[kind].capitalize()}, percent"]
-        lines.append("detections".ljust(width) + "".join(key.rjust(7) for key in columns))
+        lines.append("detections".ljust(width) + "".join(key.rjust(max(7, len(key) + 2)) for key in shown))
         for stem, numbers in rows.items():
-            cells = (show(numbers.get(key), "percent") for key in columns)
-            lines.append(stem.ljust(width) + "".join(cell.rjust(7) for cell in cells))
+            cells = (show(numbers.get(key), "percent").rjust(max(7, len(key) + 2)) for key in shown)
+            lines.append(stem.ljust(width) + "".join(cells))
     return "\n".join(lines[1:])
 
 
 def run(arguments: Namespace) -> None:
     """Run ``ltpipe score`` with parsed arguments."""
-    read = [arguments.annotations, arguments.train, *arguments.detections]
+    held_out = [arguments.held_out_annotations, *arguments.held_out_detections]
+    read = [arguments.annotations, arguments.train, *arguments.detections, *held_out]
     numbers_file = None if arguments.json is None else Output(arguments.json, "score", inputs=read)
     scores = score(
         arguments.annotations,
@@ -249,6 +282,11 @@ def run(arguments: Namespace) -> None:
         protocol=arguments.protocol,
         iou_types=arguments.iou_types,
         bins=arguments.bins,
+        calibrate=arguments.calibrate,
+        calibrate_by=arguments.calibrate_by,
+        calibrate_iou=arguments.calibrate_iou,
+        held_out_annotations=arguments.held_out_annotations,
+        held_out_detections=arguments.held_out_detections,
         progress=True,
     )
     print(table(scores))
