@@ -69,6 +69,18 @@ def _parts_only_once(exp: Experiment, detector: ResolvedDetector) -> None:
             raise UserError("a part is named twice", where=where(exp, f"model.parts[{index}]"), got=kind)
 
 
+def _parts_need_their_loss(exp: Experiment, detector: ResolvedDetector) -> None:
+    for index, part in enumerate(exp.model.parts):
+        allowed = catalogue.find("part", part.type).flags.get("losses", [])
+        if allowed and exp.model.loss.type not in allowed:
+            raise UserError(
+                f"{part.type} changes what the loss is computed from, which fits another loss only",
+                where=where(exp, f"model.parts[{index}]"),
+                got=f"model.loss.type: {exp.model.loss.type}",
+                allowed=f"model.loss.type: {' or '.join(allowed)}",
+            )
+
+
 def _parts_need_class_wise_heads(exp: Experiment, detector: ResolvedDetector) -> None:
     """Parts that work between classes need an output per class in both heads."""
     for index, part in enumerate(exp.model.parts):
@@ -106,7 +118,15 @@ def _second_stage_needs_a_first(exp: Experiment, detector: ResolvedDetector) -> 
                 fix="set detector.load_from to a checkpoint, e.g. results/<experiment>/base/model.pth",
             )
     transferred = catalogue.find("mask", exp.model.mask.type).flags.get("needs_class_weight", False)
-    if "conv_logits" in (exp.base.trained or ()) and (transferred or not detector.has_masks):
+    trained = exp.base.trained or ()
+    if "mask_head" in trained and not detector.has_masks:
+        raise UserError(
+            "the detector has no mask head to train",
+            where=where(exp, "base.trained"),
+            got=f"mask_head in {exp.detector.config}",
+            fix="leave mask_head out",
+        )
+    if "conv_logits" in trained and (transferred or not detector.has_masks):
         raise UserError(
             "the detector has no mask predictor to train",
             where=where(exp, "base.trained"),
@@ -254,6 +274,7 @@ COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
     _cached_teacher_needs_fixed_scale,
     _masks_need_a_mask_head,
     _parts_only_once,
+    _parts_need_their_loss,
     _parts_need_class_wise_heads,
     _second_stage_needs_a_first,
     _hybrid_cascades,

@@ -112,7 +112,7 @@ class Model(Block):
     )
 
 
-LastLayer = Literal["fc_cls", "fc_reg", "conv_logits"]
+LastLayer = Literal["fc_cls", "fc_reg", "conv_logits", "rpn_head", "mask_head"]
 
 
 class Base(Block):
@@ -127,8 +127,9 @@ class Base(Block):
     trained: tuple[LastLayer, ...] | None = Field(
         None,
         min_length=1,
-        description="train these last layers only: classifier, box regressor, mask predictor (tztztztztz/eqlv2, its "
-        "cRT, LWS and group softmax: [fc_cls]); everything else stays as in detector.load_from; null: train all",
+        description="train these layers only: classifier, box regressor, mask predictor, RPN, mask head "
+        "(tztztztztz/eqlv2, its cRT, LWS and group softmax: [fc_cls]; LOCE: [fc_cls, fc_reg, rpn_head, mask_head]); "
+        "everything else stays as in detector.load_from; null: train all",
     )
     fresh: tuple[LastLayer, ...] = Field(
         (), description="last layers that start anew although detector.load_from has them (cRT: [fc_cls])"

@@ -11,6 +11,7 @@ import numpy as np
 from mmengine.config import ConfigDict
 
 from ltpipe.config.catalogue import component
+from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.data.holdout import load_holdout
@@ -33,22 +34,38 @@ class ExtraImages(AnnotatedDataset):
     Args:
         seed: Seed of the augmentation and of RoI sampling.
         only: File of the images of :mod:`ltpipe.data.holdout`; None: all images of the store.
+        exclude: The same file, to leave these images out.
+        per_class: Images to take of every class, at random; None: all.
         **kwargs: As :class:`ltpipe.engine.dataset.AnnotatedDataset`. Images without objects of the phase are left out.
     """
 
-    def __init__(self, *, seed: int, only: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        only: str | None = None,
+        exclude: str | None = None,
+        per_class: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.seed, self.only = seed, only
+        self.seed, self.only, self.exclude, self.per_class = seed, only, exclude, per_class
 
     @cached_property
     def view(self) -> PhaseView:
-        """All images, held out or not, with the annotations of the phase."""
-        return PhaseView(self.store, self.split, self.phase)
+        """Images with the annotations of the phase, by default held out or not."""
+        exclude = None if self.exclude is None else load_holdout(self.exclude)
+        return PhaseView(self.store, self.split, self.phase, exclude=exclude)
 
     @cached_property
     def rows(self) -> np.ndarray:
         """``(N,)`` int64 store rows of the images."""
         rows = self.view.images
+        if self.per_class is not None:
+            random = np.random.default_rng(self.seed)
+            drawn = [random.permutation(self.view.pairs(c))[: self.per_class] for c in range(self.view.num_classes)]
+            listed, first = np.unique(np.concatenate(drawn), return_index=True)
+            return listed[np.argsort(first)]
         return rows if self.only is None else rows[np.isin(self.view.image_ids, load_holdout(self.only))]
 
     def __len__(self) -> int:
@@ -69,25 +86,37 @@ class ExtraImages(AnnotatedDataset):
 
 
 def extra_loader(
-    exp: Experiment, paths: Paths, fragment: ConfigDict, images: str, *, phase: int, num_classes: int, seed: int
+    exp: Experiment,
+    paths: Paths,
+    fragment: ConfigDict,
+    images: str,
+    *,
+    phase: int,
+    num_classes: int,
+    seed: int,
+    per_class: int | None = None,
 ) -> dict[str, Any]:
-    """Return the config of a loader over held-out or validation images, one image at a time.
+    """Return the config of a loader over held-out, validation or training images, one image at a time.
 
     Args:
         exp: The experiment.
         paths: Its artefacts.
         fragment: The detector file.
-        images: ``holdout`` or ``val``.
+        images: ``holdout``, ``val`` or ``train``.
         phase: Phase whose annotations are seen.
         num_classes: Classes of the detector.
         seed: Seed of the augmentation.
+        per_class: Images to take of every class; None: all.
     """
+    held_out = str(paths.holdout) if extra_images(exp) == "holdout" else None
     dataset = {
         "type": "ltpipe.ExtraImages",
-        **common_config(exp, paths, "train" if images == "holdout" else "val", num_classes),
+        **common_config(exp, paths, "val" if images == "val" else "train", num_classes),
         "phase": phase,
         "seed": seed,
         "only": str(paths.holdout) if images == "holdout" else None,
+        "exclude": held_out if images == "train" else None,
+        "per_class": per_class,
         "pipeline": with_our_steps(fragment.train_pipeline),
     }
     return {
@@ -120,8 +149,9 @@ def part_hooks(
         iterations_per_epoch: Iterations that see each training image (or replayed pair) once.
     """
 
-    def loader(images: str) -> dict[str, Any]:
-        return extra_loader(exp, paths, fragment, images, phase=phase, num_classes=num_classes, seed=seed)
+    def loader(images: str, per_class: int | None = None) -> dict[str, Any]:
+        facts = {"phase": phase, "num_classes": num_classes, "seed": seed}
+        return extra_loader(exp, paths, fragment, images, **facts, per_class=per_class)
 
     parts: Sequence[Choice] = exp.model.parts
     found: list[dict[str, Any]] = []

@@ -77,7 +77,15 @@ class BoxCallPoints(ConvFCBBoxHead):
         Args:
             bbox_feats: ``(N, c, h, w)`` float, pooled RoI features.
         """
-        raw, x = self._branch(bbox_feats, self.shared_convs, self.shared_fcs, flat=len(self.shared_fcs) > 0)
+        return self.inputs_of_shared(self.shared_output(bbox_feats))
+
+    def shared_output(self, bbox_feats: Tensor) -> Tensor:
+        """Return what the shared layers make of pooled features, before the last ReLU if they are fully connected."""
+        return self._branch(bbox_feats, self.shared_convs, self.shared_fcs, flat=len(self.shared_fcs) > 0)[0]
+
+    def inputs_of_shared(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`predictor_inputs`, of the :meth:`shared_output`."""
+        x = F.relu(raw) if len(self.shared_fcs) else raw
         own_raw, for_cls = self._branch(x, self.cls_convs, self.cls_fcs)
         _, for_reg = self._branch(x, self.reg_convs, self.reg_fcs)
         if self.with_cls and not rectifies(self.fc_cls):
@@ -112,29 +120,41 @@ class BoxCallPoints(ConvFCBBoxHead):
         rcnn_train_cfg: Any,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As mmdet's, with the parts called after the ordinary losses."""
-        found = super().loss_and_target(cls_score, bbox_pred, rois, sampling_results, rcnn_train_cfg, **kwargs)
-        losses, targets = found["loss_bbox"], found["bbox_targets"]
+        """As mmdet's, with the parts called before and after the ordinary losses."""
+        targets = self.get_targets(sampling_results, rcnn_train_cfg)
+        if not self.parts:
+            losses = self._losses(cls_score, bbox_pred, rois, *targets, **kwargs)
+            return {"loss_bbox": losses, "bbox_targets": targets}
+        assert self.seen is not None
+        names = ("labels", "label_weights", "bbox_targets", "bbox_weights")
+        batch = BoxBatch(
+            rois=rois,
+            cls_score=cls_score,
+            bbox_pred=bbox_pred,
+            bbox_feats=self.seen[0],
+            features=self.seen[1],
+            **dict(zip(names, targets, strict=True)),
+        )
+        batch.objects, batch.num_objects = assigned_objects(sampling_results)
+        batch.losses = self.losses_of(batch, **kwargs)
+        for part in self.parts:
+            batch.losses.update(part.box_losses(self, batch))
+        return {"loss_bbox": batch.losses, "bbox_targets": targets}
+
+    def losses_of(self, batch: BoxBatch, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the ordinary losses of a batch, as the parts want them computed."""
+        for part in self.parts:
+            batch = part.before_losses(self, batch)
+        targets = batch.labels, batch.label_weights, batch.bbox_targets, batch.bbox_weights
+        return self._losses(batch.cls_score, batch.bbox_pred, batch.rois, *targets, **kwargs)
+
+    def _losses(self, cls_score: Tensor, bbox_pred: Tensor | None, rois: Tensor, *targets: Any, **kwargs: Any) -> Any:
+        losses: dict[str, Tensor] = self.loss(cls_score, bbox_pred, rois, *targets, **kwargs)
         if not len(rois):
             # mmdet skips an empty batch, but every process must report the same keys and join in the same reductions.
             loss = self.loss_cls(cls_score, targets[0], targets[1], avg_factor=1)
             losses.update(loss if isinstance(loss, dict) else {"loss_cls": loss})
-        losses = averaged(losses, (targets[1] > 0).sum(), self.loss_average)
-        if self.parts:
-            assert self.seen is not None
-            names = ("labels", "label_weights", "bbox_targets", "bbox_weights")
-            batch = BoxBatch(
-                rois=rois,
-                losses=losses,
-                cls_score=cls_score,
-                bbox_pred=bbox_pred,
-                bbox_feats=self.seen[0],
-                features=self.seen[1],
-                **dict(zip(names, targets, strict=True)),
-            )
-            for part in self.parts:
-                losses.update(part.box_losses(self, batch))
-        return {**found, "loss_bbox": losses}
+        return averaged(losses, (targets[1] > 0).sum(), self.loss_average)
 
     def refine_bboxes(
         self,
@@ -189,6 +209,16 @@ class BoxCallPoints(ConvFCBBoxHead):
         """
         kept, labels = multiclass_nms(found.bboxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img)
         return InstanceData(bboxes=kept[:, :4], scores=kept[:, 4], labels=labels)
+
+
+def assigned_objects(sampling_results: list[SamplingResult]) -> tuple[Tensor, int]:
+    """Return the object of every RoI, ``(N,)`` int64 counted over the images, -1 for background; and their number."""
+    found, count = [], 0
+    for result in sampling_results:
+        positive: Tensor = result.pos_assigned_gt_inds
+        found += [positive + count, positive.new_full((len(result.neg_inds),), -1)]
+        count += result.num_gts
+    return torch.cat(found), count
 
 
 @MODELS.register_module()

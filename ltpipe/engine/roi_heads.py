@@ -135,6 +135,9 @@ class RoICallPoints:
         self, x: tuple[Tensor, ...], rpn_results_list: InstanceList, batch_data_samples: list[Any]
     ) -> dict[str, Tensor]:
         """Return mmdet's RoI losses and those of the parts."""
+        for stage in range(len(self.bbox_heads)):
+            for part in self.stage_parts(stage):
+                part.before_images(self, stage, x, batch_data_samples)
         losses: dict[str, Tensor] = super().loss(x, rpn_results_list, batch_data_samples)  # type: ignore[misc]
         self._forget()
         for part in self.parts:

@@ -24,6 +24,9 @@ class BoxBatch:
         bbox_pred: ``(N, 4K)`` or ``(N, 4)`` float, box deltas, or None.
         bbox_targets: ``(N, 4)`` float regression targets, or None.
         bbox_weights: ``(N, 4)`` float, or None.
+        objects: ``(N,)`` int64, which object of the batch a RoI is assigned to, counted over its images; -1 for
+            background; or None.
+        num_objects: Objects of the batch.
     """
 
     features: Tensor
@@ -36,6 +39,8 @@ class BoxBatch:
     bbox_pred: Tensor | None = None
     bbox_targets: Tensor | None = None
     bbox_weights: Tensor | None = None
+    objects: Tensor | None = None
+    num_objects: int = 0
 
 
 @dataclass
@@ -77,26 +82,46 @@ class HeadPart(nn.Module):
     needs_class_wise: ClassVar[bool] = False
     # Whether (or with which values of its options) the mask head must see the box head's positive RoIs.
     needs_same_rois: ClassVar[bool | dict[str, list[str]]] = False
+    # Classification losses it works with; none named: all.
+    losses: ClassVar[list[str]] = []
     # Options that decide over which images a hook of the part runs between epochs, in order: {option: {value: images}},
     # images being "holdout" or "val".
     extra_images: ClassVar[dict[str, dict[str, str]]] = {}
 
     @staticmethod
     def hooks(
-        options: Mapping[str, Any], dataloader: Callable[[str], Mapping[str, Any]], iterations_per_epoch: int | None
+        options: Mapping[str, Any], dataloader: Callable[..., Mapping[str, Any]], iterations_per_epoch: int | None
     ) -> list[dict[str, Any]]:
         """Return the configs of the training hooks that the part needs.
 
         Args:
             options: The constructor's options.
-            dataloader: Called with ``holdout`` or ``val``: config of a finite dataloader over those images with
-                annotations and the training pipeline.
+            dataloader: Called with ``holdout``, ``val`` or ``train`` and ``per_class``, the images of every class to
+                take (None: all): config of a finite dataloader over those images with annotations and the training
+                pipeline.
             iterations_per_epoch: Iterations that see each training image once; None for epoch-based loops.
         """
         return []
 
     def check_head(self, bbox_head: Any) -> None:
         """Refuse a box head that the part cannot act in, as soon as the detector is built."""
+
+    def before_images(self, roi_head: Any, stage: int, feats: tuple[Tensor, ...], samples: list[Any]) -> None:
+        """See whole images before the heads do.
+
+        Args:
+            roi_head: The RoI head.
+            stage: The part's stage of a cascade; 0 elsewhere.
+            feats: FPN maps, each ``(B, c, h, w)``.
+            samples: ``B`` data samples, as of :meth:`image_losses`.
+        """
+
+    def before_losses(self, head: Any, batch: BoxBatch) -> BoxBatch:
+        """Return what the ordinary losses of the box head are computed from: by default the batch as it is.
+
+        All other call points still see the original batch.
+        """
+        return batch
 
     def box_losses(self, head: Any, batch: BoxBatch) -> dict[str, Tensor]:
         """Return losses to add to (or, under an existing name, to put in place of) ``batch.losses``.

@@ -57,6 +57,21 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return reduced
 
 
+def gathered_rows(rows: Tensor) -> Tensor:
+    """Return the rows ``(n, ...)`` of all processes one behind another; every process must call it."""
+    if world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    lengths = torch.cat(counts).tolist()
+    padded = rows.detach().new_zeros(max(lengths), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    found = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(found, padded)
+    return torch.cat([one[:length] for one, length in zip(found, lengths, strict=True)])
+
+
 def touch(*tensors: Tensor) -> Tensor:
     """Return a zero that depends on every tensor, so that no parameter is left without a gradient."""
     return torch.stack([t.sum() * 0 for t in tensors]).sum()

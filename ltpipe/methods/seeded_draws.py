@@ -14,11 +14,15 @@ from ltpipe.methods.reductions import world_size
 class SeededDraws(nn.Module):
     """A component whose random numbers depend on its seed, the training step and the process only.
 
-    Steps are counted in the buffer ``draws``, outside of training they are not. Call :meth:`start_draws` in the
-    constructor.
+    Steps are counted in the buffer ``draws``, as long as it :attr:`acts`. Call :meth:`start_draws` in the constructor.
     """
 
     draws: Tensor
+
+    @property
+    def acts(self) -> bool:
+        """Whether this forward pass is a step."""
+        return self.training
 
     def start_draws(self, seed: int) -> None:
         """Begin at step 0.
@@ -32,7 +36,7 @@ class SeededDraws(nn.Module):
 
     def generator(self, device: torch.device | str) -> torch.Generator:
         """Return the generator of the next step."""
-        if self.training:
+        if self.acts:
             self._draws += 1
             self.draws.fill_(self._draws)
         rank = torch.distributed.get_rank() if world_size() > 1 else 0

@@ -32,15 +32,17 @@ DEFAULT = {"classifier": "linear", "loss": "cross_entropy", "mask": "fcn", "part
 OPTIONS: dict[str, dict[str, Any]] = {
     "combined": {"parts": [{"type": "repeat_factor", "weight": 1}, {"type": "class_aware", "weight": 2}]},
     "fasa": {"instance_prob_scale": 20.0, "adapt_split": "val"},
+    "loce": {"memory": "roi", "warm_images": 0},
 }
 REFUSED = {
     ("weight_transfer", "crat"): "mask filters of all classes",
     ("group_softmax", "weight_transfer"): "row of each class",
     ("scaled_linear", "scaled_linear"): "trained detector to start from",
 }
+REFUSED |= {(loss, "loce"): "another loss" for loss in catalogue.names("loss") if loss != "cross_entropy"}
 TOGETHER = [
     {"classifier": "normed_linear", "loss": "iif", "mask": "normed", "part": "fasa", "sampler": "repeat_factor"},
-    {"classifier": "linear", "loss": "cross_entropy", "mask": "fcn", "part": "fasa+crat", "sampler": "random"},
+    {"classifier": "linear", "loss": "cross_entropy", "mask": "fcn", "part": "fasa+crat+loce", "sampler": "random"},
     {"classifier": "normed_linear", "loss": "seesaw", "mask": "normed", "part": "fasa+crat", "sampler": "combined"},
     {"classifier": "cosine", "loss": "eqlv2", "mask": "weight_transfer", "part": "fasa", "sampler": "class_aware"},
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ltpipe.engine.heads
 import ltpipe.methods  # noqa: F401  registers everything
 from ltpipe.config import catalogue
-from ltpipe.methods.head_parts import BoxBatch, MaskBatch
+from ltpipe.methods.head_parts import BoxBatch, HeadPart, MaskBatch
 from ltpipe.registry import MODELS
 
 K, WIDTH, CHANNELS, ROI = 6, 16, 4, 2
@@ -118,7 +118,9 @@ def box_batch(head: Any, labels: list[int], seed: int = 0, rows: slice = slice(N
     weights = (target < K).float()[:, None].expand(-1, 4)
     label_weights = torch.ones(len(target))
     losses = head.loss(cls_score, deltas, rois, target, label_weights, targets, weights) if len(target) else {}
-    return BoxBatch(features, cls_score, target, label_weights, feats, rois, losses, deltas, targets, weights)
+    objects = torch.where(target < K, torch.arange(len(target)), -1)
+    targets_and_rois = (deltas, targets, weights, objects, len(target))
+    return BoxBatch(features, cls_score, target, label_weights, feats, rois, losses, *targets_and_rois)
 
 
 class MaskPredictor(nn.Module):
@@ -142,7 +144,11 @@ def mask_batch(head: MaskPredictor, labels: Tensor, seed: int = 0) -> MaskBatch:
 
 def run_part(part: Any, head: Any, mask_head: MaskPredictor, batch: BoxBatch) -> dict[str, Tensor]:
     """Call a part at every point of the heads, in their order."""
+    head.parts = [part]
+    ordinary = head.losses_of(batch)
+    head.parts = []
     return {
+        **(ordinary if type(part).before_losses is not HeadPart.before_losses else {}),
         **part.box_losses(head, batch),
         **part.mask_losses(mask_head, mask_batch(mask_head, batch.labels)),
     }

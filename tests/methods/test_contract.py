@@ -210,6 +210,8 @@ def test_every_classifier_works_with_every_loss(classifier_name: str, loss_name:
 @every_loss
 def test_part_works_with_every_loss(part_name: str, loss_name: str) -> None:
     part, head, mask_head = build("part", part_name), box_head(loss=loss_name), MaskPredictor()
+    if part.losses and loss_name not in part.losses:
+        return  # `validate` refuses them together
     keys = set()
     for kind, labels in BATCHES.items():
         terms = run_part(part, head, mask_head, box_batch(head, labels))

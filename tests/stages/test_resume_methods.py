@@ -28,7 +28,7 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "iif": ({"classifier": "normed_linear", "loss": "iif", "parts": ["crat"]}, "repeat_factor"),
     "group softmax": ({"loss": "group_softmax"}, "repeat_drop"),
-    "eql": ({"loss": "eql"}, "instance_balanced"),
+    "loce": ({"parts": [{"type": "loce", "memory": "roi", "warm_images": 1}]}, "instance_balanced"),
 }
 
 

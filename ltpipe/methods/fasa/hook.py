@@ -8,14 +8,12 @@ dataloader over annotated images with the training pipeline.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -25,37 +23,11 @@ from torch import nn
 from ltpipe.errors import UserError
 from ltpipe.methods.fasa.counters import PerClassLossMeter
 from ltpipe.methods.fasa.part import FASA, Adaptation
+from ltpipe.methods.untouched import untouched
 from ltpipe.registry import HOOKS
 from ltpipe.run.files import atomic_path
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def untouched(model: nn.Module, seed: int) -> Iterator[None]:
-    """Run the block in evaluation mode, without gradients, from ``seed``; afterwards everything is as it was.
-
-    Restored are the training flags and all buffers of the model, and the random generators of torch (all devices),
-    numpy and Python. ``seed`` is below 2**32.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            model.eval()
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

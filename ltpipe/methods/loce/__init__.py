@@ -1,0 +1,1 @@
+"""LOCE: exploring classification equilibrium (ICCV 2021)."""
