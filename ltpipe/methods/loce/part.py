@@ -147,6 +147,8 @@ class LOCE(SeededDraws, HeadPart):
         if not self.acts:
             return batch
         stored, boxes, labels = self._draw(batch.cls_score.device)
+        if not self.memory.features.numel():  # no image seen yet: no rows, but of the right width
+            stored = head.shared_output(batch.bbox_feats[:0]) if self.level == "shared" else batch.bbox_feats[:0]
         inputs = head.inputs_of_shared(stored) if self.level == "shared" else head.predictor_inputs(stored)
         both = torch.cat([batch.cls_score, head.fc_cls(inputs[0])])
         self._update(both, batch, labels)
