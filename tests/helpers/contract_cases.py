@@ -145,7 +145,7 @@ def mask_batch(head: MaskPredictor, labels: Tensor, seed: int = 0) -> MaskBatch:
 def run_part(part: Any, head: Any, mask_head: MaskPredictor, batch: BoxBatch) -> dict[str, Tensor]:
     """Call a part at every point of the heads, in their order."""
     head.parts = [part]
-    ordinary = head.losses_of(batch)
+    ordinary = {name: value for name, value in head.losses_of(batch).items() if "loss" in name}
     head.parts = []
     return {
         **(ordinary if type(part).before_losses is not HeadPart.before_losses else {}),
