@@ -10,18 +10,24 @@ It is ``snakemake-executor-plugin-slurm`` with another way to watch jobs. Versio
 
 Here ``squeue`` is asked first and ``sacct`` about jobs that slurmctld has forgotten; without an answer every job is
 asked about again; and a run that lost its connection finds its jobs again instead of submitting them twice (see
-:mod:`snakemake_executor_plugin_ltslurm.ledger`). Job submission, resources and options are the parent's: each
-``--slurm-x`` is an ``--ltslurm-x`` here.
+:mod:`snakemake_executor_plugin_ltslurm.ledger`). A submission waits while Slurm has no room for it, asks for no more
+than its partition allows, and is looked for when sbatch's answer is lost (see
+:mod:`snakemake_executor_plugin_ltslurm.submission`). Resources and options are the parent's: each ``--slurm-x`` is an
+``--ltslurm-x`` here.
 
 Drop this package, and ``executor: ltslurm`` with the prefix of the options in the profile, once upstream reports a
 cancelled and a preempted job as failed and keeps its jobs when a status query fails; the tests marked ``slurm`` tell.
 """
 
 import asyncio
+import hashlib
+import os
 import shlex
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -32,17 +38,22 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
-from snakemake_executor_plugin_ltslurm.ledger import Ledger
+from snakemake_executor_plugin_ltslurm import submission
+from snakemake_executor_plugin_ltslurm.ledger import Entry, Ledger
 from snakemake_executor_plugin_ltslurm.quoting import between_double_quotes, taken_literally
 from snakemake_executor_plugin_ltslurm.states import (
     ALIVE,
     HELD,
     LAUNCH_FAILED,
     Outcome,
+    State,
     Watch,
     answers,
     cancel,
     job_states,
+    jobs_named,
+    never_starts,
+    out_of_memory,
     reason,
 )
 
@@ -53,6 +64,16 @@ RETRY_SECONDS = 10
 LONGEST_SECONDS = 60
 # How long a submission waits for a slurmctld that is away.
 PATIENCE_SECONDS = 1800
+# How long a job needs to be seen whose sbatch got no answer.
+LOST_SECONDS = 5
+
+
+class _Stopped(Exception):
+    """Snakemake is stopped: nothing more is submitted."""
+
+
+def _word(state: State | None) -> str | None:
+    return None if state is None else state.word
 
 
 @dataclass
@@ -63,8 +84,11 @@ class ExecutorSettings(stock.ExecutorSettings):
         default=None, metadata={"help": "Not used: squeue is asked first, then sacct.", "env_var": False}
     )
     init_seconds_before_status_checks: int = field(
-        default=10,
+        default=3,
         metadata={"help": f"Seconds between two polls; they grow to {LONGEST_SECONDS} while nothing ends."},
+    )
+    cpu_partition: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "Partition of jobs without a GPU; that of the others by default."}
     )
 
 
@@ -74,9 +98,13 @@ class Executor(stock.Executor):  # type: ignore[misc]
     def __post_init__(self, test_mode: bool = False) -> None:
         """Read which jobs earlier runs have left."""
         super().__post_init__(test_mode)
-        self._watch, self._held = Watch(), set[str]()
+        self._watch, self._told = Watch(), dict[str, str]()
         self._changed = time.monotonic()
         self._stopping = threading.Event()
+        self._ours, self._seen = set[str](), set[str]()
+        self._partitions_asked, self._full = submission.Partitions(), ""
+        # Homes of compute nodes may be absent or read-only; jobs inherit this.
+        os.environ.setdefault("XDG_CACHE_HOME", str(Path(self.workflow.workdir_init) / ".snakemake" / "cache"))
         self._ledger = Ledger(Path(self.workflow.workdir_init) / ".snakemake" / "ltslurm")
         self._forget_ended_jobs()
 
@@ -86,13 +114,14 @@ class Executor(stock.Executor):  # type: ignore[misc]
         states = job_states(left) if left else None
         if states is not None:
             for number in left:
-                if states.get(number) not in ALIVE:
+                if _word(states.get(number)) not in ALIVE:
                     self._forget(number, states.get(number))
 
-    def _forget(self, number: str, state: str | None) -> None:
+    def _forget(self, number: str, state: State | None) -> None:
         """Drop the note on a job that is over; one that Slurm only holds is cancelled, so that it never starts."""
-        if state == LAUNCH_FAILED:
+        if _word(state) == LAUNCH_FAILED:
             cancel(number)
+        self._ours.discard(number)
         self._ledger.remove(number)
 
     # ---- watching ----------------------------------------------------------------------------------------------------
@@ -113,8 +142,8 @@ class Executor(stock.Executor):  # type: ignore[misc]
         running = []
         for job in active_jobs:
             state = states.get(job.external_jobid)
-            self._tell_if_held(job.external_jobid, state)
-            outcome = self._watch.judge(job.external_jobid, state, time.monotonic())
+            self._tell_why_it_waits(job, state)
+            outcome = self._watch.judge(job.external_jobid, _word(state), time.monotonic())
             if outcome is None:
                 running.append(job)
             else:
@@ -136,17 +165,26 @@ class Executor(stock.Executor):  # type: ignore[misc]
         while self.wait and time.monotonic() < end:
             await asyncio.sleep(1)
 
-    def _tell_if_held(self, number: str, state: str | None) -> None:
-        """Say once that a job waits for somebody."""
-        if state != HELD:
-            self._held.discard(number)
-        elif number not in self._held:
-            self._held.add(number)
-            self.logger.warning(
-                f"Slurm job {number} is held ({reason(number)}). It goes on after: scontrol release {number}"
-            )
+    def _tell_why_it_waits(self, job: SubmittedJobInfo, state: State | None) -> None:
+        """Say once that a job waits for somebody, or for what does not come by itself."""
+        number, why = job.external_jobid, "" if state is None else state.reason
+        helps = never_starts(why) if _word(state) == "PENDING" else None
+        if _word(state) != HELD and helps is None:
+            self._told.pop(number, None)
+        elif self._told.get(number) != why:
+            self._told[number] = why
+            if helps is not None:
+                text = (
+                    f"waits for {why}, which does not pass by itself: {helps}, stop Snakemake with Ctrl-C (which "
+                    "cancels the job) and start it again"
+                )
+            elif "Admin" in why:
+                text = f"is held ({why}): an administrator has to release it"
+            else:
+                text = f"is held ({why}). It goes on after: scontrol release {number}"
+            self.logger.warning(f"Slurm job {number} ({job.job.name}) {text}.")
 
-    def _finish(self, job: SubmittedJobInfo, state: str | None, outcome: Outcome) -> None:
+    def _finish(self, job: SubmittedJobInfo, state: State | None, outcome: Outcome) -> None:
         """Tell Snakemake how a job ended."""
         log = job.aux["slurm_logfile"]
         if outcome.success:
@@ -157,12 +195,31 @@ class Executor(stock.Executor):  # type: ignore[misc]
             if not self.workflow.executor_settings.keep_successful_logs:
                 log.unlink(missing_ok=True)
         else:
-            why = reason(job.external_jobid)
+            why, word = reason(job.external_jobid), _word(state)
+            if word == "FAILED" and out_of_memory(job.external_jobid, log):
+                word, outcome = "OUT_OF_MEMORY", Outcome(False, Watch.describe("OUT_OF_MEMORY"))
             self._forget(job.external_jobid, state)
             text = f"Slurm job {job.external_jobid} ended: {outcome.message}{f' (reason: {why})' if why else ''}. "
+            if word != "FAILED":  # what has failed by itself has told why
+                self._tell_stage(job.job, text)
             self.report_job_error(job, msg=text, aux_logs=[str(log)])
 
+    def _tell_stage(self, job: JobExecutorInterface, text: str) -> None:
+        """Add to the log of a stage what happened to it, where ``ltpipe status`` finds it."""
+        for file in getattr(job, "log", None) or ():
+            path = Path(self.workflow.workdir_init) / str(file)
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "a", encoding="utf-8") as log:
+                    log.write(f"\nltpipe slurm: {text.strip()}\n")
+
     # ---- submitting --------------------------------------------------------------------------------------------------
+
+    def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
+        """Submit jobs; from now on SIGTERM does what Ctrl-C does."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        super().run_jobs(jobs)
 
     def run_job(self, job: JobExecutorInterface) -> None:
         """Submit a job, unless an earlier run's job for the same files still runs: then watch that one, or refuse."""
@@ -170,29 +227,140 @@ class Executor(stock.Executor):  # type: ignore[misc]
             if any(job.resources.get(name) for name in ("slurm_cluster", "cluster", "clusters")):
                 raise WorkflowError("ltslurm submits to one cluster only; the executor slurm knows several")
             self._wait_for_slurm()
-            found = self._still_running(job)
+            call, request = self._request(job)
+            found = self._still_running(job, request)
+            if found is None:
+                self._submit(job, call, request)
+            else:
+                number, log = found
+                self.logger.info(
+                    f"Slurm job {number} of an earlier run still makes {job.output[0]}: waiting for it (log: {log})."
+                )
+                self._note(job, number, Path(log), request)
+        except _Stopped:
+            return
         except Exception as error:  # the thread that called would swallow it, and Snakemake wait for ever
+            self._tell_stage(job, str(error))
             self._report_job_error_threadsafe(SubmittedJobInfo(job), f"{error} ")
-            return
-        if found is None:
-            super().run_job(job)
-            return
-        number, log = found
-        self.logger.info(
-            f"Slurm job {number} of an earlier run still makes {job.output[0]}: waiting for it (log: {log})."
+
+    def _request(self, job: JobExecutorInterface) -> tuple[str, str]:
+        """The sbatch command of a job, without what it runs, and a digest of what it asks for."""
+        account, partition = next(self.get_account_arg(job)), self.get_partition_arg(job)
+        words = shlex.split(partition)
+        asked, said = self._partitions_asked.cap(job, words[-1] if words else "")
+        for one in said:
+            self.logger.info(f"{job.name}: {one}.")
+        workdir = str(self.workflow.workdir_init)
+        settings = {"settings": self.workflow.executor_settings, "failed_nodes": self._failed_nodes}
+        call, plain = (
+            submission.command(asked, name, log, account, partition, workdir, **settings)
+            for name, log in ((self.run_uuid, str(submission.log_of(job, self.slurm_logdir))), ("", ""))
         )
-        self._report_job_submission_threadsafe(SubmittedJobInfo(job, number, {"slurm_logfile": Path(log)}))
+        return call, hashlib.sha256(plain.encode()).hexdigest()
+
+    def _submit(self, job: JobExecutorInterface, call: str, request: str) -> None:
+        """Give a job to Slurm, waiting while it has no room.
+
+        Raises:
+            WorkflowError: Slurm refuses it.
+            _Stopped: Snakemake is stopped.
+        """
+        work, script = self.format_job_exec(job), None
+        if self.workflow.executor_settings.pass_command_as_script:
+            call, script = f"{call} /dev/stdin", f"#!/bin/sh\n{work}"
+        else:
+            # Without this sbatch takes what follows a quote for arguments of its own.
+            call += ' --wrap="' + work.replace('"', '\\"') + '"'
+        while True:
+            if self._stopping.is_set():
+                raise _Stopped
+            answer = submission.submit(call, script)
+            number = answer.number
+            if answer.unclear:
+                self._wait_for_slurm()
+                number = self._submitted_all_the_same(job)
+            if number is not None:
+                self._full = ""
+                log = submission.log_of(job, self.slurm_logdir)
+                log = log.with_name(log.name.replace("%j", number))
+                self._note(job, number, log, request)
+                self.logger.info(f"Job {job.jobid} has been submitted with SLURM jobid {number} (log: {log}).")
+                return
+            if not answer.later and not self._only_full(answer.why):
+                raise WorkflowError(f"Slurm refused {job.name}: {answer.why or 'sbatch failed without a word'}.")
+            if self._full != answer.why:
+                self._full = answer.why
+                self.logger.warning(f"Slurm takes no more jobs now ({answer.why}); will submit when it does.")
+            self._stopping.wait(RETRY_SECONDS)
+
+    def _only_full(self, why: str) -> bool:
+        """Whether a refusal without its limit's name means the number of jobs: some of ours are there to end."""
+        return "job submit limit" in why and "QOS" not in why.replace("accounting/QOS", "") and bool(self._ours)
+
+    def _submitted_all_the_same(self, job: JobExecutorInterface) -> str | None:
+        """Id of the job that sbatch submitted without being able to say so; None if it did not."""
+        self._stopping.wait(LOST_SECONDS)
+        found = jobs_named(self.run_uuid, submission.comment_of(job)) or []
+        lost = sorted((number for number in found if number not in self._seen), key=int)
+        if len(lost) > 1:
+            cancel(*lost[1:])
+        if lost:
+            self.logger.info(f"Slurm job {lost[0]} was submitted although sbatch could not say so.")
+        return lost[0] if lost else None
+
+    def _note(self, job: JobExecutorInterface, number: str, log: Path, request: str) -> None:
+        self._report_job_submission_threadsafe(
+            SubmittedJobInfo(job, number, {"slurm_logfile": log, "request": request})
+        )
+
+    def _report_job_submission_threadsafe(self, job_info: SubmittedJobInfo) -> None:
+        """Note a job on disk before Snakemake counts it as submitted.
+
+        Raises:
+            WorkflowError: It cannot be noted, so that a later run would not find it: it is cancelled.
+        """
+        number = str(job_info.external_jobid)
+        self._ours.add(number)
+        self._seen.add(number)
+        try:
+            log, request = str(job_info.aux["slurm_logfile"]), job_info.aux.get("request", "")
+            self._ledger.add(job_info.job, number, log, request)
+        except OSError as error:
+            gone = cancel(number)
+            raise WorkflowError(
+                f"Slurm job {number} could not be noted in {self._ledger.folder} ({error.strerror}); "
+                + ("it was cancelled." if gone else f"stop it: scancel {number}")
+            ) from error
+        self._changed = time.monotonic()
+        super()._report_job_submission_threadsafe(job_info)
+
+    # ---- stopping ----------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Stop submitting, then cancel what has been submitted."""
+        self._stopping.set()
+        self._job_submission_executor.shutdown(wait=True, cancel_futures=True)
+        super().cancel()
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        """Cancel all jobs of this run, also those that Snakemake does not count as submitted yet."""
+        numbers = sorted({job.external_jobid for job in active_jobs if job.external_jobid} | self._ours)
+        if numbers and not cancel(*numbers):
+            self.logger.warning(f"Slurm did not answer; stop the jobs yourself: scancel {' '.join(numbers)}")
 
     def _wait_for_slurm(self) -> None:
         """Wait until slurmctld answers, so that its restart costs no attempt.
 
         Raises:
-            WorkflowError: It stays away, or Snakemake is stopped.
+            WorkflowError: It stays away.
+            _Stopped: Snakemake is stopped.
         """
         start = time.monotonic()
         while not answers():
             self.logger.warning(f"Slurm did not answer; will try to submit again in {RETRY_SECONDS} s.")
-            if self._stopping.wait(RETRY_SECONDS) or time.monotonic() - start > PATIENCE_SECONDS:
+            if self._stopping.wait(RETRY_SECONDS):
+                raise _Stopped
+            if time.monotonic() - start > PATIENCE_SECONDS:
                 raise WorkflowError("Slurm did not answer")
 
     def shutdown(self) -> None:
@@ -200,8 +368,10 @@ class Executor(stock.Executor):  # type: ignore[misc]
         self._stopping.set()
         super().shutdown()
 
-    def _still_running(self, job: JobExecutorInterface) -> tuple[str, str] | None:
+    def _still_running(self, job: JobExecutorInterface, request: str) -> tuple[str, str] | None:
         """Id and log of an earlier run's job that makes exactly what this job would.
+
+        One that has not started, and asks Slurm for something else than this job would, is cancelled.
 
         Raises:
             WorkflowError: Such a job makes the same files from other inputs or parameters.
@@ -212,10 +382,13 @@ class Executor(stock.Executor):  # type: ignore[misc]
         states = job_states([entry.number for entry in entries])
         if states is None:
             raise WorkflowError(f"Slurm did not say whether the job of an earlier run still makes {job.output[0]}")
-        alive = [entry for entry in entries if states.get(entry.number, "") in ALIVE]
+        alive = []
         for entry in entries:
-            if entry not in alive:
+            word = _word(states.get(entry.number))
+            if word not in ALIVE or (word in ("PENDING", HELD) and self._replaced(entry, request)):
                 self._forget(entry.number, states.get(entry.number))
+            else:
+                alive.append(entry)
         if len(alive) == 1 and alive[0].fingerprint == self._ledger.fingerprint(job):
             return alive[0].number, alive[0].log
         if alive:
@@ -226,11 +399,22 @@ class Executor(stock.Executor):  # type: ignore[misc]
             )
         return None
 
-    def _report_job_submission_threadsafe(self, job_info: SubmittedJobInfo) -> None:
-        """Note the job on disk before Snakemake counts it as submitted."""
-        self._ledger.add(job_info.job, str(job_info.external_jobid), str(job_info.aux["slurm_logfile"]))
-        self._changed = time.monotonic()
-        super()._report_job_submission_threadsafe(job_info)
+    def _replaced(self, entry: Entry, request: str) -> bool:
+        """Whether a waiting job of an earlier run was cancelled because it asks for something else."""
+        if entry.request in ("", request) or not cancel(entry.number):
+            return False
+        self.logger.info(
+            f"Slurm job {entry.number} of an earlier run waits with another request (account, partition, time, memory "
+            "...): cancelled, and submitted anew."
+        )
+        return True
+
+    def get_partition_arg(self, job: JobExecutorInterface) -> str:
+        """The partition; jobs without a GPU may have one of their own."""
+        name = self.workflow.executor_settings.cpu_partition
+        if name and not job.resources.get("gpu") and "gpu" not in str(job.resources.get("gres", "")):
+            return f" -p {shlex.quote(name)}"
+        return str(super().get_partition_arg(job))
 
     def format_job_exec(self, job: JobExecutorInterface) -> str:
         """The command of a job, in which the shells it passes take every name literally.

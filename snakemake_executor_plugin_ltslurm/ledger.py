@@ -20,12 +20,14 @@ class Entry:
         log: Its Slurm log.
         outputs: Files it makes.
         fingerprint: Digest of rule, inputs, outputs and parameters.
+        request: What it asks of Slurm: account, partition, time, memory, CPUs, GPUs.
     """
 
     number: str
     log: str
     outputs: list[str]
     fingerprint: str
+    request: str = ""
 
 
 class Ledger:
@@ -46,9 +48,9 @@ class Ledger:
             except (OSError, ValueError, TypeError):
                 continue
 
-    def add(self, job: Any, number: str, log: str) -> None:
-        """Note a submitted job."""
-        entry = Entry(number, log, _outputs(job), self.fingerprint(job))
+    def add(self, job: Any, number: str, log: str, request: str = "") -> None:
+        """Note a submitted job; ``request`` is what it asks of Slurm."""
+        entry = Entry(number, log, _outputs(job), self.fingerprint(job), request)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{number}.part"
         temporary.write_text(json.dumps(asdict(entry)), encoding="utf-8")

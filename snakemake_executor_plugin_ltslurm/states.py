@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 # Not one of Slurm's states: pending, and somebody has to release it.
 HELD = "HELD"
@@ -36,18 +38,33 @@ FAILED = {
 }
 
 
-def job_states(ids: Sequence[str | None]) -> dict[str, str] | None:
-    """Ask Slurm about jobs: slurmctld first, the accounting database for those that slurmctld has forgotten.
+class State(NamedTuple):
+    """What Slurm says about a job.
+
+    Attributes:
+        word: State in one word such as ``RUNNING``; :data:`HELD` for a job that must be released, ``LAUNCH_FAILED`` for
+            one that Slurm holds because it could not start it.
+        reason: Why it is in this state, e.g. ``Priority``; empty if Slurm gives none.
+    """
+
+    word: str
+    reason: str = ""
+
+
+def job_states(ids: Sequence[str | None]) -> dict[str, State] | None:
+    """Ask Slurm about jobs of any user: slurmctld first, the accounting database for those it has forgotten.
 
     Args:
         ids: Job ids, ``<job>`` or ``<job>_<task>``.
 
     Returns:
-        State by id, in one word such as ``RUNNING``; :data:`HELD` for a job that must be released, ``LAUNCH_FAILED``
-        for one that Slurm holds because it could not start it. Ids nobody knows are left out. None if nothing answered.
+        State by id. Ids nobody knows are left out. None if nothing answered.
     """
     wanted = {one for one in ids if one}
-    shown = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--user={os.getuid()}"])
+    if not wanted:
+        return {}
+    jobs = f"--jobs={','.join(sorted(wanted))}"
+    shown = _table(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", jobs])
     found = {one: shown[one] for one in wanted if shown and one in shown}
     rest = sorted(wanted - found.keys())
     if not rest:
@@ -60,44 +77,87 @@ def job_states(ids: Sequence[str | None]) -> dict[str, str] | None:
 
 def reason(number: str) -> str:
     """Slurm's reason for the state of a job, e.g. ``BadConstraints``; empty if it has none or does not answer."""
-    text = (_output(["squeue", "--noheader", "--states=all", "--format=%r", f"--jobs={number}"]) or "").strip()
-    return "" if text == "None" else text.splitlines()[0] if text else ""
+    return (job_states([number]) or {}).get(number, State("")).reason
 
 
-def cancel(number: str) -> None:
-    """Cancel a job; Slurm's silence is no error."""
-    _output(["scancel", number])
+def jobs_named(name: str, comment: str) -> list[str] | None:
+    """Ids of the jobs with this name and comment, in whatever state; None if slurmctld does not answer."""
+    text = run_slurm(["squeue", "--noheader", "--states=all", "--format=%i|%k", f"--name={name}"])
+    if text is None:
+        return None
+    rows = (line.strip().partition("|") for line in text.splitlines())
+    return [number for number, _, said in rows if said == comment]
+
+
+def cancel(*numbers: str) -> bool:
+    """Cancel jobs; whether Slurm has taken note."""
+    return run_slurm(["scancel", *numbers]) is not None
 
 
 def answers() -> bool:
     """Whether slurmctld answers."""
-    return "is UP" in (_output(["scontrol", "ping"]) or "")
+    return "is UP" in (run_slurm(["scontrol", "ping"]) or "")
 
 
-def _table(command: list[str]) -> dict[str, str] | None:
+def out_of_memory(number: str, log: Path) -> bool:
+    """Whether a job that has failed ran out of memory: often only one of its steps says so, or its Slurm log."""
+    steps = run_slurm(["sacct", "-n", "-P", "--format=State", f"--jobs={number}"]) or ""
+    try:
+        with open(log, "rb") as handle:
+            handle.seek(max(0, log.stat().st_size - 65536))
+            text = handle.read().decode(errors="replace")
+    except OSError:
+        text = ""
+    return "OUT_OF_MEMORY" in steps or _OOM.search(text) is not None
+
+
+_OOM = re.compile(
+    r"slurmstepd: error: .*(oom[-_ ]kill|[Ee]xceeded (job )?memory limit)|Some of the step tasks have been OOM"
+)
+
+# Reasons of pending jobs that do not pass by themselves, and what helps.
+_STUCK = {
+    r"PartitionTimeLimit|MaxWallDuration": "it asks for more time than it may have: lower its runtime in the profile",
+    r"MinGRES": "jobs without a GPU are not allowed there: name a partition for them in the profile "
+    "(ltslurm-cpu-partition)",
+    r"InvalidAccount|AccountNotAllowed|AssocNotAllowed": "mend slurm_account in the profile",
+    r"InvalidQOS|QOSNotAllowed": "mend qos in the profile",
+    r"BadConstraints|PartitionNodeLimit|PerJob|PerNode|MinCpu|MinMemory|MaxMemPerLimit": "no node or rule of the "
+    "cluster allows what it asks for: see its memory, CPUs and GPUs in the profile",
+}
+
+
+def never_starts(why: str) -> str | None:
+    """What helps a pending job whose reason does not pass by itself; None if it only has to wait."""
+    return next((helps for pattern, helps in _STUCK.items() if re.search(pattern, why)), None)
+
+
+def _table(command: list[str]) -> dict[str, State] | None:
     """State by id from a command that prints ``id|state`` or ``id|state|reason``; None if it fails."""
-    text = _output(command)
+    text = run_slurm(command)
     if text is None:
         return None
     rows = ((*line.split("|"), "") for line in text.splitlines())
-    return {row[0].strip(): _state(row[1], row[2]) for row in rows if len(row) >= 3 and row[1].strip()}
+    return {row[0].strip(): _state(row[1], row[2].strip()) for row in rows if len(row) >= 3 and row[1].strip()}
 
 
-def _state(state: str, reason: str) -> str:
+def _state(state: str, reason: str) -> State:
     # `CANCELLED by 0` and `CANCELLED+` are CANCELLED.
-    word = state.split()[0].rstrip("+")
+    word, reason = state.split()[0].rstrip("+"), "" if reason == "None" else reason
     why = reason.lower().replace("_", " ")
-    if word != "PENDING" or "held" not in why:
-        return word
-    return LAUNCH_FAILED if why.startswith("launch failed") else HELD
+    if word == "PENDING" and "held" in why:
+        word = LAUNCH_FAILED if why.startswith("launch failed") else HELD
+    return State(word, reason)
 
 
-def _output(command: list[str]) -> str | None:
+def run_slurm(command: list[str]) -> str | None:
+    """Output of one of Slurm's commands; None if it fails or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    # Of several ids squeue leaves out those it has forgotten; one alone is an error.
+    return done.stdout if done.returncode == 0 or "Invalid job id" in done.stderr else None
 
 
 @dataclass(frozen=True)
@@ -139,4 +199,9 @@ class Watch:
             return Outcome(True, "Slurm does not know it any more; its output files decide whether it succeeded")
         if state == "COMPLETED":
             return Outcome(True)
-        return Outcome(False, f"{state}, {FAILED[state]}") if state in FAILED else None
+        return Outcome(False, self.describe(state)) if state in FAILED else None
+
+    @staticmethod
+    def describe(state: str) -> str:
+        """What a state means in which a job has failed."""
+        return f"{state}, {FAILED[state]}"

@@ -131,6 +131,17 @@ class Pipeline:
         """The first experiment on a data set, which stands for all of them."""
         return next(exp for exp in self.experiments.values() if exp.dataset.name == name)
 
+    def resources_by_stage(self, settings: Any) -> None:
+        """Give every rule the resources of its stage (``lst`` for ``lst_phase_13``).
+
+        Args:
+            settings: Snakemake's ``resource_settings``. What it says of a rule by its own name stays.
+        """
+        given = settings.overwrite_resources
+        for rule in self.rules():
+            if rule.name != rule.stage.name and rule.stage.name in given:
+                given[rule.name] = {**given[rule.stage.name], **given.get(rule.name, {})}
+
     # ---- functions of wildcards --------------------------------------------------------------------------------------
 
     def of(self, wildcards: Wildcards) -> tuple[Experiment, Paths]:

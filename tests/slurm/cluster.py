@@ -6,6 +6,7 @@ Everything lies in one folder and on free loopback ports; :meth:`Cluster.stop` e
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
 import shutil
@@ -56,13 +57,24 @@ class Cluster:
         gpus: GPUs of a node with GPUs.
         memory: MB that every node claims to have.
         accounting: Whether a slurmdbd with its own MariaDB keeps the accounts (``sacct``).
+        max_time: Longest time of a job in the partitions ``cpu`` and ``gpu``.
+        max_submit: How many jobs a user may have at once, which slurmctld enforces with its associations and QOS; needs
+            ``accounting``. None: no limits are enforced.
     """
 
     def __init__(
-        self, folder: Path, nodes: int = 3, cpus: int = 4, gpus: int = 2, memory: int = 64000, accounting: bool = False
+        self,
+        folder: Path,
+        nodes: int = 3,
+        cpus: int = 4,
+        gpus: int = 2,
+        memory: int = 64000,
+        accounting: bool = False,
+        max_time: str = "1-0",
+        max_submit: int | None = None,
     ) -> None:
         self.folder, self.nodes, self.cpus, self.gpus, self.memory = folder, nodes, cpus, gpus, memory
-        self.accounting = accounting
+        self.accounting, self.max_time, self.max_submit = accounting, max_time, max_submit
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = _free_ports(nodes + 3)
         self.config = folder / "etc" / "slurm.conf"
@@ -221,10 +233,10 @@ class Cluster:
                 f"NodeName=node{number} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={self.ports[number]}"
                 f" CPUs={self.cpus} RealMemory={self.memory} State=UNKNOWN{gres}"
             )
-        every = f"node[1-{self.nodes}] MaxTime=1-0 State=UP"
+        every = f"node[1-{self.nodes}] MaxTime={self.max_time} State=UP"
         lines += [
             f"PartitionName=cpu Default=YES PriorityTier=10 PreemptMode=off Nodes={every}",
-            f"PartitionName=gpu PriorityTier=10 PreemptMode=off MaxTime=1-0 State=UP Nodes={with_gpus}",
+            f"PartitionName=gpu PriorityTier=10 PreemptMode=off MaxTime={self.max_time} State=UP Nodes={with_gpus}",
             f"PartitionName=lowcancel PriorityTier=1 PreemptMode=cancel Nodes={every}",
             f"PartitionName=lowrequeue PriorityTier=1 PreemptMode=requeue Nodes={every}",
         ]
@@ -290,6 +302,8 @@ class Cluster:
                 "AccountingStoragePort": self.ports[-1],
                 "AccountingStoragePass": folder / "run" / "munge.socket",
             }
+        if self.max_submit is not None:
+            settings["AccountingStorageEnforce"] = "associations,limits,qos"
         return settings
 
     def _start_database(self) -> None:
@@ -328,6 +342,20 @@ class Cluster:
         config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
         config.chmod(0o600)
         self.begin("slurmdbd")
+        if self.max_submit is not None:
+            self._add_user()
+
+    def _add_user(self) -> None:
+        """Give this user an account, as an administrator does."""
+        name = getpass.getuser()
+        for line in (
+            "add cluster ltpipe",
+            "add account lab",
+            f"add user {name} account=lab",
+            f"modify user {name} set MaxSubmitJobs={self.max_submit}",
+        ):
+            done = self._run("sacctmgr", "--immediate", *line.split())
+            assert done.returncode == 0 or "already exists" in done.stdout + done.stderr, done.stdout + done.stderr
 
 
 def _free_ports(number: int) -> list[int]:

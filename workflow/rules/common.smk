@@ -9,6 +9,7 @@ with clear_refusals():
     # Everything that can be wrong with the number of phases is said here and not in an input function.
     TARGETS = PIPELINE.targets
     RULES = list(PIPELINE.rules())
+    PIPELINE.resources_by_stage(workflow.resource_settings)
     if workflow.is_main_process:
         check_owner()
         PIPELINE.reruns.steer(workflow)
