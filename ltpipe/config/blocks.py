@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.config.training import CalibrationSchedule
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
 
 IouType = Literal["bbox", "segm", "boundary"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+def _not_periodic(name: str) -> str:
+    if re.search(r"(.+?)\1{19}$", name):
+        raise ValueError("the name ends with twenty equal parts")
+    return name
+
+
+# Names become names of folders and wildcards of Snakemake, which refuses texts that end with twenty equal parts.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100), AfterValidator(_not_periodic)]
 
 
 class Source(Block):

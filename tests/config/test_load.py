@@ -44,6 +44,8 @@ MISTAKES = [
     ("value: 20, ", "", ["report.expected[0].value", "missing"]),
     ("iou_type: segm", "iou_type: mask", ["report.expected[0].iou_type", "'mask'", "bbox, segm"]),
     ("name: small", "name: small\n  name: large", ["small.yaml:3: dataset.name", "given twice", "small.yaml:2"]),
+    ("name: small", f"name: {'a' * 30}", ["dataset.name", "ends with twenty equal parts"]),
+    ("name: small", f"name: {'long-' * 18}{'name' * 9}", ["dataset.name", "at most 100 characters"]),
     ("{epochs: 2}", "{epochs: 2", ["small.yaml", "not valid YAML"]),
     ("name: small", "name: small\n  generate: {seeds: 1}", ["data/small", "train.json beside"]),
     ("name: small", "name: small\n  frequency_limits: [100, 10]", ["dataset.frequency_limits", "must ascend"]),
