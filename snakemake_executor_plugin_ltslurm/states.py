@@ -112,7 +112,7 @@ def out_of_memory(number: str, log: Path) -> bool:
 
 
 _OOM = re.compile(
-    r"slurmstepd: error: .*(oom[-_ ]kill|[Ee]xceeded (job )?memory limit)|Some of the step tasks have been OOM"
+    r"slurmstepd\S*: error: .*(oom[-_ ]kill|[Ee]xceeded (job )?memory limit)|Some of the step tasks have been OOM"
 )
 
 # Reasons of pending jobs that do not pass by themselves, and what helps.

@@ -519,7 +519,7 @@ def test_a_waiting_job_with_another_request_is_not_adopted(
     [
         "slurmstepd: error: Detected 1 oom_kill event in StepId=5.batch. Some of the step tasks have been OOM Killed.",
         "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=5.0 cgroup.",
-        "slurmstepd: error: Exceeded job memory limit",
+        "slurmstepd-node1: error: Exceeded job memory limit",
     ],
 )
 def test_out_of_memory_is_called_so(slurm: FakeSlurm, tmp_path: Path, text: str) -> None:
