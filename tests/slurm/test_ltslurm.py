@@ -445,18 +445,20 @@ def test_ctrl_c_stops_submissions_first_and_leaves_no_job(
 ) -> None:
     recorder = _submitting(slurm, tmp_path, monkeypatch)
     monkeypatch.setattr("snakemake_executor_plugin_slurm.Executor.shutdown", lambda self: None)
-    _refuse_first(slurm, 0, "")
-    executor = recorder.executor
+    executor, go, asked = recorder.executor, slurm.folder / "go", slurm.folder / "asked"
     executor.active_jobs, executor.lock = [], threading.Lock()
-    slurm.does("sbatch", f"sleep 0.3; echo x >> {slurm.folder}/asked; echo $((20 + $(wc -l < {slurm.folder}/asked)))")
+    slurm.does("sbatch", f"echo $$ >> {asked}; until [ -e {go} ]; do sleep 0.05; done; echo $$")
     for number in range(9):
         executor._job_submission_executor.submit(executor.run_job, _job(f"{number}.pth", slurm_partition="gpu"))
-    time.sleep(0.1)
-    executor.cancel()
-    asked = (slurm.folder / "asked").read_text().count("x")
-    assert asked <= 2, "two at a time"
-    assert sorted(slurm.cancelled) == [str(21 + number) for number in range(asked)]
-    assert recorder.said == []
+    while not asked.exists() or len(asked.read_text().split()) < 2:
+        time.sleep(0.01)
+    stopping = threading.Thread(target=executor.cancel)
+    stopping.start()
+    assert executor._stopping.wait(60)
+    go.touch()
+    stopping.join(60)
+    assert len(asked.read_text().split()) == 2, "two at a time: those are still taken, and no other"
+    assert sorted(slurm.cancelled) == sorted(asked.read_text().split()) and recorder.said == []
 
 
 def test_sigterm_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
