@@ -140,7 +140,8 @@ class Pipeline:
         given = settings.overwrite_resources
         for rule in self.rules():
             if rule.name != rule.stage.name and rule.stage.name in given:
-                given[rule.name] = {**given[rule.stage.name], **given.get(rule.name, {})}
+                of_stage = given[rule.stage.name]
+                given[rule.name] = type(of_stage)({**of_stage, **given.get(rule.name, {})})
 
     # ---- functions of wildcards --------------------------------------------------------------------------------------
 

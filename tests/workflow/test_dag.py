@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from snakemake.cli import parse_set_resources
 
 from ltpipe.pipeline.rules import Pipeline, growing
 from tests.helpers.workspace import ROOT, Workspace
@@ -280,14 +282,24 @@ def test_profiles_are_found_from_the_root(empty: Workspace, profile: str) -> Non
     assert empty.dry_run("all", "--profile", profile)["base"] == 2
 
 
-def test_gpu_rules_have_gpus_on_the_cluster() -> None:
+def test_gpu_rules_have_gpus_on_the_cluster(empty: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many phases there are; what is said of one phase alone comes before what is said of all."""
     profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text(encoding="utf-8"))
-    told = {"gres", "cpus_per_task", "mem_mb", "runtime"}
-    given = {rule for rule, resources in profile["set-resources"].items() if told <= resources.keys()}
-    phases = {f"{kind}_phase_{k}" for kind in ("lst", "distill") for k in range(1, 13)}
-    assert given == phases | {"base", "features", "calibrate", "evaluate"}
-    assert max(Pipeline(["lvis_v05_lst", "lvis_v1_lst"]).phases) <= 12
     assert set(profile["default-resources"]) == {"slurm_partition", "slurm_account"}
+    lines = [f"{rule}:{key}={value}" for rule, of in profile["set-resources"].items() for key, value in of.items()]
+    given = parse_set_resources([*lines, "lst_phase_14:runtime=77"])
+    text = (empty.folder / CHAIN).read_text()
+    long = text.replace("base_classes: 12, step: 12", "base_classes: 8, step: 2")
+    (empty.folder / CHAIN.replace("chain", "long")).write_text(long)
+    monkeypatch.chdir(empty.folder)
+    pipeline = Pipeline(["long"])
+    pipeline.resources_by_stage(SimpleNamespace(overwrite_resources=given))
+    rules = {rule.name for rule in pipeline.rules()}
+    phases = {f"{kind}_phase_{k}" for kind in ("lst", "distill") for k in range(1, 15)}
+    with_gpus = {rule for rule in rules if "gres" in given.get(rule, {})}
+    assert with_gpus == phases | {"base", "features", "calibrate", "evaluate"}
+    assert {given[f"lst_phase_{k}"]["runtime"].raw for k in range(1, 14)} == {given["base"]["runtime"].raw}
+    assert given["lst_phase_14"]["runtime"].raw == 77 and given["lst_phase_14"]["gres"].raw == "gpu:1"
 
 
 def test_every_rule_has_log_benchmark_and_resources() -> None:
