@@ -140,8 +140,8 @@ def _settle_loss(
     if not shown:
         raise UserError(
             "the classifier does not fit the number of classes", got=f"{rows} rows for {num_classes} classes",
-            allowed=f"{num_classes} (eql), {num_classes + 1} (softmax, IIF, EQLv2), {num_classes + 2} (Seesaw), "
-            "or some more (group softmax)", fix="give the class list of the data set it was trained on",
+            allowed=f"{num_classes} (EQL, GOL), {num_classes + 1} (softmax, IIF, EQLv2, ECM), {num_classes + 2} "
+            "(Seesaw), or some more (group softmax)", fix="give the class list of the data set it was trained on",
         )  # fmt: skip
     for name in (given.loss, stored.get("type")):
         if name not in (None, *shown):
@@ -152,7 +152,8 @@ def _settle_loss(
         ("the stored config", dict(stored) or None),
         (plain or "", {"type": "cross_entropy"} if plain else None),
     ]
-    facts.settle("loss", options, "--loss cross_entropy or iif (then with --variant)")
+    alike = " or ".join(f"{name} (then with --variant)" if name == "iif" else name for name in shown)
+    facts.settle("loss", options, f"--loss {alike}")
     loss = facts.model.get("loss", {})
     if loss.get("type") == "iif" and given.variant is not None:
         loss.update(iif_options(given.variant))
@@ -162,13 +163,18 @@ def _settle_loss(
             facts.asked.append("--variant, the column of IIF's tables (raw, base10_obj, ...)")
 
 
+NO_BACKGROUND = ("eql", "droploss", "gol")
+WITH_BACKGROUND = ("cross_entropy", "iif", "ecm", "gumbel", "acsl", "federated")
+"""Losses that leave nothing of their own in the weights; their scores differ."""
+
+
 def _losses_of_rows(extra: int, state: Mapping[str, Tensor]) -> list[str]:
     """Losses whose classifier has that many rows more than there are classes."""
     if any(re.match(_BOX + r"loss_cls\.pos_grad$", key) for key in state):
         return ["eqlv2"] if extra == 1 else []
     if extra > 2:
         return ["group_softmax"]
-    return {0: ["eql"], 1: ["cross_entropy", "iif"], 2: ["seesaw"]}.get(extra, [])
+    return {0: list(NO_BACKGROUND), 1: list(WITH_BACKGROUND), 2: ["seesaw"]}.get(extra, [])
 
 
 def _settle_mask(

@@ -1,8 +1,8 @@
-"""Checkpoints of the mmdetection 2.x generation: FASA, IIF, EQL, EQLv2, Seesaw, group softmax, cRT and LWS.
+"""Checkpoints of the mmdetection 2.x generation: FASA, IIF, EQL, EQLv2, Seesaw, group softmax, ECM, GOL, cRT and LWS.
 
-Sources: yuhangzang/FASA, kostas1515/iif, tztztztztz/eqlv2, mmdetection. Names and background are those of 3.x; FASA's
-statistics were parameters of the box head. The config stored with the weights may say what the weights do not: the
-loss, the classifier and its temperature. It is read as text, never run.
+Sources: yuhangzang/FASA, kostas1515/iif, kostas1515/GOL, tztztztztz/eqlv2, janghyuncho/ECM-Loss, mmdetection. Names and
+background are those of 3.x; FASA's statistics were parameters of the box head. The config stored with the weights may
+say what the weights do not: the loss, the classifier and its temperature. It is read as text, never run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ltpipe.methods.iif.weights import parse_variant
 _PART = "roi_head.parts.0."
 MMDET2 = Layout(
     name="mmdet2",
-    title="mmdetection 2.x: FASA, IIF, EQL, EQLv2, Seesaw, group softmax",
+    title="mmdetection 2.x: FASA, IIF, EQL, EQLv2, Seesaw, group softmax, ECM, GOL",
     marks=(r"roi_head\.bbox_head\.",),
     rules=(
         Rule(r"roi_head\.bbox_head\.((?:\d\.)?)feature_mean$", rf"{_PART}\1mean"),
@@ -48,7 +48,11 @@ LOSSES = {
     "EQLV2Loss": "eqlv2",
     "SeesawLoss": "seesaw",
     "GroupSoftmax": "group_softmax",
+    "EffectiveClassMarginLoss": "ecm",
+    "GumbelCE": "gumbel",
 }
+DROPLOSS = {"gumbel": "gol", "sigmoid": "droploss"}
+"""Losses by the score that kostas1515/GOL's ``DropLoss`` names in ``use_classif``; it has others, which we do not."""
 
 
 def with_part_state(state: State) -> State:
@@ -87,8 +91,9 @@ def choices_from_config(meta: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     box, mask = (_first(roi_head.get(name)) for name in ("bbox_head", "mask_head"))
     found: dict[str, dict[str, Any]] = {}
     loss = box.get("loss_cls", {})
-    if loss.get("type") in LOSSES:
-        found["loss"] = {"type": LOSSES[loss["type"]]}
+    name = DROPLOSS.get(loss.get("use_classif")) if loss.get("type") == "DropLoss" else LOSSES.get(loss.get("type"))
+    if name is not None:
+        found["loss"] = {"type": name}
         if found["loss"]["type"] == "iif" and "variant" in loss:
             found["loss"] |= iif_options(loss["variant"])
     found["classifier"] = _predictor(box.get("cls_predictor_cfg"), "NormedLinear", "normed_linear", "linear")
