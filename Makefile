@@ -1,5 +1,6 @@
 # make run      the whole chain on the toy data, ending with the report (about 20 minutes on two cores)
 # make test     lint (ruff, formatting, mypy) and all tests
+# make test-browser  every kind of page in a headless Chromium (Debian: apt install chromium)
 # make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
 # make lint     ruff, formatting, mypy
@@ -32,17 +33,19 @@ endif
 endif
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-slurm install lint clean
+.PHONY: run test test-browser test-slurm install lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
 	snakemake --profile workflow/profiles/ci --cores $(CORES) all
-	@echo
-	@echo "Reports:"
-	@printf '  %s\n' "$$PWD"/results/*/report/report.html
 
 test: lint
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
+
+# A Chromium of this machine (LTPIPE_CHROMIUM, or on the path), else the one that playwright downloads.
+test-browser: $(VENV)/.installed
+	@$(INSTALL) --editable ".[browser]"
+	python -m pytest -m browser tests/browser
 
 test-slurm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -m slurm

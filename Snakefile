@@ -34,6 +34,7 @@ onstart:
 # What was finished before a stage that has failed is put back.
 onsuccess:
     PIPELINE.reruns.end()
+    PIPELINE.tell()
 
 
 onerror:

@@ -19,6 +19,7 @@ from ltpipe.command_options import (
     convert_options,
     import_options,
     long_tail_options,
+    pictures_options,
     predict_options,
     score_options,
     split_options,
@@ -47,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
     for stage in TABLE.values():
         if stage.plugin is None:
             _stage_options(verbs, stage)
-    status = verbs.add_parser("status", help="what is done, running, failed, stale or waiting, and why")
-    _experiment(status)
+    status = verbs.add_parser(
+        "status", help="what is done, running, failed, stale or waiting, and why; without EXP: all experiments"
+    )
+    _experiment(status, required=False)
     status.add_argument("--watch", action="store_true", help="look again every few seconds")
     toy = verbs.add_parser("toy-data", help="draw the toy data set")
     target = toy.add_mutually_exclusive_group(required=True)
@@ -81,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
 def _stage_options(verbs: Any, stage: Stage) -> None:
     description = stage.help[:1].upper() + stage.help[1:] + "."
     verb = verbs.add_parser(stage.name, help=stage.help, description=description)
-    _experiment(verb)
+    where = _experiment(verb)
+    if stage.name == "pictures":
+        pictures_options(verb, where)
     if stage.option is not None:
         key = stage.option
         verb.add_argument(
@@ -122,13 +127,15 @@ def _export_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--iou-type", choices=("bbox", "segm"), default="bbox", help="of the JSON; default: %(default)s")
 
 
-def _experiment(verb: argparse.ArgumentParser) -> None:
-    where = verb.add_mutually_exclusive_group(required=True)
+def _experiment(verb: argparse.ArgumentParser, *, required: bool = True) -> Any:
+    """Add the options that name an experiment; return their group, of which one is given."""
+    where = verb.add_mutually_exclusive_group(required=required)
     where.add_argument(
         "experiment", nargs="?", metavar="EXP", help="name in configs/experiments, or path of a YAML file"
     )
     where.add_argument("--experiment", dest="option", metavar="EXP", help="the same, as an option")
     _results(verb)
+    return where
 
 
 def _results(verb: argparse.ArgumentParser) -> None:
@@ -190,6 +197,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         importlib.import_module("ltpipe.interop.convert_command").run(arguments)
     elif verb == "score":
         importlib.import_module("ltpipe.stages.score").run(arguments)
+    elif verb == "status" and not (arguments.experiment or arguments.option):
+        importlib.import_module("ltpipe.run.status").print_all(arguments.results)
+    elif verb == "pictures" and arguments.annotations is not None:
+        importlib.import_module("ltpipe.stages.pictures_of_files").run(arguments)
     elif verb == "predict":
         _load_formatter()
         importlib.import_module("ltpipe.stages.predict").run(arguments)

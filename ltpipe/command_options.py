@@ -69,6 +69,20 @@ def score_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def pictures_options(verb: argparse.ArgumentParser, where: Any) -> None:
+    """Add what ``ltpipe pictures`` takes instead of an experiment; ``where`` is the group of both."""
+    where.add_argument("--annotations", type=Path, metavar="JSON", help="instead of an experiment: any annotations")
+    verb.add_argument("--images", type=Path, metavar="DIR", help="their images")
+    verb.add_argument(
+        "--detections", nargs="+", type=Path, metavar="JSON", help="results files; the last one is looked at first"
+    )
+    verb.add_argument("--train", type=Path, metavar="JSON", help="annotations whose counts make frequency groups")
+    verb.add_argument("--output", type=Path, metavar="DIR", help="folder to write to, with --annotations")
+    verb.add_argument(
+        "--megabytes", type=float, default=100, metavar="MB", help="limit of all pages, with --annotations; %(default)s"
+    )
+
+
 def predict_options(verb: argparse.ArgumentParser, checkpoint: str) -> None:
     """Add the options of ``ltpipe predict``; ``checkpoint`` says which there are."""
     verb.description = "Detect objects in any images and videos. Broken files are told of at the end (exit code 2)."

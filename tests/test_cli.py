@@ -124,6 +124,12 @@ def test_status(tmp_path: Path, root: None, capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["validate", "done"]
     assert any(line.split()[:3] == ["lst", "phase6", "waiting"] for line in lines)
+    (tmp_path / "mine").mkdir()
+    assert cli.main(["status", *results]) == 0
+    first, second, others = capsys.readouterr().out.splitlines()
+    assert first.startswith("lvis_v1_lst  1 of ") and first.endswith(" waiting")
+    assert second.split(maxsplit=1) == ["mine", "no experiment of this name in configs/experiments"]
+    assert others.endswith("experiments without results in configs/experiments")
 
 
 def test_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,8 +105,23 @@ def check_sample(
     return {"sampled": len(rows), **{key: found[key] for key in ("turned", "as_stored", "unclear")}}
 
 
-def _orientation(path: Path, wanted: Size, image_id: int) -> str:
-    """Read an image and say what became of its orientation; empty if it has none."""
+def read_as_annotated(path: Path, wanted: Size, image_id: int) -> NDArray[np.uint8]:
+    """Return an image ``(H, W, 3)`` BGR in the orientation in which it was annotated.
+
+    Args:
+        path: The image file.
+        wanted: Height and width in the annotation file.
+        image_id: Its id, for the error.
+
+    Raises:
+        UserError: It cannot be read, or is of another size.
+    """
+    image: NDArray[np.uint8] = as_annotated(_decoder(path, image_id), wanted, path, image_id)
+    return image
+
+
+def _decoder(path: Path, image_id: int) -> Callable[[bool], NDArray[Any] | None]:
+    """Return what decodes an image file, turned by its orientation if told so."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -119,6 +134,12 @@ def _orientation(path: Path, wanted: Size, image_id: int) -> str:
         except cv2.error:
             return None
 
+    return decode
+
+
+def _orientation(path: Path, wanted: Size, image_id: int) -> str:
+    """Read an image and say what became of its orientation; empty if it has none."""
+    decode = _decoder(path, image_id)
     image = as_annotated(decode, wanted, path, image_id)
     orientation = exif_orientation(path)
     if orientation == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from mmengine.config import ConfigDict
@@ -16,6 +17,7 @@ from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
 from ltpipe.engine.model_config import REPLACEMENTS, ClassCounts, with_our_steps
 from ltpipe.errors import UserError
+from ltpipe.pipeline.digests import stage_seed
 from ltpipe.pipeline.paths import Paths
 
 
@@ -113,6 +115,14 @@ def stream_config(
         "pipeline": with_our_steps(fragment.train_pipeline),
         **order,
     }
+
+
+def training_order(exp: Experiment, paths: Paths, phase: int) -> dict[str, Any]:
+    """Return ``seed`` and ``order`` of :func:`stream_config` for the base training, 0, or a phase."""
+    if phase:
+        return {"seed": stage_seed(exp, "lst", phase), "order": {"replay": str(paths.replay(phase))}}
+    sampler = {"type": exp.base.sampler.type, **exp.base.sampler.options}
+    return {"seed": stage_seed(exp, "base"), "order": {"sampler": sampler}}
 
 
 def annotated_config(

@@ -14,13 +14,13 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
 from torch import nn
 
 from ltpipe.checkpoints.tensors import check_kinds, check_tensors
 from ltpipe.checkpoints.torch_files import AFRESH, Refused, load_plain
 from ltpipe.engine.hooks import saved_states
 from ltpipe.engine.loading import loader_config, loader_workers
+from ltpipe.engine.stage_runner import StageRunner
 from ltpipe.errors import UserError
 from ltpipe.run.files import atomic_path
 
@@ -50,7 +50,7 @@ def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str
         print_log(f"continuing from {checkpoint}", logger="current")
     elif config.load_from and is_main_process():
         read_checkpoint(config.load_from)
-    runner = Runner.from_cfg(running)
+    runner = StageRunner.from_cfg(running)
     runner.train()
     if is_main_process():
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -165,6 +165,11 @@ class Paths:
         return self.folder("report") / "report.html"
 
     @property
+    def pictures(self) -> Path:
+        """The first page of pictures; it links to the others beside it."""
+        return self.folder("pictures") / "index.html"
+
+    @property
     def summary(self) -> Path:
         """The report's table, CSV."""
         return self.folder("report") / "summary.csv"

@@ -226,6 +226,12 @@ class Pipeline:
                 message = log.read_text(encoding="utf-8").rpartition("ltpipe validate: ")[2].strip()
                 raise UserError(f"{exp.name} is refused before anything is queued\n{message}", fix=f"see {log}")
 
+    def tell(self) -> None:
+        """Print where the reports of the active experiments are, those that are there."""
+        pages = [page for exp in self.active if (page := Paths(RESULTS, exp).report).is_file()]
+        if pages:
+            print("\n".join(["", "Reports:", *(f"  {page.resolve()}" for page in pages)]), flush=True)
+
     # ---- targets -----------------------------------------------------------------------------------------------------
 
     def records(self, *stages: str, phase: int | None = None) -> Files:

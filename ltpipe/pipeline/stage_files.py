@@ -160,6 +160,30 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
                     yield f"{label}/{name}", place.folder("evaluate", checkpoint) / name
 
 
+def pictures_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """The data, what trainings draw from it, and what complete checkpoints detect."""
+    yield from _store(paths, "train")
+    yield from _store(paths, "val")
+    yield from _statistics(paths)
+    yield "split", paths.split
+    yield from (("split:holdout", file) for file in holdout(exp, paths, key))
+    yield from ((f"split:replay:{phase}", paths.replay(phase)) for phase in trained_phases(exp) if phase)
+    for checkpoint in complete_checkpoints(exp):
+        yield f"evaluate:{checkpoint}", paths.predictions(checkpoint)
+        yield f"evaluate:{checkpoint}/per_class", paths.per_class(checkpoint)
+
+
+def trained_phases(exp: Experiment) -> range:
+    """Return the phases that this experiment trains on whole images; 0 is base training."""
+    return range(0 if exp.base.checkpoint is None else 1, exp.num_phases() + 1)
+
+
+def complete_checkpoints(exp: Experiment) -> list[str]:
+    """Return the evaluated checkpoints that know all classes, in the order of training."""
+    final = exp.final_checkpoint()
+    return [name for name in exp.evaluated_checkpoints() if name == final or name in exp.calibrate]
+
+
 # ---- what stages leave -----------------------------------------------------------------------------------------------
 
 

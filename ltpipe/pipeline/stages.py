@@ -257,6 +257,16 @@ _STAGES = (
         runtime=240,
     ),
     Stage(
+        "pictures",
+        "pictures of the data, and of what complete checkpoints get right and wrong",
+        title="pictures",
+        reads=reading("name", "seed", "detector", "split.ignore_future_gt", "base.sampler", "evaluate.checkpoints"),
+        inputs=files.pictures_inputs,
+        outputs=lambda paths, key: [paths.pictures],
+        mem_mb=8000,
+        runtime=120,
+    ),
+    Stage(
         "report",
         "tables and plots",
         title="report",

@@ -23,6 +23,7 @@ from ltpipe.report.inputs import (
     experiments_of,
     phases_of,
 )
+from ltpipe.report.plot_classes import NAMED, plot_class_bars
 from ltpipe.report.plots import (
     COLOURS,
     plot_affinity,
@@ -74,7 +75,7 @@ def build_report(
         tables.append("differences.csv")
     chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities)
     bodies = [html.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
-    links = {anchor: name for anchor, (name, _) in chapters.items()}
+    links = {f"#{anchor}": name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))
     bands = {item.metrics["boundary_ratio"] for item in evaluations if "boundary_ratio" in item.metrics}
     band = "".join(f" Boundary AP: band of {ratio:g} of the image's diagonal." for ratio in sorted(bands))
@@ -99,7 +100,10 @@ def summary_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
 
 
 def draw_figures(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, Path]:
-    """Draw every figure; the keys are ``groups.<iou>``, ``classes.<iou>`` and ``phases.<experiment>.<iou>``."""
+    """Draw every figure: ``groups.<iou>``, ``bars.<iou>`` or ``classes.<iou>``, ``phases.<experiment>.<iou>``.
+
+    Up to :data:`~ltpipe.report.plot_classes.NAMED` classes have bars with names, more a line through their ranks.
+    """
     figures = {}
     for kind, name in IOU_NAMES.items():
         ours = [item for item in evaluations if item.iou_type == kind]
@@ -114,7 +118,9 @@ def draw_figures(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, P
         path = folder / f"groups_{kind}"
         figures[f"groups.{kind}"] = plot_group_bars(bars, path, title=f"AP by class frequency, {name}")
         path = folder / f"classes_{kind}"
-        if shown[0].per_class["train_instances"].notna().all():
+        if len(shown[0].per_class) <= NAMED:
+            figures[f"bars.{kind}"] = plot_class_bars(curves, path, title=f"AP per class, {name}")
+        elif shown[0].per_class["train_instances"].notna().all():
             figures[f"classes.{kind}"] = plot_class_curve(curves, path, title=f"AP per class, {name}", edges=edges)
         diagrams = {
             label: item.metrics["reliability"]

@@ -66,7 +66,7 @@ def draw(image: Image, marks: Marks, *, longest: int | None = None, least: int =
     if marks.masks is not None:
         found.mask = np.stack([_fitted(mask, scaled.shape[:2]) for mask in marks.masks])
         scaled = sv.MaskAnnotator(_palette(), opacity=0.4).annotate(scaled, found, custom_color_lookup=lookup)
-    thick = max(1, round(size / 350))
+    thick = max(2, round(size / 350))
     scaled = sv.BoxAnnotator(_palette(), thickness=thick).annotate(scaled, found, custom_color_lookup=lookup)
     named = np.array([bool(text) for text in marks.texts])
     if named.any():

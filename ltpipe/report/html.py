@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: no scripts, no links to anything outside the file."""
+"""Pieces of a self-contained HTML page: nothing is loaded from outside the file."""
 
 from __future__ import annotations
 
@@ -8,59 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-NOTHING = "–"
+from ltpipe.report.style import CSS, SCRIPT
 
-CSS = """
-:root { --ink: #1d2630; --soft: #5b6773; --line: #dfe4e9; --tint: #f5f7f9; --accent: #0072b2; --good: #00704f;
-  --bad: #b34700; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; line-height: 1.5; font-size: 15px;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-header { background: linear-gradient(90deg, #10324a, #0d4f76); color: #fff; padding: 2.2rem 0 1.8rem; }
-header h1 { margin: 0 0 .3rem; font-size: 1.75rem; letter-spacing: -.01em; }
-header p { margin: 0; color: #cfe0ec; max-width: 60rem; }
-.wrap { max-width: 1180px; margin: 0 auto; padding: 0 1.5rem; }
-nav { border-bottom: 1px solid var(--line); background: var(--tint); }
-nav .wrap { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding-top: .55rem; padding-bottom: .55rem; }
-nav a { color: var(--accent); text-decoration: none; font-size: .9rem; }
-nav a:hover { text-decoration: underline; }
-section { margin: 2.4rem 0; }
-h2 { font-size: 1.3rem; margin: 0 0 .4rem; padding-bottom: .3rem; border-bottom: 2px solid var(--accent); }
-h3 { font-size: 1.02rem; margin: 1.5rem 0 .4rem; }
-p.note { color: var(--soft); margin: .35rem 0 .9rem; max-width: 52rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .5rem 0 1rem; }
-th, td { padding: .34rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; border-bottom: 2px solid #b9c3cc; background: var(--tint); }
-th.text, td.text { text-align: left; }
-td.long { white-space: normal; min-width: 12rem; max-width: 30rem; }
-tbody tr:hover { background: #eef5fa; }
-tr.first td { border-top: 2px solid #cdd5dc; }
-tr.pale td { color: #7d8893; }
-td.best { font-weight: 700; color: var(--accent); }
-.good { color: var(--good); font-weight: 600; }
-.bad { color: var(--bad); font-weight: 600; }
-figure { margin: 1rem 0; }
-figure img { max-width: 100%; width: 860px; height: auto; border: 1px solid var(--line); border-radius: 6px;
-  padding: .8rem; }
-figcaption { color: var(--soft); font-size: .88rem; max-width: 52rem; margin-top: .35rem; }
-.cards { display: flex; flex-wrap: wrap; gap: .9rem; margin: 1.2rem 0; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem; min-width: 9.5rem; background: #fff; }
-.card b { display: block; font-size: 1.45rem; line-height: 1.2; }
-.card span { color: var(--soft); font-size: .82rem; }
-.pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
-ul.columns { columns: 22rem; padding-left: 1.2rem; font-size: .9rem; max-width: 60rem; }
-td small { color: var(--soft); }
-dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .9rem; }
-dl.facts dt { color: var(--soft); }
-dl.facts dd { margin: 0; }
-dl.terms dt { font-weight: 600; margin-top: .55rem; }
-dl.terms dd { margin: 0; color: var(--soft); max-width: 52rem; }
-details > summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
-footer { border-top: 1px solid var(--line); color: var(--soft); font-size: .82rem; padding: 1rem 0 2rem; }
-@media print { nav { display: none; } section { break-inside: avoid; } header { color: #000; background: none; }
-  header p { color: #333; } }
-"""
+NOTHING = "–"
+TALL = 20
+"""Rows from which on a table to search scrolls by itself."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +39,19 @@ def table(
     *,
     group: str | None = None,
     pale: str | None = None,
+    name: str | None = None,
 ) -> str:
-    """Return an HTML table.
+    """Return an HTML table without the columns that hold nothing.
 
     Args:
         columns: What to show.
         rows: The values; None shows as a dash. A ``Markup`` value is not escaped.
         group: Key whose change of value draws a line between rows.
         pale: Key that is true in rows to print in grey; they take no part in the choice of the best.
+        name: Unique name of a table that can be sorted and searched in the page; None: it stays as it is.
     """
     judged = [row for row in rows if not (pale and row.get(pale))]
+    columns = [column for column in columns if not rows or any(not _is_nothing(row.get(column.key)) for row in rows)]
     tops = {column.key: _largest(judged, column.key) for column in columns if column.best}
     head = "".join(f'<th class="{_side(column)}">{escape(column.title)}</th>' for column in columns)
     lines = []
@@ -108,7 +63,13 @@ def table(
         best = {} if "pale" in classes else tops
         cells = "".join(_cell(column, row.get(column.key), best.get(column.key)) for column in columns)
         lines.append(f'<tr class="{" ".join(classes)}">{cells}</tr>' if classes else f"<tr>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    if name is None:
+        return f'<div class="scroll"><table>{body}'
+    field = f'<input type="search" data-table="{name}" aria-label="search the rows" placeholder="search the rows">'
+    tall = " tall" if len(rows) > TALL else ""
+    find = f'<div class="find">{field}<output></output></div>'
+    return f'{find}<div class="scroll{tall}"><table class="sortable" id="{name}">{body}'
 
 
 class Markup(str):
@@ -139,6 +100,41 @@ def section(anchor: str, title: str, *parts: str) -> str:
 def heading(text: str) -> str:
     """Return a heading inside a section."""
     return f"<h3>{escape(text)}</h3>"
+
+
+def subheading(text: str) -> str:
+    """Return a heading below that."""
+    return f"<h4>{escape(text)}</h4>"
+
+
+def tag(text: str, kind: str = "") -> Markup:
+    """Return a word in a frame; ``kind`` is a frequency group, for its colour."""
+    return Markup(f'<span class="tag {escape(kind, quote=True)}">{escape(text)}</span>')
+
+
+def link(text: str, target: str) -> Markup:
+    """Return a link to an anchor or a file beside the page."""
+    return Markup(f'<a href="{escape(target, quote=True)}">{escape(text)}</a>')
+
+
+def plain(text: str) -> Markup:
+    """Return text as HTML."""
+    return Markup(escape(text))
+
+
+def lead(text: str) -> str:
+    """Return the first paragraph of a page; ``Markup`` is not escaped."""
+    return f'<p class="lead">{text if isinstance(text, Markup) else escape(text)}</p>'
+
+
+def step(text: str, command: str | None = None) -> Markup:
+    """Return one thing to do, and what to type or write for it."""
+    return Markup(escape(text) + (f" <code>{escape(command)}</code>" if command is not None else ""))
+
+
+def steps(items: Iterable[Markup]) -> str:
+    """Return a list of things to do."""
+    return f'<ul class="next">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
 
 
 def note(text: str) -> str:
@@ -181,29 +177,34 @@ def page(title: str, subtitle: str, sections: Mapping[str, str], bodies: Sequenc
     Args:
         title: Heading and window title.
         subtitle: One sentence below it.
-        sections: Anchor to title, for the row of links to the sections.
+        sections: Link to title, for the row of links: anchors with their ``#``, or files beside the page.
         bodies: The sections.
         footer: Last line.
     """
-    links = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for anchor, name in sections.items())
+    links = "".join(f'<a href="{escape(link, quote=True)}">{escape(name)}</a>' for link, name in sections.items())
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head><body>'
         f'<header><div class="wrap"><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></div></header>'
         f'<nav><div class="wrap">{links}</div></nav><main class="wrap">{"".join(bodies)}</main>'
-        f'<footer><div class="wrap">{escape(footer)}</div></footer></body></html>\n'
+        f'<footer><div class="wrap">{escape(footer)}</div></footer><script>{SCRIPT}</script></body></html>\n'
     )
 
 
 def show(value: object, kind: str) -> str:
     """Return a value as text: see :class:`Column`."""
-    if value is None or (isinstance(value, float) and value != value):
+    if _is_nothing(value):
         return NOTHING
     if kind == "percent":
         return f"{100 * float(str(value)):.1f}"
     if kind == "points":
-        return f"{100 * float(str(value)):+.1f}".replace("-", "−")
+        text = f"{100 * float(str(value)):+.1f}"
+        return "0.0" if float(text) == 0 else text.replace("-", "−")
     return f"{value:,}" if kind == "count" else str(value)
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _cell(column: Column, value: object, top: float | None) -> str:
@@ -217,5 +218,6 @@ def _side(column: Column) -> str:
 
 
 def _largest(rows: Sequence[Mapping[str, object]], key: str) -> float | None:
+    """Return the best value, if there are several to choose from; nothing is no achievement."""
     values = [value for row in rows if isinstance(value := row.get(key), float) and value == value]
-    return max(values) if len(values) > 1 else None
+    return max(values) if len(values) > 1 and max(values) > 0 else None

@@ -85,6 +85,8 @@ class ExperimentCard:
         schedules: One row per training stage, all with the same keys, e.g. ``stage, length, batch size``.
         stages: Content of the ``stage.json`` files, in order of execution.
         data: What there is in each part of the data set and what looked odd, in sentences.
+        epochs: Passes over the images in the base training; None: not trained here.
+        iterations: Its length.
     """
 
     name: str
@@ -93,6 +95,8 @@ class ExperimentCard:
     schedules: Sequence[Mapping[str, Any]] = ()
     stages: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    epochs: float | None = None
+    iterations: int | None = None
 
 
 def complete(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -78,8 +78,8 @@ def plot_class_curve(
             axes.set_xlim(0.5, len(ranked) + 0.5)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend_below(figure, axes, len(frames))
-        return _save(figure, path)
+        legend_below(figure, axes, len(frames))
+        return save(figure, path)
 
 
 def plot_group_bars(metrics: Mapping[str, Mapping[str, float | None]], path: Path, *, title: str) -> Path:
@@ -119,8 +119,8 @@ def plot_group_bars(metrics: Mapping[str, Mapping[str, float | None]], path: Pat
         axes.set_xticks(range(len(GROUPS)), [f"{name}\n{meaning}" for name, meaning in GROUPS.items()])
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 110 * top or 1)
-        _legend_below(figure, axes, len(metrics))
-        return _save(figure, path)
+        legend_below(figure, axes, len(metrics))
+        return save(figure, path)
 
 
 def plot_forgetting(
@@ -154,8 +154,8 @@ def plot_forgetting(
         axes.set_xticks(range(len(phases)), phases)
         axes.set_xlim(-0.2, len(phases) - 0.8)
         axes.set_ylim(bottom=0)
-        _legend_below(figure, axes, len(groups))
-        return _save(figure, path)
+        legend_below(figure, axes, len(groups))
+        return save(figure, path)
 
 
 def plot_sweep(rows: pd.DataFrame, path: Path, *, title: str) -> Path:
@@ -180,8 +180,8 @@ def plot_sweep(rows: pd.DataFrame, path: Path, *, title: str) -> Path:
         axes.set_xticks(rows["threshold"], [f"{value:g}" for value in rows["threshold"]])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
-        _legend_below(figure, axes, len(shown))
-        return _save(figure, path)
+        legend_below(figure, axes, len(shown))
+        return save(figure, path)
 
 
 def plot_affinity(cosine: np.ndarray, groups: Mapping[str, int], path: Path, *, title: str) -> Path:
@@ -211,7 +211,7 @@ def plot_affinity(cosine: np.ndarray, groups: Mapping[str, int], path: Path, *, 
         axes.set_yticks(middles, list(groups), rotation=90, va="center")
         axes.tick_params(length=0)
         figure.colorbar(image, ax=axes, label="cosine", shrink=0.85)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def plot_reliability(diagrams: Mapping[str, Mapping[str, Any]], path: Path, *, title: str) -> Path:
@@ -244,8 +244,8 @@ def plot_reliability(diagrams: Mapping[str, Mapping[str, Any]], path: Path, *, t
             axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", aspect="equal")
             axes.set_title(names[group], fontsize=10, fontweight="normal")
         panels[0].set_ylabel("share of right detections")
-        _legend_below(figure, panels[0], len(diagrams))
-        return _save(figure, path)
+        legend_below(figure, panels[0], len(diagrams))
+        return save(figure, path)
 
 
 def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
@@ -270,11 +270,13 @@ def _mark_counts(axes: Axes, descending: np.ndarray, edges: Sequence[float]) -> 
             )  # fmt: skip
 
 
-def _legend_below(figure: Figure, axes: Axes, entries: int) -> None:
+def legend_below(figure: Figure, axes: Axes, entries: int) -> None:
+    """Put the legend below the axes."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, max(entries, 1)))
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as SVG and PNG; return the PNG file."""
     for suffix in (".svg", ".png"):
         file = path.with_name(path.name + suffix)
         with atomic_path(file) as temporary:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ltpipe.errors import unknown_name
 from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
@@ -27,11 +25,12 @@ from ltpipe.report.inputs import (
     who,
 )
 from ltpipe.report.sections_affinity import affinity
+from ltpipe.report.sections_classes import changes, classes
 from ltpipe.report.sections_context import accounting, data, methods, provenance, terms
 from ltpipe.report.sections_numbers import by_kind, confidence, differences, errors, interval, limits, title_of
 from ltpipe.report.sections_sweep import sweep
+from ltpipe.report.verdict import verdict
 
-CHANGES_SHOWN = 8
 Parts = list[str]
 Chapters = dict[str, tuple[str, Parts]]
 
@@ -55,6 +54,7 @@ def all_sections(
         affinities: Checkpoints whose method compares classes.
     """
     chapters: Chapters = {
+        "brief": ("In short", verdict(evaluations, cards, sweeps)),
         "overview": ("Overview", overview(evaluations, figures)),
         "differences": ("Which differences are more than chance", differences(evaluations)),
         "published": ("Published numbers beside ours", published(evaluations, expectations)),
@@ -65,6 +65,7 @@ def all_sections(
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "affinity": ("Which classes are alike", affinity(affinities, figures)),
+        "classes": ("Every class", classes(evaluations, figures)),
         "changes": ("Classes that changed most", changes(evaluations)),
         "data": ("The data", data(cards)),
         "methods": ("Methods and schedules", methods(cards)),
@@ -170,7 +171,7 @@ def bins(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Part
         )
     ]
     for kind, ours in by_kind(evaluations):
-        labels = list(dict.fromkeys(item["label"] for one in ours for item in one.metrics["bins"]))
+        labels = list(dict.fromkeys(b["label"] for one in ours for b in one.metrics["bins"] if b["classes"]))
         if not labels:
             continue
         columns = [*WHO, *(Column(label, label, "text") for label in labels), Column("bAP", "bAP", "text")]
@@ -212,29 +213,6 @@ def phases(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Pa
     return [html.note(text), *parts] if parts else []
 
 
-def changes(evaluations: Sequence[Evaluation]) -> Parts:
-    """Return the classes with the largest gains and losses between the first and the last checkpoint."""
-    parts: Parts = []
-    for experiment in experiments_of(evaluations):
-        mine = [item for item in evaluations if item.experiment == experiment]
-        kind = max((item.iou_type for item in mine), key=("boundary", "bbox", "segm").index)
-        mine = [item for item in mine if item.iou_type == kind]
-        if len(mine) < 2:
-            continue
-        before = mine[0].per_class[["category_id", "AP"]].rename(columns={"AP": "before"})
-        joined = mine[-1].per_class.merge(before, on="category_id").dropna(subset=["AP", "before"])
-        joined["change"] = joined["AP"] - joined["before"]
-        ranked = joined.sort_values(["change", "category_id"], ascending=[False, True])
-        gains, losses = ranked[ranked["change"] > 0], ranked[ranked["change"] < 0][::-1]
-        parts.append(html.heading(f"{experiment}, {IOU_NAMES[kind]}: {mine[0].checkpoint} to {mine[-1].checkpoint}"))
-        parts.append(html.side_by_side(*(_change_table(*pair) for pair in (("gains", gains), ("losses", losses)))))
-    text = (
-        "AP of single classes rests on few validation objects: read these as places to look, not as results. "
-        "Instances are those of the training set."
-    )
-    return [html.note(text), *parts] if parts else []
-
-
 def _bin_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
     cells: dict[str, str] = {
         item["label"]: html.Markup(f"{html.show(item['AP'], 'percent')} <small>({item['classes']})</small>")
@@ -250,15 +228,3 @@ def _phase_row(item: Evaluation, names: Sequence[str], start: float | None) -> d
     lost = None if base is None or start is None or item.phase == 0 else base - start
     chosen = {name: groups.get(name) for name in (*names, "old", "new")}
     return {"checkpoint": item.checkpoint, "AP": item.metrics["AP"], "forgetting": lost, **chosen}
-
-
-def _change_table(title: str, frame: pd.DataFrame) -> str:
-    columns = [
-        Column("name", f"largest {title}", "text"),
-        Column("frequency", "group", "text"),
-        Column("train_instances", "instances", "count"),
-        Column("before", "before"),
-        Column("AP", "after"),
-        Column("change", "change", "points"),
-    ]
-    return html.table(columns, frame.head(CHANGES_SHOWN).to_dict("records"))

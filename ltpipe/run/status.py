@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ltpipe.config.experiment import Experiment
+from ltpipe.config.loading import FOLDER, list_experiments, load_experiment
+from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.changes import changed_since, damages
@@ -99,6 +102,34 @@ def print_status(exp: Experiment, paths: Paths) -> None:
     indent = "\n" + " " * (width + 12)
     for row in rows:
         print(f"{row.label:{width}s}  {row.state:8s}  {row.reason.replace(chr(10), indent)}")
+
+
+def print_all(results: Path) -> None:
+    """Print one line per experiment that has results: how far it is, and what runs or has failed."""
+    folders = sorted(file.name for file in results.glob("*") if file.is_dir() and file.name != "datasets")
+    known = set(list_experiments())
+    width = max((len(name) for name in folders), default=0)
+    for name in folders:
+        if name not in known:
+            print(f"{name:{width}s}  no experiment of this name in {FOLDER}")
+            continue
+        try:
+            exp = load_experiment(name)
+            print(f"{name:{width}s}  {_summary(status(exp, Paths(results, exp)))}")
+        except UserError as error:
+            print(f"{name:{width}s}  {error.what}; see ltpipe status {name}")
+    others = len(known - set(folders))
+    print(f"{'' if folders else f'no results in {results}; '}{others} experiments without results in {FOLDER}")
+
+
+def _summary(rows: list[StageStatus]) -> str:
+    """Return how many stages are in which state, and the names of those that somebody waits for."""
+    parts = [f"{sum(row.state == 'done' for row in rows)} of {len(rows)} done"]
+    for state in ("running", "failed", "stopped", "stale", "waiting"):
+        found = [row.label for row in rows if row.state == state]
+        named = state not in ("stale", "waiting")
+        parts += [f"{len(found)} {state}{': ' + ', '.join(found) if named else ''}"] if found else []
+    return "; ".join(parts)
 
 
 def watch_status(exp: Experiment, paths: Paths, seconds: float = 5.0) -> None:

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import check_masks, known_classes, stream_config
+from ltpipe.engine.dataset_configs import check_masks, known_classes, stream_config, training_order
 from ltpipe.engine.detector_facts import facts_of
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
@@ -34,10 +34,8 @@ def run(exp: Experiment, paths: Paths) -> None:
         num_classes = split.classes_known(0)
         fragment, model = model_of(exp, paths, split, "base")
         check_masks(paths, model, exp.detector.config)
-        sampler = {"type": exp.base.sampler.type, **exp.base.sampler.options}
-        dataset = stream_config(
-            exp, paths, fragment, phase=0, num_classes=num_classes, seed=exp.seed, order={"sampler": sampler}
-        )
+        order = training_order(exp, paths, 0)
+        dataset = stream_config(exp, paths, fragment, phase=0, num_classes=num_classes, **order)
         epoch_length = build_dataset(dataset).stream.epoch_length()
         iterations = exp.base.schedule.total_iterations(epoch_length)
         classes = known_classes(paths, split, num_classes)

@@ -8,7 +8,7 @@ from typing import Any
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import check_labels
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import known_classes, stream_config
+from ltpipe.engine.dataset_configs import known_classes, stream_config, training_order
 from ltpipe.engine.detector_facts import facts_of
 from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
@@ -39,8 +39,8 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         if lst.distill.teacher != "none":
             part = distillation(exp, paths, split, phase, stages=len(as_list(model.roi_head.bbox_head)))
             model.roi_head.parts = [*model.roi_head.get("parts", []), part]
-        order = {"replay": str(paths.replay(phase))}
-        dataset = stream_config(exp, paths, fragment, phase=phase, num_classes=num_classes, seed=seed, order=order)
+        order = training_order(exp, paths, phase)
+        dataset = stream_config(exp, paths, fragment, phase=phase, num_classes=num_classes, **order)
         epoch_length = build_dataset(dataset).stream.epoch_length()
         iterations = lst.phase_iterations(phase, epoch_length)
         hooks = [dict(type="ltpipe.ExpansionHook", num_old=num_old, num_new=num_classes - num_old, seed=seed)]

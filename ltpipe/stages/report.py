@@ -109,7 +109,18 @@ def _card(exp: Experiment, paths: Paths) -> ExperimentCard:
         schedules.append(_schedule(name, calibrator.schedule))
     records = [paths.record(stage, key) for stage, key in stage_keys(exp) if stage != "report"]
     stages = [json.loads(record.read_text(encoding="utf-8")) for record in records if record.is_file()]
-    return ExperimentCard(exp.name, exp.description, methods, schedules, stages, _data(paths))
+    epochs, iterations = _base_length(exp, paths)
+    return ExperimentCard(exp.name, exp.description, methods, schedules, stages, _data(paths), epochs, iterations)
+
+
+def _base_length(exp: Experiment, paths: Paths) -> tuple[float | None, int | None]:
+    """Return passes over all training images and iterations of the base training, if there was one."""
+    info = read_json(paths.store("train") / "info.json")
+    if exp.base.checkpoint is not None or not info:
+        return None, None
+    schedule, images = exp.base.schedule, info["counts"]["images"]
+    iterations = schedule.total_iterations(images)
+    return iterations * schedule.batch_size / images, iterations
 
 
 def _data(paths: Paths) -> dict[str, list[str]]:

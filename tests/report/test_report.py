@@ -14,36 +14,11 @@ import pytest
 from ltpipe.errors import UserError
 from ltpipe.metrics import table as table_module
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
-from ltpipe.metrics.table import METRICS, Metric, per_class_table, summarize
-from ltpipe.metrics.tensors import TensorInfo, Tensors
-from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
+from ltpipe.metrics.table import METRICS, Metric
+from ltpipe.report import html
+from ltpipe.report.build import Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.report.plots import plot_class_curve, plot_forgetting, plot_group_bars
-
-K = 12
-CLASSES = pd.DataFrame(
-    {
-        "category_id": np.arange(K),
-        "name": [f"thing <{i}> & co" for i in range(K)],
-        "image_count": 2000 // (1 + np.arange(K)) ** 2,
-        "instance_count": 4000 // (1 + np.arange(K)) ** 2,
-        "frequency": list("ffffccccrrrr"),
-        "phase": np.arange(K) // 4,
-    }
-)
-
-
-def evaluation(experiment: str, checkpoint: str, level: float, iou_type: str = "segm", known: int = K) -> Evaluation:
-    """Return a checkpoint whose AP is ``level`` for every class but the last, which has no ground truth."""
-    precision, recall = np.full((10, 101, known, 4), level), np.full((10, known, 4), level)
-    if known == K:
-        precision[:, :, -1], recall[:, -1] = -1, -1
-    counts = {"detections": 12345, "evaluated": 9, "gt": 4}
-    info = TensorInfo(iou_type, "lvis", 300, "hotcoco 1.3.0", counts, 0.02 if iou_type == "boundary" else None)
-    tensors = Tensors(precision, recall, np.arange(known), info)
-    phase = {"base": 0, "phase1": 1, "phase2": 2}.get(checkpoint)
-    return Evaluation(
-        experiment, checkpoint, summarize(tensors, CLASSES, phase=phase), per_class_table(tensors, CLASSES)
-    )
+from tests.helpers.reports import K, evaluation
 
 
 class Tags(HTMLParser):
@@ -59,7 +34,7 @@ class Tags(HTMLParser):
         """Remember an opened tag."""
         self.seen.add(tag)
         self.links += [value or "" for name, value in attrs if name in ("href", "src")]
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -99,12 +74,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_page_is_self_contained(written: Path) -> None:
-    """Well-formed, no scripts, nothing loaded from elsewhere; names are escaped."""
+    """Well-formed, nothing loaded from elsewhere, scripts neither; names are escaped."""
     text = (written / "report.html").read_text(encoding="utf-8")
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
-    assert not {"script", "link", "iframe"} & tags.seen
+    assert not {"link", "iframe"} & tags.seen
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in tags.links)
     anchors = set(re.findall(r'<section id="([^"]+)"', text))
     assert {link[1:] for link in tags.links if link.startswith("#")} == anchors
@@ -123,6 +98,68 @@ def test_page_says_what_was_measured(written: Path) -> None:
     assert "−10.0" in phases and "−5.0" in phases
     for phrase in ("1 h 07 min", "2.0 GiB", "cpu (2 cores)", "seesaw", "12,345"):
         assert phrase in text, phrase
+
+
+def words(section: str) -> str:
+    """Return the text of a part of a page."""
+    return " ".join(re.sub("<[^>]+>", " ", section).split())
+
+
+def of_page(text: str, anchor: str) -> str:
+    """Return one section of a page."""
+    return text[text.index(f'<section id="{anchor}"') :].split("</section>")[0]
+
+
+def test_first_sentences(written: Path) -> None:
+    """The best checkpoint, and what phases and calibration gained or cost, in numbers that are in the tables."""
+    brief = words(of_page((written / "report.html").read_text(encoding="utf-8"), "brief"))
+    assert "simcal of steps reaches 28.0 AP on masks (APr 28.0, APc 28.0, APf 28.0), 3.0 more than phase2" in brief
+    assert "the best of 3 that know all 12 classes" in brief
+    assert "After phase1: base classes −10.0 to 20.0; its new classes reach 20.0." in brief
+    assert "After phase2: base classes +5.0 to 25.0, classes of t1 +5.0 to 25.0; its new classes reach 25.0." in brief
+    assert "steps: simcal gains +3.0 AP (APr +3.0, APc +3.0, APf +3.0) over phase2." in brief
+    assert "1 of 12 classes have no objects in the validation set" in brief
+    assert "joint has no calibrated checkpoint" in brief
+
+
+def test_what_to_do_next(tmp_path: Path) -> None:
+    """Too few passes, groups that the limits leave empty; and nothing of the kind where all is well."""
+    shown = [evaluation("one", "base", 0.2), evaluation("one", "simcal", 0.3)]
+    few = [ExperimentCard("one", epochs=2.5, iterations=100)]
+    for item in shown:
+        item.per_class["frequency"] = "f"
+    brief = words(of_page(build_report(tmp_path, shown, title="one", cards=few)[0].read_text("utf-8"), "brief"))
+    assert "sees each training image 2.5 times" in brief and "iterations: 480" in brief
+    assert "No class is rare or common" in brief and "dataset: {frequency_limits: [" in brief
+    enough = [ExperimentCard("one", epochs=12.0, iterations=480)]
+    shown = [evaluation("one", "base", 0.2), evaluation("one", "simcal", 0.3)]
+    brief = words(of_page(build_report(tmp_path, shown, title="one", cards=enough)[0].read_text("utf-8"), "brief"))
+    assert "training image" not in brief and "No class is" not in brief and "calibrated checkpoint" not in brief
+
+
+def test_every_class_can_be_sorted_and_searched(written: Path) -> None:
+    """All complete checkpoints side by side; the change is that of calibration."""
+    table = of_page((written / "report.html").read_text(encoding="utf-8"), "classes")
+    assert 'data-table="per-class"' in table and 'class="sortable" id="per-class"' in table
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", table)
+    assert heads[:4] == ["class", "group", "images", "instances"]
+    assert heads[4:] == ["AP steps: phase2", "AP steps: simcal", "AP joint: base"]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
+    assert len(rows) == K and rows[0] == ["thing &lt;0&gt; &amp; co", "f", "2,000", "4,000", "25.0", "28.0", "22.0"]
+    assert rows[-1][-3:] == ["–", "–", "–"]
+
+
+def test_changes_are_those_of_calibration(written: Path) -> None:
+    text = of_page((written / "report.html").read_text(encoding="utf-8"), "changes")
+    assert "phase2 to simcal" in text and "base to" not in text
+
+
+def test_columns_without_values_and_zeros() -> None:
+    """The former are not shown, the latter are not the best of anything."""
+    columns = [html.Column("a", "A", best=True), html.Column("b", "B", best=True), html.Column("c", "C", best=True)]
+    rows = [{"a": 0.0, "b": None, "c": 0.25}, {"a": 0.0, "b": float("nan"), "c": 0.5}]
+    text = html.table(columns, rows)
+    assert ">A<" in text and ">B<" not in text and text.count(" best") == 1 and 'best">50.0' in text
 
 
 def test_summary_is_complete(written: Path) -> None:

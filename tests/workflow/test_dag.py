@@ -228,6 +228,12 @@ def test_rulegraph_shows_the_chain(empty: Workspace) -> None:
     assert ("base", "distill_phase_1") in edges and ("lst_phase_1", "distill_phase_2") in edges
 
 
+def test_the_reports_are_named_at_the_end(finished: Workspace) -> None:
+    pages = [finished.folder / "results" / name / "report" / "report.html" for name in ("joint", "chain")]
+    text = finished.snakemake("--cores", "2", "all", "-R", "report")
+    assert text[text.index("Reports:") :].splitlines()[1:3] == [f"  {page}" for page in pages]
+
+
 def test_report(finished: Workspace) -> None:
     finished.snakemake("all", "--report", "report.html")
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
@@ -326,7 +332,7 @@ def test_the_rules_of_all_stages() -> None:
     """Names, results and resources that people have written down elsewhere."""
     rules = {one.name: one for one in Pipeline(["toy", "toy_joint"]).rules()}
     phases = [f"{stage}_phase_{k}" for stage in ("split", "distill", "lst") for k in (1, 2)]
-    once = ["validate", "index", "split", "base", "features", "calibrate", "evaluate", "report"]
+    once = ["validate", "index", "split", "base", "features", "calibrate", "evaluate", "pictures", "report"]
     assert sorted(rules) == sorted([*once, *phases])
     assert {name: (one.stage.threads, one.stage.mem_mb, one.stage.runtime) for name, one in rules.items()} == {
         "validate": (1, 1000, 10),
@@ -337,6 +343,7 @@ def test_the_rules_of_all_stages() -> None:
         "features": (4, 16000, 720),
         "calibrate": (4, 16000, 480),
         "evaluate": (4, 8000, 240),
+        "pictures": (1, 8000, 120),
         "report": (1, 2000, 30),
     }
     assert list(map(str, rules["lst_phase_2"].outputs)) == [
