@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from ltpipe.run.slurm import ask
 
 # Not one of Slurm's states: pending, and somebody has to release it.
 HELD = "HELD"
@@ -22,7 +23,6 @@ UNDECIDED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 GRACE_SECONDS = 20.0
 # A job that slurmctld has never shown or has forgotten, and accounting does not know.
 FORGOTTEN_SECONDS = 120.0
-QUERY_SECONDS = 60
 FAILED = {
     "CANCELLED": "cancelled, by scancel or an administrator",
     "DEADLINE": "its deadline passed",
@@ -152,12 +152,10 @@ def _state(state: str, reason: str) -> State:
 
 def run_slurm(command: list[str]) -> str | None:
     """Output of one of Slurm's commands; None if it fails or does not answer."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    done = ask(*command)
     # Of several ids squeue leaves out those it has forgotten; one alone is an error.
-    return done.stdout if done.returncode == 0 or "Invalid job id" in done.stderr else None
+    answered = done is not None and (done.returncode == 0 or "Invalid job id" in done.stderr)
+    return done.stdout if done is not None and answered else None
 
 
 @dataclass(frozen=True)

@@ -154,4 +154,4 @@ def test_cross_check_needs_an_evaluation(tmp_path: Path, capsys: pytest.CaptureF
     arguments = ["evaluate", "lvis_v1_lst", "--checkpoint", "phase1", "--cross-check", "--results", str(tmp_path)]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
-    assert "cannot read the tensors" in error and "evaluate the checkpoint again" in error
+    assert "no file of precision and recall tensors" in error and "evaluate the checkpoint again" in error

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from ltpipe.checkpoint_ids import checkpoint_of, phase_of
 from ltpipe.config.blocks import (
     Calibrator,
     Dataset,
@@ -84,7 +85,7 @@ class Experiment(Block):
             raise ValueError(f"the name {self.name!r} is reserved")
         if (self.split is None) != (self.lst is None):
             raise ValueError("split and lst belong together: give both for incremental training, neither for one-shot")
-        clash = [n for n in self.calibrate if n == "base" or n.startswith("phase")]
+        clash = [name for name in self.calibrate if phase_of(name) is not None]
         if clash:
             raise ValueError(f"calibrator name {clash[0]!r} would clash with a checkpoint of the training")
         return self
@@ -140,13 +141,12 @@ class Experiment(Block):
 
     def checkpoints(self, num_classes: int | None = None) -> list[str]:
         """All checkpoint ids in the order they are made: ``base``, ``phase1`` .. and the calibrators' names."""
-        phases = [f"phase{k}" for k in range(1, self.num_phases(num_classes) + 1)]
-        return ["base", *phases, *self.calibrate]
+        trained = map(checkpoint_of, range(self.num_phases(num_classes) + 1))
+        return [*trained, *self.calibrate]
 
     def final_checkpoint(self, num_classes: int | None = None) -> str:
         """The checkpoint that the calibrators start from: the last phase, or the base without phases."""
-        phases = self.num_phases(num_classes)
-        return f"phase{phases}" if phases else "base"
+        return checkpoint_of(self.num_phases(num_classes))
 
     def evaluated_checkpoints(self, num_classes: int | None = None) -> list[str]:
         """The checkpoint ids that ``evaluate.checkpoints`` asks for.

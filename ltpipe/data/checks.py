@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.findings import Findings
+from ltpipe.data.id_rows import row_of
 from ltpipe.data.readers import Records
 from ltpipe.data.readers.records import CategoryRecord, ImageRecord
 from ltpipe.data.segments import read_masks
@@ -168,7 +169,7 @@ def _links(
         ("images", "image_id", image_ids, records.image_ids),
         ("categories", "category_id", category_ids, records.category_ids),
     ):
-        place = rows_of(known, used)
+        place = row_of(used, known)
         lost = np.flatnonzero(place < 0)
         listed = np.isin(used[lost], _ids(getattr(records, section)))
 
@@ -179,15 +180,6 @@ def _links(
         findings.fault_rows(f"annotations of {section} that cannot be used", lost[listed], name)
         places.append(place)
     return places[0], places[1], np.flatnonzero((places[0] >= 0) & (places[1] >= 0))
-
-
-def rows_of(known: Ids, used: Ids) -> Ids:
-    """Return the row in ``known`` of every used id, -1 where it is not there."""
-    if not len(known):
-        return np.full(len(used), -1, np.int64)
-    order = np.argsort(known)
-    place = np.minimum(np.searchsorted(known[order], used), len(known) - 1)
-    return np.where(known[order][place] == used, order[place], -1)
 
 
 def _own_ids(records: Records, kept: Rows, findings: Findings) -> tuple[Ids, Rows]:

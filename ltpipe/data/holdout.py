@@ -7,14 +7,13 @@ another image for training. Held-out images usually hold frequent classes too, s
 from __future__ import annotations
 
 import os
-import zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.data.phase import PhaseView
 from ltpipe.errors import UserError
-from ltpipe.run.files import atomic_path
 
 LARGEST_SHARE = 0.05
 
@@ -60,8 +59,7 @@ def choose_holdout(view: PhaseView, *, largest_share: float = LARGEST_SHARE, see
 
 def save_holdout(path: str | os.PathLike[str], image_ids: NDArray[np.int64]) -> None:
     """Write ``holdout.npz`` (``image_id`` ``(N,)`` int64) atomically."""
-    with atomic_path(path) as temporary:
-        np.savez(temporary, image_id=np.asarray(image_ids, dtype=np.int64))
+    save_arrays(path, {"image_id": np.asarray(image_ids, dtype=np.int64)})
 
 
 def load_holdout(path: str | os.PathLike[str]) -> NDArray[np.int64]:
@@ -71,11 +69,4 @@ def load_holdout(path: str | os.PathLike[str]) -> NDArray[np.int64]:
         UserError: The file is missing or damaged.
     """
     fix = "run `ltpipe split --experiment EXP` again"
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            ids: NDArray[np.int64] = content["image_id"]
-    except FileNotFoundError as error:
-        raise UserError("no list of held-out images", where=path, fix=fix) from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError("damaged list of held-out images", where=path, got=error, fix=fix) from error
-    return ids
+    return load_arrays(path, ["image_id"], kind="list of held-out images", fix=fix)[0]["image_id"]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ltpipe.data.id_rows import row_of
 from ltpipe.errors import UserError
 from ltpipe.run.files import write_json
 
@@ -73,10 +74,7 @@ class Split:
 
     def labels_of(self, category_ids: ArrayLike) -> NDArray[np.int32]:
         """Return the label of each category id, int32, ``-1`` for ids outside the split."""
-        ids = np.asarray(category_ids, dtype=np.int64)
-        by_id = np.argsort(self.order)
-        place = np.minimum(np.searchsorted(self.order[by_id], ids), self.num_classes - 1)
-        return np.where(self.order[by_id][place] == ids, by_id[place], -1).astype(np.int32)
+        return row_of(np.asarray(category_ids, dtype=np.int64), self.order).astype(np.int32)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``split.json`` atomically."""

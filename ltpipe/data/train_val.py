@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.annotation_subset import Document, read_document, write_subset
-from ltpipe.data.checks import CheckedColumns, checked_columns, rows_of
+from ltpipe.data.checks import CheckedColumns, checked_columns
 from ltpipe.data.findings import Findings
+from ltpipe.data.id_rows import row_of
 from ltpipe.data.readers import READERS
 from ltpipe.data.summary import used
 from ltpipe.errors import UserError
@@ -124,7 +125,7 @@ def make_split(source: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
         raise UserError("one of the parts would be empty", where=source, got=got, fix="choose another --fraction")
     facts = {**asdict(recipe), "source": source.name, "source_sha256": sha256_file(source)}
     ids = np.array([image.id for image in table.images], np.int64)
-    place, owner = (rows_of(ids, known) for known in (_image_ids(records.images), records.image_ids))
+    place, owner = (row_of(some, ids) for some in (_image_ids(records.images), records.image_ids))
     with output.write(facts := {**facts, "groups": len(names), "parts": {}}) as staged:
         for part, name in zip(PARTS, NAMES, strict=True):
             inside = chosen if part == "val" else ~chosen

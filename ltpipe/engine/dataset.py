@@ -17,6 +17,7 @@ from mmdet.datasets.transforms import PackDetInputs, RandomFlip
 from mmengine.dataset import BaseDataset
 
 from ltpipe.data.holdout import load_holdout
+from ltpipe.data.id_rows import row_of
 from ltpipe.data.images import other_size
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import ReplayIndex
@@ -285,12 +286,9 @@ class StreamDataset(AnnotatedDataset):
         return EpochStream(lambda epoch: rows[sampler.epoch(labels, seed=self.seed, epoch=epoch)])
 
     def _replay_entries(self, replay: ReplayIndex) -> Callable[[int], np.ndarray]:
-        order = np.argsort(self.store.image_ids)
-        ids = self.store.image_ids[order]
-
         def entries(epoch: int) -> np.ndarray:
             image_id, label = replay.epoch(epoch)
-            return np.stack([order[np.searchsorted(ids, image_id)], label.astype(np.int64)], axis=1)
+            return np.stack([row_of(image_id, self.store.image_ids), label.astype(np.int64)], axis=1)
 
         return entries
 

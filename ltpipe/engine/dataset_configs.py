@@ -12,6 +12,7 @@ from ltpipe.config.choices import extra_images
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
 from ltpipe.data.fractal_dimension import class_dimensions
+from ltpipe.data.id_rows import row_of
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.tables import read_csv
@@ -33,7 +34,7 @@ def class_counts(paths: Paths, split: Split, num_classes: int) -> ClassCounts:
         len(store.image_ids),
         annotated,
         names=table["name"].tolist(),
-        ranks=np.searchsorted(np.sort(split.order), ids).tolist(),
+        ranks=row_of(ids, np.sort(split.order)).tolist(),
         frequency=table["frequency"].tolist(),
         dimensions=lambda: class_dimensions(store, ids).tolist(),
     )

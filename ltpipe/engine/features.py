@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltpipe.checkpoints.torch_files import AFRESH, BROKEN_FILE
-from ltpipe.data.arrays import load_plain_arrays
+from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.engine import shards
 from ltpipe.engine.shards import in_shards
 from ltpipe.errors import UserError
@@ -165,7 +165,7 @@ def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], w
     (files,) = in_shards(work, ["boxes.npz"], len(units), boxes_from, _write_boxes)
     parts: dict[str, list[NDArray[Any]]] = {}
     for file in files:
-        for name, saved in load_plain_arrays(file, kind="state of a killed run", fix=AFRESH).items():
+        for name, saved in load_arrays(file, kind="state of a killed run", fix=AFRESH)[0].items():
             parts.setdefault(name, []).append(saved)
     joined = {name: np.concatenate(part, axis=int(name == "proposals")) for name, part in parts.items()}
     gt_ptr, ptr = (np.concatenate([[0], np.cumsum(joined[name])]) for name in ("gt_sizes", "sizes"))
@@ -175,15 +175,14 @@ def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], w
 def _write_boxes(files: list[Path], found: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]) -> None:
     """Write ground-truth boxes, labels and proposals of a shard of units."""
     gt_boxes, gt_labels, proposals = zip(*found, strict=True)
-    with atomic_path(files[0]) as temporary:
-        np.savez(
-            temporary,
-            gt_boxes=np.concatenate(gt_boxes).astype(np.float32),
-            gt_labels=np.concatenate(gt_labels).astype(np.int64),
-            proposals=np.concatenate(proposals, axis=1).astype(np.float32),
-            gt_sizes=np.array([len(one) for one in gt_boxes]),
-            sizes=np.array([one.shape[1] for one in proposals]),
-        )
+    arrays: dict[str, NDArray[Any]] = {
+        "gt_boxes": np.concatenate(gt_boxes).astype(np.float32),
+        "gt_labels": np.concatenate(gt_labels).astype(np.int64),
+        "proposals": np.concatenate(proposals, axis=1).astype(np.float32),
+        "gt_sizes": np.array([len(one) for one in gt_boxes]),
+        "sizes": np.array([one.shape[1] for one in proposals]),
+    }
+    save_arrays(files[0], arrays)
 
 
 def write_features(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -65,7 +64,7 @@ class DivergenceHook(Hook):
         Raises:
             UserError: One of them is infinite or not a number.
         """
-        wrong = [name for name, value in (outputs or {}).items() if not math.isfinite(float(value))]
+        wrong = [name for name, value in (outputs or {}).items() if not torch.as_tensor(value).isfinite().all()]
         if wrong:
             raise UserError(
                 "the training diverged",

@@ -31,7 +31,7 @@ from ltpipe.interop.pretrained import (
     with_affine_statistics,
 )
 from ltpipe.interop.safe_reading import ForeignFile, read_content, read_foreign
-from ltpipe.methods.bags.functions import DEFAULT_EDGES, GroupLayout, group_layout
+from ltpipe.methods.bags.functions import GroupLayout, group_layout
 from ltpipe.methods.class_rows import reorder_layers
 from ltpipe.run.outputs import Output
 
@@ -244,7 +244,7 @@ def _groups(
         groups = layout_from_original(table.numpy())
     else:
         counts = {int(c["id"]): int(c["instance_count"]) for c in classes}
-        groups = group_layout([counts[i] for i in labels.ids], DEFAULT_EDGES)
+        groups = group_layout([counts[i] for i in labels.ids])
     if groups.num_channels != width or len(groups.group) != known + 1:
         raise UserError(
             "the groups do not fit the classifier", where=request.groups or request.classes,

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.metrics.table import COUNTS
-from ltpipe.run.files import atomic_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +71,16 @@ def save_affinity(
 ) -> None:
     """Write the table as CSV, and the matrix with the categories of its rows beside it as ``.npz``."""
     write_csv(path, table)
-    with atomic_path(path.with_suffix(".npz")) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, cosine=cosine, category_ids=category_ids)
+    save_arrays(path.with_suffix(".npz"), {"cosine": cosine, "category_ids": category_ids}, compressed=True)
 
 
 def load_affinity(path: Path, experiment: str, checkpoint: str) -> Affinity:
     """Read what :func:`save_affinity` wrote."""
     table = read_csv(path, rank="Int64", neighbour_id="Int64")
     table["neighbour"] = table["neighbour"].where(table["rank"].notna())
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-        cosine, category_ids = file["cosine"], file["category_ids"]
+    names, fix = ("cosine", "category_ids"), "evaluate the checkpoint again"
+    arrays, _ = load_arrays(path.with_suffix(".npz"), names, kind="matrix of similar classes", fix=fix)
+    cosine, category_ids = (arrays[name] for name in names)
     classes = table.drop_duplicates("category_id").set_index("category_id").loc[category_ids]
     groups = classes["frequency"].map({"f": 0, "c": 1, "r": 2})
     order = np.lexsort([-classes["train_images"].to_numpy(), groups.to_numpy()])

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ltpipe.errors import UserError
-from ltpipe.frequency import BIN_EDGES
+from ltpipe.frequency import BIN_EDGES, bins_of
 
 Number = float | None
 
@@ -37,9 +36,7 @@ def bin_metrics(
     Raises:
         UserError: Edges that do not ascend.
     """
-    if not len(edges) or list(edges) != sorted(set(edges)):
-        raise UserError("bin edges must ascend", where="evaluate.bins", got=list(edges))
-    member = np.searchsorted(np.asarray(edges, float), train_instances, side="right")
+    member = np.array(bins_of(train_instances.tolist(), edges, where="evaluate.bins"))
     bounds = [0, *edges]
     bins = []
     for index, low in enumerate(bounds):

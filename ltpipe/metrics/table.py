@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from ltpipe.data.id_rows import row_of
 from ltpipe.errors import UserError
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS, FREQUENCY_NAMES
 from ltpipe.metrics.class_groups import Number, phase_groups
@@ -305,7 +306,7 @@ def _rows(measured: Measured) -> list[Metric]:
 
 def _facts(tensors: Tensors, classes: pd.DataFrame) -> pd.DataFrame:
     """Return what is known of each evaluated category, columns :data:`FACTS`."""
-    rows = pd.Index(classes["category_id"]).get_indexer(tensors.category_ids)
+    rows = row_of(tensors.category_ids, classes["category_id"].to_numpy())
     if (rows < 0).any():
         raise UserError("category without training statistics", got=tensors.category_ids[rows < 0][:5].tolist())
     table = classes.iloc[rows].reset_index(drop=True).rename(columns=COUNTS)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.errors import UserError
-from ltpipe.run.files import atomic_path
 
 IouType = Literal["bbox", "segm", "boundary"]
 Protocol = Literal["lvis", "coco"]
@@ -81,8 +79,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensors]) -> None:
         info = np.array(json.dumps(asdict(item.info)))
         fields = {"precision": item.precision, "recall": item.recall, "category_ids": item.category_ids, "info": info}
         arrays |= {f"{name}.{key}": value for key, value in fields.items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, **arrays)
+    save_arrays(path, arrays, compressed=True)
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensors]:
@@ -91,18 +88,18 @@ def load_tensors(path: str | Path) -> dict[str, Tensors]:
     Raises:
         UserError: The file is missing or damaged.
     """
+    fix = "evaluate the checkpoint again"
+    arrays, _ = load_arrays(path, kind="file of precision and recall tensors", fix=fix)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [key.removesuffix(".info") for key in file.files if key.endswith(".info")]
-            return {
-                name: Tensors(
-                    file[f"{name}.precision"],
-                    file[f"{name}.recall"],
-                    file[f"{name}.category_ids"],
-                    TensorInfo(**json.loads(str(file[f"{name}.info"]))),
-                )
-                for name in names
-            }
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        fix = "evaluate the checkpoint again"
-        raise UserError("cannot read the tensors", where=path, got=error, fix=fix) from error
+        return {
+            name: Tensors(
+                arrays[f"{name}.precision"],
+                arrays[f"{name}.recall"],
+                arrays[f"{name}.category_ids"],
+                TensorInfo(**json.loads(str(info))),
+            )
+            for key, info in arrays.items()
+            if (name := key.removesuffix(".info")) != key
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("damaged file of precision and recall tensors", where=path, got=error, fix=fix) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ltpipe.checkpoint_ids import phase_of
 from ltpipe.config.experiment import Experiment
 
 Part = Literal["train", "val"]
@@ -98,12 +99,9 @@ class Paths:
 
     def producer(self, checkpoint: str) -> tuple[str, str | int | None]:
         """Stage and key that make a checkpoint: ``base``, ``phase<k>`` or a calibrator's name."""
-        if checkpoint == "base":
-            return "base", None
-        if checkpoint in self._experiment.calibrate:
-            return "calibrate", checkpoint
-        assert checkpoint.startswith("phase"), checkpoint
-        return "lst", int(checkpoint.removeprefix("phase"))
+        phase = phase_of(checkpoint)
+        assert phase is not None or checkpoint in self._experiment.calibrate, checkpoint
+        return ("calibrate", checkpoint) if phase is None else ("lst", phase) if phase else ("base", None)
 
     def model(self, checkpoint: str) -> Path:
         """Weights of a checkpoint."""

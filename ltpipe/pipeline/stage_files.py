@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from ltpipe.checkpoint_ids import checkpoint_of
 from ltpipe.config.choices import extra_images, is_trained_on_features
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.paths import Part, Paths
@@ -50,7 +51,7 @@ def _checkpoint(paths: Paths, checkpoint: str) -> Pairs:
 
 def _before(phase: Key) -> str:
     assert isinstance(phase, int)
-    return "base" if phase == 1 else f"phase{phase - 1}"
+    return checkpoint_of(phase - 1)
 
 
 def no_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from ltpipe.checkpoint_ids import phase_of
 from ltpipe.metrics.resamples import Resamples
 from ltpipe.metrics.table import Section, rows_in
 from ltpipe.report.html import Column
 
 IOU_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 WHO = (Column("experiment", "experiment", "text"), Column("checkpoint", "checkpoint", "text"))
-PHASE = re.compile(r"phase(\d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +46,7 @@ class Evaluation:
     @property
     def phase(self) -> int | None:
         """Phase of the checkpoint, 0 for ``base``; None for a calibrated one."""
-        match = PHASE.fullmatch(self.checkpoint)
-        return 0 if self.checkpoint == "base" else int(match[1]) if match else None
+        return phase_of(self.checkpoint)
 
 
 @dataclass(frozen=True)

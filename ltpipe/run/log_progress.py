@@ -7,8 +7,9 @@ import json
 import os
 import re
 import struct
-import subprocess
 from pathlib import Path
+
+from ltpipe.run.slurm import ask
 
 LOCK = ".lock"
 # The executor `ltslurm` keeps a file per submitted job here.
@@ -100,12 +101,8 @@ def submitted_jobs(folder: Path = SUBMITTED) -> dict[str, str]:
             continue
     if not numbers:
         return {}
-    command = ["squeue", "--noheader", f"--jobs={','.join(numbers)}", "--format=%A|%T, %R"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        answer = ""
-    states = dict(line.split("|", 1) for line in answer.splitlines() if "|" in line)
+    done = ask("squeue", "--noheader", f"--jobs={','.join(numbers)}", "--format=%A|%T, %R")
+    states = dict(line.split("|", 1) for line in (done.stdout if done else "").splitlines() if "|" in line)
     return {
         output: f"Slurm job {number}: {states.get(number, 'unknown to squeue')}"
         for number, outputs in numbers.items()

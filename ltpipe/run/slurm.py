@@ -8,7 +8,7 @@ import subprocess
 
 from ltpipe.errors import UserError
 
-_SECONDS = 30
+_SECONDS = 60
 # All that a new step needs; the rest describes the step that this process is in, and would restrict the new one.
 _OF_THE_JOB = {"SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR"}
 
@@ -23,13 +23,14 @@ def squeue(job: str, *options: str) -> str | None:
     Returns:
         Its output without header; empty for a job that is over. None if Slurm does not answer.
     """
-    done = _ask("squeue", "--noheader", f"--jobs={job}", *options)
+    done = ask("squeue", "--noheader", f"--jobs={job}", *options)
     if done is None or done.returncode == 0:
         return None if done is None else done.stdout.strip()
     return "" if "Invalid job id" in done.stderr else None
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Run one of Slurm's commands; return what it printed, whatever its exit code, None if it does not answer."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
@@ -78,9 +79,9 @@ def first_address() -> str:
         UserError: Slurm does not answer.
     """
     listed = squeue(os.environ["SLURM_JOB_ID"], "--format=%N") or ""
-    names = _ask("scontrol", "show", "hostnames", listed)
+    names = ask("scontrol", "show", "hostnames", listed)
     first = names.stdout.split()[:1] if names else []
-    node = _ask("scontrol", "show", "node", *first)
+    node = ask("scontrol", "show", "node", *first)
     address = re.search(r"NodeAddr=(\S+)", node.stdout) if first and node else None
     if address is None:
         raise UserError("Slurm does not say where this job runs", got=listed or None, fix="run it again")

@@ -10,9 +10,10 @@ import torch
 from mmengine.config import Config
 from tqdm import tqdm
 
+from ltpipe.checkpoint_ids import checkpoint_of
 from ltpipe.checkpoints.torch_files import AFRESH
 from ltpipe.config.experiment import Experiment
-from ltpipe.data.arrays import load_plain_arrays
+from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector
@@ -24,13 +25,12 @@ from ltpipe.methods.lst.distillation import teacher_rows
 from ltpipe.methods.lst.teacher import ImageRows, TeacherLogits
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
-from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import stage_run
 
 
 def run(exp: Experiment, paths: Paths, phase: int) -> None:
     """Store the teacher rows of one phase."""
-    teacher = "base" if phase == 1 else f"phase{phase - 1}"
+    teacher = checkpoint_of(phase - 1)
     with stage_run("distill", exp, paths, phase) as stage:
         split = Split.load(paths.split)
         num_old = split.classes_known(phase - 1)
@@ -75,12 +75,12 @@ def _write(files: list[Path], rows: list[ImageRows]) -> None:
     image_id, *columns = zip(*rows, strict=True)
     ann_id, label, similar = (np.concatenate(column) for column in columns)
     sizes = [len(row[1]) for row in rows]
-    with atomic_path(files[0]) as temporary:
-        np.savez(temporary, image_id=image_id, sizes=sizes, ann_id=ann_id, label=label, similar=similar)
+    arrays = {"image_id": image_id, "sizes": sizes, "ann_id": ann_id, "label": label, "similar": similar}
+    save_arrays(files[0], {name: np.asarray(array) for name, array in arrays.items()})
 
 
 def _read(file: Path) -> Iterator[ImageRows]:
-    saved = load_plain_arrays(file, kind="state of a killed run", fix=AFRESH)
+    saved, _ = load_arrays(file, kind="state of a killed run", fix=AFRESH)
     ends = np.cumsum(saved["sizes"])[:-1]
     columns = [np.split(saved[name], ends) for name in ("ann_id", "label", "similar")]
     yield from zip(saved["image_id"].tolist(), *columns, strict=True)

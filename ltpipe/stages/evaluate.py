@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ltpipe.checkpoint_ids import phase_of
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
@@ -169,18 +170,17 @@ def class_table(paths: Paths, split: Split) -> pd.DataFrame:
     return statistics.assign(phase=statistics["category_id"].map(phases))
 
 
-def phase_of(checkpoint: str, split: Split) -> int:
+def known_phase(checkpoint: str, split: Split) -> int:
     """Return the phase whose classes a checkpoint knows."""
-    if checkpoint == "base":
-        return 0
-    return int(checkpoint.removeprefix("phase")) if checkpoint.startswith("phase") else split.num_phases
+    phase = phase_of(checkpoint)
+    return split.num_phases if phase is None else phase
 
 
 def write_tables(
     exp: Experiment, paths: Paths, checkpoint: str, split: Split, numbers: Mapping[str, Numbers]
 ) -> list[Path]:
     """Write the summary, the per-class table, the confusions and the resamples; return the files."""
-    classes, phase = class_table(paths, split), phase_of(checkpoint, split)
+    classes, phase = class_table(paths, split), known_phase(checkpoint, split)
     summaries, tables = {}, []
     for kind, one in numbers.items():
         summaries[kind], table = one.of(classes, bins=exp.evaluate.bins, phase=phase)
@@ -220,7 +220,7 @@ def write_sweep_table(
     numbers: Mapping[str, Numbers],
 ) -> None:
     """Write the numbers of all modes and thresholds; those of the first entry are given."""
-    classes, phase = class_table(paths, split), phase_of(checkpoint, split)
+    classes, phase = class_table(paths, split), known_phase(checkpoint, split)
     rows: list[dict[str, Any]] = []
     for index, one in enumerate(scored):
         own = measure_all(exp, paths, split, one.predictions, known, resamples=False) if index else numbers

@@ -10,6 +10,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.calibration_rois import RoiSampling
 from ltpipe.data.calibration_rows import bound_rows, plan_features
+from ltpipe.data.id_rows import row_of
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
@@ -41,8 +42,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         slots = draw_plan(view.class_images, info)
         image_id, flip, unit_of_slot = slots.units()
         slot_label = slots.class_label.astype(np.int64)
-        by_id = np.argsort(view.store.image_ids)
-        rows = by_id[np.searchsorted(view.store.image_ids[by_id], image_id)]
+        rows = row_of(image_id, view.store.image_ids)
         units = list(zip(rows.tolist(), flip.tolist(), strict=True))
         sampling = RoiSampling(
             rois=spec.rois,
@@ -51,7 +51,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             cap_before_filter=spec.cap_before_filter,
         )
         if spec.storage == "cached":
-            most = np.bincount(view.store.ann_image, minlength=len(by_id))[rows] + detector.max_proposals
+            most = np.bincount(view.store.ann_image, minlength=len(view.store.image_ids))[rows] + detector.max_proposals
             bounds = bound_rows(unit_of_slot, slot_label, info.slots_per_step, most, sampling, spec.bg_ratio)
             bounds = (bounds[0] * detector.stages, bounds[1] * detector.stages)
             check_space(paths.features.parent, bounds, detector.shape_at(spec.level), spec.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ltpipe.checkpoint_ids import checkpoint_of
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import check_labels
 from ltpipe.data.split import Split
@@ -27,7 +28,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
     """Train one phase."""
     lst = exp.lst
     assert lst is not None, "validate refuses phases without an lst block"
-    name, previous = f"phase{phase}", "base" if phase == 1 else f"phase{phase - 1}"
+    name, previous = checkpoint_of(phase), checkpoint_of(phase - 1)
     seed = stage_seed(exp, "lst", phase)
     with stage_run("lst", exp, paths, phase) as stage, process_group():
         split = Split.load(paths.split)

@@ -129,7 +129,7 @@ def test_bin_edges_and_empty_bins() -> None:
     assert result["bAP"] == pytest.approx(0.275) and result["bAP_complete"] is False
     assert bin_metrics(np.array([0.1, 0.2]), np.array([9, 10]), (10,))["bAP_complete"] is True
     for edges in ((), (10, 10), (100, 10)):
-        with pytest.raises(UserError, match="bin edges must ascend"):
+        with pytest.raises(UserError, match="edges of bins must be positive and ascend"):
             bin_metrics(np.zeros(1), np.zeros(1, int), edges)
 
 

@@ -24,11 +24,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltpipe.errors import UserError
+from ltpipe.frequency import BIN_EDGES, bins_of
 from ltpipe.methods.class_weights import inverse_frequency_weights
 from ltpipe.methods.reductions import all_reduce_sum, world_size
-
-DEFAULT_EDGES = (10, 100, 1000)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def layout_from_groups(groups: Sequence[int] | NDArray[np.int64], num_groups: in
     return GroupLayout(group, position, members.sum(axis=1) + 1)
 
 
-def group_layout(instance_counts: Sequence[int], edges: Sequence[float] = DEFAULT_EDGES) -> GroupLayout:
+def group_layout(instance_counts: Sequence[int], edges: Sequence[float] = BIN_EDGES) -> GroupLayout:
     """Return the layout for training counts; a class without instances is in the first group.
 
     Args:
@@ -84,13 +82,7 @@ def group_layout(instance_counts: Sequence[int], edges: Sequence[float] = DEFAUL
     Raises:
         UserError: The edges do not ascend.
     """
-    if list(edges) != sorted(set(edges)) or any(e <= 0 for e in edges):
-        raise UserError(
-            "group edges must be positive and ascend", where="edges", got=list(edges), allowed="10, 100, 1000"
-        )
-    return layout_from_groups(
-        np.searchsorted(np.asarray(edges), np.asarray(instance_counts), side="right"), len(edges) + 1
-    )
+    return layout_from_groups(bins_of(instance_counts, edges, where="edges"), len(edges) + 1)
 
 
 def group_labels(labels: Tensor, label_map: Tensor) -> Tensor:

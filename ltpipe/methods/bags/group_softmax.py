@@ -18,6 +18,7 @@ from mmdet.models.losses import accuracy
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
+from ltpipe.frequency import BIN_EDGES
 from ltpipe.methods.bags.functions import (
     draw_others,
     group_class_weights,
@@ -64,7 +65,7 @@ class GroupSoftmaxLoss(SeededDraws):
         self,
         num_classes: int,
         instance_counts: Sequence[int],
-        edges: Sequence[int] = (10, 100, 1000),
+        edges: Sequence[int] = BIN_EDGES,
         beta: float = 8.0,
         loss_weight: float = 1.0,
         reweight: bool = False,
@@ -204,7 +205,7 @@ class BAGS(Calibrator):
         num_classes: int,
         instance_counts: Sequence[int],
         trained: Literal["classifier", "box_head"] = "classifier",
-        edges: Sequence[int] = (10, 100, 1000),
+        edges: Sequence[int] = BIN_EDGES,
         beta: float = 8.0,
         reweight: bool = False,
         seed: int = 0,

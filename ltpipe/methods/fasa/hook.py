@@ -20,12 +20,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from ltpipe.data.arrays import save_arrays
 from ltpipe.errors import UserError
 from ltpipe.methods.fasa.counters import PerClassLossMeter
 from ltpipe.methods.fasa.part import FASA, Adaptation
 from ltpipe.methods.untouched import untouched
 from ltpipe.registry import HOOKS
-from ltpipe.run.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,5 @@ class FASAAdaptationHook(Hook):
         if is_main_process() and result is not None:
             file = Path(runner.work_dir) / "history" / "fasa" / f"epoch_{epoch}{suffix}.npz"
             state = {"prob": part.prob, "loss": part.prev_loss, "groups": result.groups}
-            arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in state.items()} | values
-            with atomic_path(file) as path:
-                np.savez(path, **arrays)
+            arrays = {name: tensor.cpu().numpy() for name, tensor in state.items()}
+            save_arrays(file, arrays | {name: np.asarray(value) for name, value in values.items()})

@@ -11,8 +11,6 @@ numbers as JSON, background in column 0.
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltpipe.data.arrays import load_arrays, save_arrays
+from ltpipe.data.id_rows import row_of
 from ltpipe.errors import UserError
 from ltpipe.registry import TASK_UTILS
-from ltpipe.run.files import atomic_path
 
 ImageRows = tuple[int, np.ndarray, np.ndarray, np.ndarray]
 ARRAYS = ("image_id", "ptr", "ann_id", "label", "logits")
@@ -114,8 +113,7 @@ class TeacherLogits:
         arrays: dict[str, Any] = {name: _narrow(getattr(self, name)) for name in ARRAYS}
         if self.background is not None:
             arrays["background"] = self.background
-        with atomic_path(path) as temporary:
-            np.savez(temporary, metadata=np.array(json.dumps(self.metadata)), **arrays)
+        save_arrays(path, arrays, self.metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> TeacherLogits:
@@ -124,15 +122,12 @@ class TeacherLogits:
         Raises:
             UserError: It is missing, damaged or not such a file.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                names = [name for name in (*ARRAYS, "background") if name in file.files or name in ARRAYS]
-                arrays = {name: _wide(file[name]) for name in names}
-                return cls(**arrays, metadata=json.loads(str(file["metadata"])))
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(
-                "unreadable teacher file", where=path, got=error, fix="run the distill stage of this phase"
-            ) from error
+        fix = "run the distill stage of this phase"
+        arrays, metadata = load_arrays(path, kind="teacher file", fix=fix)
+        if absent := [name for name in ARRAYS if name not in arrays]:
+            raise UserError("damaged teacher file", where=path, got=f"no {absent[0]}", fix=fix)
+        known = {name: _wide(array) for name, array in arrays.items() if name in (*ARRAYS, "background")}
+        return cls(**known, metadata=metadata)
 
     def rows(self, image: int) -> slice | None:
         """Return the box rows of an image id, or None if the teacher has not seen it."""
@@ -154,15 +149,14 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 def _matching_order(image: int, have: np.ndarray, want: np.ndarray) -> np.ndarray:
     """Return positions in ``have`` of the ids ``want``; both must hold the same ids."""
-    order = np.argsort(have)
-    if len(have) != len(want) or not np.array_equal(have[order], np.sort(want)):
+    if len(have) != len(want) or not np.array_equal(np.sort(have), np.sort(want)):
         raise UserError(
             "teacher rows and boxes of new classes differ",
             where=f"image {image}",
             got=f"rows of annotations {np.sort(have).tolist()}, boxes of annotations {np.sort(want).tolist()}",
             fix="make the teacher file from the same annotations, split and resizing, or use teacher: online",
         )
-    return order[np.searchsorted(have[order], want)]
+    return row_of(want, have)
 
 
 @TASK_UTILS.register_module()
