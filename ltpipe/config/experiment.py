@@ -139,22 +139,22 @@ class Experiment(Block):
             )
         return len(self.split.phase_boundaries(total)) - 1
 
-    def checkpoints(self, num_classes: int | None = None) -> list[str]:
+    def checkpoints(self) -> list[str]:
         """All checkpoint ids in the order they are made: ``base``, ``phase1`` .. and the calibrators' names."""
-        trained = map(checkpoint_of, range(self.num_phases(num_classes) + 1))
+        trained = map(checkpoint_of, range(self.num_phases() + 1))
         return [*trained, *self.calibrate]
 
-    def final_checkpoint(self, num_classes: int | None = None) -> str:
+    def final_checkpoint(self) -> str:
         """The checkpoint that the calibrators start from: the last phase, or the base without phases."""
-        return checkpoint_of(self.num_phases(num_classes))
+        return checkpoint_of(self.num_phases())
 
-    def evaluated_checkpoints(self, num_classes: int | None = None) -> list[str]:
+    def evaluated_checkpoints(self) -> list[str]:
         """The checkpoint ids that ``evaluate.checkpoints`` asks for.
 
         Raises:
             UserError: An id is asked for that this experiment does not make.
         """
-        made = self.checkpoints(num_classes)
+        made = self.checkpoints()
         if self.evaluate.checkpoints == "all":
             return made
         for wanted in self.evaluate.checkpoints:

@@ -25,34 +25,32 @@ _NULLABLE = frozenset({"features"})
 _EXCLUSIVE = (({"epochs"}, {"iterations"}), ({"base_classes", "step"}, {"boundaries"}))
 
 
-def find_experiment(ref: str | Path, root: Path | None = None) -> Path:
+def find_experiment(ref: str | Path) -> Path:
     """Return the file of an experiment.
 
     Args:
         ref: Path of a YAML file, or the name of a file in ``configs/experiments`` with or without ``.yaml``.
-        root: Folder that holds ``configs``; the working directory by default.
 
     Raises:
         UserError: There is no such file.
     """
-    folder = (root or Path()) / FOLDER
-    found = Path(ref) if Path(ref).is_file() else _by_name(str(ref), folder)
+    found = Path(ref) if Path(ref).is_file() else _by_name(str(ref), FOLDER)
     if found is not None:
         return found
-    names = list_experiments(root)
+    names = list_experiments()
     near = get_close_matches(str(ref), names, n=1)
     raise UserError(
         "no such experiment",
-        where=folder,
+        where=FOLDER,
         got=str(ref),
         allowed=names or "a path to a YAML file",
         fix=f"did you mean {near[0]!r}?" if near else f"run from the folder that holds {FOLDER}, or give a path",
     )
 
 
-def list_experiments(root: Path | None = None) -> list[str]:
+def list_experiments() -> list[str]:
     """Names of the files in ``configs/experiments`` and the folders below it."""
-    return sorted(file.stem for file in ((root or Path()) / FOLDER).rglob("*.yaml"))
+    return sorted(file.stem for file in FOLDER.rglob("*.yaml"))
 
 
 def _by_name(name: str, folder: Path) -> Path | None:
@@ -121,17 +119,16 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
     return Document(merge(inherited.values, document.values), {**inherited.origin, **document.origin})
 
 
-def load_experiment(ref: str | Path, root: Path | None = None) -> Experiment:
+def load_experiment(ref: str | Path) -> Experiment:
     """Load, merge, complete and check an experiment, and those it shares results with; the data need not be there.
 
     Args:
         ref: Path of a YAML file, or the name of a file in ``configs/experiments``.
-        root: Folder that holds ``configs``; the working directory by default.
 
     Raises:
         UserError: Anything is wrong with the file: the message names file, line, key, value and what is allowed.
     """
-    experiment = _load(find_experiment(ref, root))
+    experiment = _load(find_experiment(ref))
     experiment._owners = owners(experiment, _load_beside)
     experiment._beside = _complete_beside
     return experiment

@@ -27,16 +27,11 @@ Wildcards = Any
 Files = list[str]
 
 
-def growing(first: int, limit: int | None = None) -> Callable[[Wildcards, int], int]:
-    """Resource of a rule that grows with each attempt.
-
-    Args:
-        first: Value of the first attempt (minutes or MB).
-        limit: Largest value; four times the first by default. A cap keeps retries below a partition's maximum.
-    """
+def growing(first: int) -> Callable[[Wildcards, int], int]:
+    """Resource of a rule, in minutes or MB, that grows with each attempt up to four times that of the first one."""
 
     def of_attempt(wildcards: Wildcards, attempt: int) -> int:
-        return min(first * attempt, 4 * first if limit is None else limit)
+        return min(first * attempt, 4 * first)
 
     return of_attempt
 

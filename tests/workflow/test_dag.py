@@ -363,7 +363,6 @@ def test_the_rules_and_the_stages_agree_on_paths(finished: Workspace) -> None:
 
 def test_growing_resources() -> None:
     assert [growing(10)(None, attempt) for attempt in (1, 2, 3, 9)] == [10, 20, 30, 40]
-    assert growing(10, 15)(None, 2) == 15
 
 
 def test_a_dry_run_is_light(empty: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
