@@ -209,5 +209,4 @@ def model_outputs(stage: str) -> Callable[[Paths, Key], list[Path]]:
 
 def evaluate_outputs(paths: Paths, key: Key) -> list[Path]:
     """Detections and numbers."""
-    names = ("predictions.arrow", "metrics.json", "per_class.csv", "tensors.npz")
-    return [paths.folder("evaluate", key) / name for name in names]
+    return [file(str(key)) for file in (paths.predictions, paths.metrics, paths.per_class, paths.tensors)]

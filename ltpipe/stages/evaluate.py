@@ -179,7 +179,7 @@ def known_phase(checkpoint: str, split: Split) -> int:
 def write_tables(
     exp: Experiment, paths: Paths, checkpoint: str, split: Split, numbers: Mapping[str, Numbers]
 ) -> list[Path]:
-    """Write the summary, the per-class table, the confusions and the resamples; return the files."""
+    """Write the summary, the per-class table, the confusions and the resamples; return those not always there."""
     classes, phase = class_table(paths, split), known_phase(checkpoint, split)
     summaries, tables = {}, []
     for kind, one in numbers.items():
@@ -187,7 +187,7 @@ def write_tables(
         tables.append(table.assign(iou_type=kind))
     write_json(paths.metrics(checkpoint), summaries)
     write_csv(paths.per_class(checkpoint), pd.concat(tables))
-    files = [paths.metrics(checkpoint), paths.per_class(checkpoint)]
+    files: list[Path] = []
     confused = [one.confusions.assign(iou_type=kind) for kind, one in numbers.items() if one.confusions is not None]
     if confused:
         write_csv(paths.confusions(checkpoint), pd.concat(confused))
