@@ -13,7 +13,7 @@ from ltpipe.data.findings import Findings
 from ltpipe.data.id_rows import row_of
 from ltpipe.data.readers import Records
 from ltpipe.data.readers.records import CategoryRecord, ImageRecord
-from ltpipe.data.segments import read_masks
+from ltpipe.data.segments import FARTHEST, read_masks
 from ltpipe.errors import UserError
 
 Ids = NDArray[np.int64]
@@ -225,9 +225,11 @@ def _boxes(
     def name(place: int) -> str:
         return f"{records.name('annotations', int(rows[place]), 'bbox')}: {records.boxes[rows[place]].tolist()}"
 
-    finite = np.isfinite(box).all(axis=1)
+    known = np.isfinite(box).all(axis=1)
+    finite = known & (np.abs(np.where(known[:, None], box, 0)) <= FARTHEST).all(axis=1)
     negative = finite & (box[:, 2:] < 0).any(axis=1)
-    findings.fault_rows("boxes that are not finite", np.flatnonzero(has_box & ~finite), name)
+    findings.fault_rows("boxes that are not finite", np.flatnonzero(has_box & ~known), name)
+    findings.fault_rows("boxes beyond a million pixels", np.flatnonzero(has_box & known & ~finite), name)
     findings.fault_rows("boxes of negative width or height", np.flatnonzero(negative), name)
     keep: NDArray[np.bool_] = ~(has_box & (~finite | negative))
     no_area = ~(np.isfinite(area) & (area >= 0))

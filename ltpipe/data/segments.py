@@ -25,6 +25,8 @@ WITHOUT = "objects without a mask: only their boxes are trained and measured"
 FEW_POINTS = "polygons of fewer than three points beside others: left out"
 FLAT, POINTS = "polygons that are no list of lists", "polygons written as points"
 UNUSABLE, OTHER_SIZE = "masks that cannot be read", "masks of another size than their image"
+# Pixels. No image is so large; polygons are drawn in memory that grows with their coordinates, up to the process's end.
+FARTHEST = 1e6
 _BATCH = msgspec.json.Decoder(list[Polygons | dict[str, Any] | None])
 _MASK = msgspec.json.Decoder(Polygons | dict[str, Any] | None)
 _INT32 = np.iinfo(np.int32)
@@ -97,6 +99,11 @@ def read_masks(masks: Sequence[Any], sizes: NDArray[np.int32], findings: Finding
         length = np.fromiter(map(len, chain.from_iterable(polygons)), np.int64)
     count = np.fromiter(map(len, polygons), np.int64, len(polygons))
     values = np.fromiter(chain.from_iterable(chain.from_iterable(polygons)), np.float64, int(length.sum()))
+    if (np.abs(values) > FARTHEST).any():
+        failed |= _leave_out_far(polygons, findings, name)
+        count = np.fromiter(map(len, polygons), np.int64, len(polygons))
+        length = np.fromiter(map(len, chain.from_iterable(polygons)), np.int64)
+        values = np.fromiter(chain.from_iterable(chain.from_iterable(polygons)), np.float64, int(length.sum()))
     bounds[count > 0] = _polygon_bounds(count[count > 0], length, values)
     result = Masks(count, length, values, rle, bounds)
     without = [row for row in np.flatnonzero(~result.present).tolist() if row not in failed]
@@ -184,6 +191,18 @@ def _mend(polygons: list[Polygons], findings: Findings, name: Name) -> set[int]:
         polygons[row] = [polygon for polygon in mask if len(polygon) >= 6]
         if polygons[row]:
             findings.remark(FEW_POINTS, name(row), len(mask) - len(polygons[row]))
+    return failed
+
+
+def _leave_out_far(polygons: list[Polygons], findings: Findings, name: Name) -> set[int]:
+    """Leave out masks that reach beyond all images, in place; return them."""
+    failed = set()
+    for row, mask in enumerate(polygons):
+        far = next((value for value in chain.from_iterable(mask) if abs(value) > FARTHEST), None)
+        if far is not None:
+            findings.fault(UNUSABLE, f"{name(row)}: {far:g} pixels away")
+            failed.add(row)
+            polygons[row] = []
     return failed
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from ltpipe.data.segments import FARTHEST
 from ltpipe.errors import UserError
 from ltpipe.interop.known_ids import KnownIds
 from ltpipe.metrics.predictions import MaskColumn, Predictions, concatenate
@@ -256,4 +257,6 @@ def _polygons(mask: list[list[float] | float], where: str) -> list[list[float]]:
         if (flat and len(flat) < len(mask)) or len(polygon) < 6 or len(polygon) % 2:
             got = f"{len(polygon)} numbers"
             raise UserError("a polygon without three corners", where=where, got=got, allowed="[x, y, x, y, x, y, ...]")
+        if max(map(abs, polygon)) > FARTHEST:
+            raise UserError("a polygon beyond all images", where=where, got=f"{max(map(abs, polygon)):g} pixels away")
     return polygons

@@ -400,6 +400,16 @@ FAULTY_VOC = {
     voc("<object><name>x</name></object>"): "objects without a box",
     voc(thing("", 1, 1, 9, 9)): "objects without a name",
     voc(thing("x", 1, 1, "nine", 9)): "objects whose coordinates are no numbers",  # type: ignore[arg-type]
+    voc(
+        thing(
+            "x",
+            1,
+            1,
+            9,
+            9,
+            more="<polygon><x1>1</x1><y1>1</y1><x2>4e8</x2><y2>1</y2><x3>4e8</x3><y3>4e8</y3></polygon>",
+        )
+    ): "objects with a point beyond a million pixels",
     voc(thing("x", 1, 1, float("inf"), 9)): "objects whose coordinates are not finite",
 }
 
@@ -502,6 +512,7 @@ FAULTY_LABELME = {
     "line": (shape("x", "line", [[1, 1], [5, 5]]), "objects of a shape without an area"),
     "no label": (shape(None, "polygon", TRIANGLE), "objects without a label"),
     "two points": (shape("x", "polygon", [[1, 1], [5, 5]]), "objects with a polygon of fewer than three points"),
+    "far": (shape("x", "polygon", [[0, 0], [4e8, 0], [4e8, 4e8]]), "objects whose points are not finite, or beyond"),
     "text": (shape("x", "polygon", [["a", 1]]), "objects whose points cannot be read"),
     "mask": (shape("x", "mask", [[1, 1], [5, 5]], mask="!"), "objects whose mask cannot be read"),
 }

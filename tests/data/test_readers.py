@@ -183,6 +183,24 @@ def test_objects_without_a_mask(tmp_path: Path, mask: Any) -> None:
     assert any("without a mask" in sentence for sentence in sentences(store.info))
 
 
+def test_coordinates_beyond_all_images(tmp_path: Path) -> None:
+    """pycocotools would end the process."""
+    far = {"segmentation": [[0, 0, 4e8, 0, 4e8, 4e8]], "area": None}
+    with pytest.raises(UserError, match=r"1 masks that cannot be read \(annotations.*4e\+08 pixels away"):
+        stored(tmp_path, changed(8, **far))
+    store = stored(tmp_path, changed(8, **far), faults="drop")
+    assert of_id(store, 8)["segmentation"] == [] and of_id(store, 8)["area"] == 3.5 * 2.25
+    with pytest.raises(UserError, match="1 boxes beyond a million pixels"):
+        stored(tmp_path, changed(8, bbox=[0, 0, 1e300, 1e300]))
+
+
+def test_null_among_ids(tmp_path: Path) -> None:
+    content = lvis_content()
+    content["images"][0]["neg_category_ids"] = [5, None]
+    store = stored(tmp_path, content, fmt="lvis")
+    assert store.negative_categories(0).tolist() == [5] and "null among ids: left out" in store.info["remarks"]
+
+
 @pytest.mark.parametrize("mask", [COMPRESSED_RLE, PLAIN_RLE, [PLAIN_RLE], {"size": ["6", 5.0], "counts": [8.0, 4, 18]}])
 def test_run_lengths_of_other_spellings(tmp_path: Path, mask: Any) -> None:
     found = of_id(stored(tmp_path, changed(21, segmentation=mask, bbox=..., area=...)), 21)

@@ -118,6 +118,7 @@ def test_blocks_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("change", "message"),
     [
         ({"segmentation": [[0, 0, 1, 1]]}, "a polygon without three corners"),
+        ({"segmentation": [[0, 0, 4e8, 0, 4e8, 4e8]]}, "4e\\+08 pixels away"),
         ({"segmentation": [0, 0, 1, 1, 2, 2, 3]}, "a polygon without three corners"),
         ({"segmentation": {"size": [20, 30], "counts": [3, 4]}}, "a mask does not cover the image"),
         ({"segmentation": {"size": [20, 30], "counts": [-3, 603]}}, "a mask does not cover the image"),

@@ -17,7 +17,7 @@ from ltpipe.data.findings import Findings
 from ltpipe.data.images import Size, sizes
 from ltpipe.data.readers.protocol import Records
 from ltpipe.data.readers.records import Box, CategoryRecord, ImageRecord, Unusable
-from ltpipe.data.segments import compressed
+from ltpipe.data.segments import FARTHEST, compressed
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 PARTS = {"train": "train", "training": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
@@ -182,6 +182,8 @@ class Collector:
             mask = [[round(float(value), DIGITS) for value in polygon] for polygon in mask]
             if min(map(len, mask)) < 6:
                 raise unusable("with a polygon of fewer than three points", f"{min(map(len, mask)) // 2} points")
+            if max(abs(value) for polygon in mask for value in polygon) > FARTHEST:
+                raise unusable("with a point beyond a million pixels", str(mask)[:60])
         area = None if mask is None else float(coco_mask.area(compressed(mask, image.height, image.width)))
         if box is None:
             box = _bounds(mask) if isinstance(mask, list) else tuple(coco_mask.toBbox(mask).tolist())

@@ -25,7 +25,7 @@ from ltpipe.data.readers.collected import Collector, ImageIndex, files_below, ho
 from ltpipe.data.readers.per_image import Annotated, not_annotated, per_image_parts
 from ltpipe.data.readers.protocol import Part
 from ltpipe.data.readers.records import Box
-from ltpipe.data.segments import compressed
+from ltpipe.data.segments import FARTHEST, compressed
 
 POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
 
@@ -176,8 +176,8 @@ def _points(shape: Mapping[str, Any]) -> list[tuple[float, float]]:
         points = [(float(x), float(y)) for x, y in shape.get("points") or ()]
     except (TypeError, ValueError) as error:
         raise unusable("whose points cannot be read", str(shape.get("points"))[:60]) from error
-    if not all(math.isfinite(value) for point in points for value in point):
-        raise unusable("whose points are not finite", str(points)[:60])
+    if not all(abs(value) <= FARTHEST for point in points for value in point):
+        raise unusable("whose points are not finite, or beyond a million pixels", str(points)[:60])
     return points
 
 

@@ -153,7 +153,9 @@ def identities(value: Any, note: Note) -> list[Any] | None:
         return None
     if not isinstance(value, list):
         raise Unusable(f"{_shown(value)} is no list of ids")
-    return [identity(item, note) for item in value]
+    if None in value:
+        note("null among ids: left out")
+    return [identity(item, note) for item in value if item is not None]
 
 
 def box(value: Any, note: Note) -> Box | None:
