@@ -2,6 +2,8 @@
 
 A component names its class-wise parameters and buffers in the class attribute ``class_rows``: local name (dotted for
 those of a child) -> axis; ``(axis, n)`` where each class has ``n`` rows; None for a tensor that only looks class-wise.
+A square matrix between classes, whose rows this states, is also named in ``class_columns`` with the axis of its
+columns; it cannot grow by new classes, so its component must restart in every phase.
 Rows of classes come first and in label order, those of the background or of objectness follow. Components whose rows
 are ordered otherwise have ``rows_in_label_order = False`` and reorder the whole head in ``reorder_head``.
 """
@@ -92,13 +94,16 @@ def reorder_classes(
     tensors = class_tensors(modules, known)
     reordered = dict(state)
     for prefix, path, module in _walk(modules):
+        columns = getattr(module, "class_columns", {})
+        across = {_key(prefix, path, name): (axis, 1) for name, axis in columns.items()}
+        reordered |= _reordered(reordered, across, known, positions)
         if not getattr(module, "rows_in_label_order", True):
             head = _key(prefix, path).rpartition(".")[0] + "."
             own = {key.removeprefix(head): value for key, value in state.items() if key.startswith(head)}
             changed: dict[str, Tensor] = type(module).reorder_head(own, positions)  # type: ignore[attr-defined]
             reordered |= {head + key: value for key, value in changed.items()}
             tensors = {key: rows for key, rows in tensors.items() if key.removeprefix(head) not in changed}
-    return reordered | _reordered(state, tensors, known, positions)
+    return reordered | _reordered(reordered, tensors, known, positions)
 
 
 def reorder_layers(state: Mapping[str, Tensor], known: int, positions: Sequence[int]) -> dict[str, Tensor]:

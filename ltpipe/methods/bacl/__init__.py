@@ -1,0 +1,1 @@
+"""Foreground classification balance loss of BACL (TMM 2023)."""
