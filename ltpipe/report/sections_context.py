@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,8 +77,12 @@ def accounting(evaluations: Sequence[Evaluation]) -> Parts:
 
 
 def provenance(cards: Sequence[ExperimentCard]) -> Parts:
-    """Return seed, versions, device, time and memory of every stage."""
-    rows = [_stage_row(card.name, stage) for card in cards for stage in card.stages]
+    """Return seed, device, time and memory of every stage, folded; versions once, and in its row what differs."""
+    stages = [(card.name, stage) for card in cards for stage in card.stages]
+    if not stages:
+        return []
+    common = _most_common([stage.get("versions", {}) for _, stage in stages])
+    rows = [_stage_row(name, stage, common) for name, stage in stages]
     columns = [
         Column("experiment", "experiment", "text"),
         Column("stage", "stage", "text"),
@@ -87,16 +92,24 @@ def provenance(cards: Sequence[ExperimentCard]) -> Parts:
         Column("device", "device", "text"),
         Column("started", "started", "text"),
         Column("digest", "settings digest", "text"),
-        Column("versions", "versions", "long"),
+        Column("versions", "other versions", "long"),
     ]
-    used = [column for column in columns if any(row.get(column.key) for row in rows)]
     text = "From the stage.json beside each result, which also holds the checksums of all inputs and outputs."
-    return [html.note(text), html.table(used, rows, group="experiment")] if rows else []
+    versions = ", ".join(f"{name} {version}" for name, version in common.items())
+    said = [html.note(f"Versions: {versions}.")] if versions else []
+    return [html.note(text), *said, html.folded("Show all stages", html.table(columns, rows, group="experiment"))]
 
 
-def _stage_row(experiment: str, stage: Mapping[str, Any]) -> dict[str, Any]:
+def _most_common(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the version of each package that most stages ran with."""
+    names = dict.fromkeys(name for one in versions for name in one)
+    return {name: Counter(one[name] for one in versions if name in one).most_common(1)[0][0] for name in names}
+
+
+def _stage_row(experiment: str, stage: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
     seconds, memory = stage.get("seconds"), stage.get("peak_memory_mib")
-    versions = ", ".join(f"{name} {version}" for name, version in stage.get("versions", {}).items())
+    own = stage.get("versions", {}).items()
+    versions = ", ".join(f"{name} {version}" for name, version in own if common.get(name) != version)
     return {
         "experiment": experiment,
         "stage": stage.get("label", stage.get("stage")),
@@ -105,8 +118,8 @@ def _stage_row(experiment: str, stage: Mapping[str, Any]) -> dict[str, Any]:
         "memory": None if memory is None else f"{memory / 1024:.1f} GiB",
         "device": stage.get("device"),
         "started": stage.get("started"),
-        "digest": str(stage.get("digest", ""))[:12],
-        "versions": versions,
+        "digest": str(stage.get("digest", ""))[:12] or None,
+        "versions": versions or None,
     }
 
 

@@ -154,6 +154,18 @@ def test_changes_are_those_of_calibration(written: Path) -> None:
     assert "phase2 to simcal" in text and "base to" not in text
 
 
+def test_versions_are_told_once(tmp_path: Path) -> None:
+    """And in the rows of stages that ran with others."""
+    stages = [
+        {"stage": name, "versions": {"torch": "2.1", "numpy": "1.26"}} for name in ("base", "features", "evaluate")
+    ]
+    stages[1]["versions"] = {"torch": "2.0", "numpy": "1.26"}
+    card = ExperimentCard("one", stages=stages)
+    page = build_report(tmp_path, [evaluation("one", "base", 0.3)], title="one", cards=[card])[0]
+    text = of_page(page.read_text(encoding="utf-8"), "provenance")
+    assert "Versions: torch 2.1, numpy 1.26." in text and text.count("torch") == 2 and text.count("torch 2.0") == 1
+
+
 def test_columns_without_values_and_zeros() -> None:
     """The former are not shown, the latter are not the best of anything."""
     columns = [html.Column("a", "A", best=True), html.Column("b", "B", best=True), html.Column("c", "C", best=True)]
