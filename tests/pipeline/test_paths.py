@@ -33,7 +33,7 @@ def test_paths(load: Load) -> None:
 def test_no_two_stages_share_a_record(load: Load) -> None:
     exp = load()
     records = [Paths("out", exp).record(stage, key) for stage, key in stage_keys(exp)]
-    assert len(set(records)) == len(records) == 5 + 2 * 3 + 2 + 4
+    assert len(set(records)) == len(records) == 6 + 2 * 3 + 2 + 4
 
 
 def finish(exp: Experiment, paths: Paths) -> None:
