@@ -156,11 +156,11 @@ def _from_yaml(file: Path, findings: Findings) -> Description:
 def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
     """Return class names by number: of a list, or of a dictionary by number; ``nc`` must be as many."""
     names, nc = content.get("names"), content.get("nc")
-    if nc is not None and not str(nc).isdigit():
+    if nc is not None and not (_is_number(nc) and int(nc) > 0):
         raise UserError("nc is no number of classes", where=file, got=nc)
     if names is None:
         return {number: f"class_{number}" for number in range(int(str(nc)))}
-    if isinstance(names, dict) and all(str(key).isdigit() for key in names):
+    if isinstance(names, dict) and all(map(_is_number, names)):
         found = {int(key): name for key, name in sorted(names.items(), key=lambda item: int(item[0]))}
     else:
         found = dict(enumerate(names)) if isinstance(names, list) else {}
@@ -170,6 +170,11 @@ def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
         fix = "correct nc, or the names: a number of the labels could mean another class"
         raise UserError("nc and names disagree", where=file, got=f"nc {nc}, {len(found)} names", fix=fix)
     return found
+
+
+def _is_number(text: Any) -> bool:
+    """Whether a text is a whole number that may count classes."""
+    return isinstance(text, str) and text.isdecimal() and len(text) < 7
 
 
 def _entries(value: Any) -> list[str]:
