@@ -38,7 +38,7 @@ def plan(config: Config) -> Iterator[str]:
     yield f"data: {counts.get('images', '?')} images of {data.store}, {data.num_classes} classes, phase {data.phase}"
     yield f"length: {config.train_cfg.max_iters} iterations of {loader.batch_size * world} images"
     optimiser = config.optim_wrapper.optimizer
-    yield f"optimiser: {optimiser.type}, learning rate {optimiser.lr:g}"
+    yield f"optimiser: {optimiser.type}, learning rate {optimiser.get('lr')}"
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads"
     yield f"device: {device}; {world} processes, each with {loader.num_workers} loader processes"

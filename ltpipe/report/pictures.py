@@ -84,7 +84,8 @@ def write_album(folder: Path, album: Album) -> list[Path]:
         ("broken.html", "Objects that look broken", list(_odd(album.shelf))),
     ):
         if parts and budget.take(sum(map(len, parts))):
-            write_page(folder / name, title, album.title, {"index.html": "all classes"}, parts)
+            links = {f"#{anchor}": anchor for anchor in re.findall(r'<section id="([^"]+)"', "".join(parts))}
+            write_page(folder / name, title, album.title, {"index.html": "all classes", **links}, parts)
             more[name] = title
             files.append(folder / name)
     tables = []
@@ -93,12 +94,12 @@ def write_album(folder: Path, album: Album) -> list[Path]:
         tables.append(_compared(album.classes, one, before))
         before = one.per_class
     # The last set is looked at first: it may take all there is.
-    links: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for one, table in reversed(list(zip(album.detected, tables, strict=True))):
-        links[one.name] = _detected(folder, album, one, table, budget, files)
+        found[one.name] = _detected(folder, album, one, table, budget, files)
     examples = _examples(folder, album, rest, files)
     left_out = budget.full or rest.full
-    body = _index(album, tables, examples, links, more, left_out)
+    body = _index(album, tables, examples, found, more, left_out)
     figure = plot_long_tail(
         album.classes, folder / "figures" / "long_tail", title="The long tail", counted=album.counted
     )
@@ -198,7 +199,7 @@ def _example(shelf: Shelf, row: int) -> Iterator[Shot]:
 def _odd(shelf: Shelf) -> Iterator[str]:
     """Yield a section for every way in which objects look broken."""
     store: AnnotationStore = shelf.store
-    for number, (kind, rows) in enumerate(odd_objects(store).items(), 1):
+    for kind, rows in odd_objects(store).items():
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(ODD_SHOWN, len(rows))).round().astype(int))]
         pictures = []
         for row in chosen.tolist():
@@ -206,7 +207,9 @@ def _odd(shelf: Shelf) -> Iterator[str]:
             caption = f"{name}, annotation {store.ann_ids[row]} · {store.image_file(image)}"
             pictures += list(shelf.cut(image, [shelf.object(row)], caption))
         if pictures:
-            yield html.section(f"odd{number}", f"{kind} ({len(rows):,})", html.note(f"{WORDS[kind]}."), shots(pictures))
+            yield html.section(
+                kind.replace(" ", "-"), f"{kind} ({len(rows):,})", html.note(f"{WORDS[kind]}."), shots(pictures)
+            )
 
 
 def _index(
