@@ -81,6 +81,19 @@ def _parts_need_their_loss(exp: Experiment, detector: ResolvedDetector) -> None:
             )
 
 
+def _parts_need_fixed_layers(exp: Experiment, detector: ResolvedDetector) -> None:
+    """Parts that keep what the shared layers of the box head made need these layers as they are."""
+    for index, part in enumerate(exp.model.parts):
+        needed = _holds(catalogue.find("part", part.type).flags.get("needs_fixed_layers", False), part)
+        if needed and (exp.base.trained is None or exp.incremental):
+            raise UserError(
+                f"{part.type} keeps the output of layers that change in this training",
+                where=where(exp, f"model.parts[{index}]"),
+                got="phases, which train them" if exp.incremental else "base.trained: null, which trains all",
+                fix="loce: set base.trained: [fc_cls, fc_reg, rpn_head, mask_head] as published, or memory: roi",
+            )
+
+
 def _parts_need_class_wise_heads(exp: Experiment, detector: ResolvedDetector) -> None:
     """Parts that work between classes need an output per class in both heads."""
     for index, part in enumerate(exp.model.parts):
@@ -275,6 +288,7 @@ COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
     _masks_need_a_mask_head,
     _parts_only_once,
     _parts_need_their_loss,
+    _parts_need_fixed_layers,
     _parts_need_class_wise_heads,
     _second_stage_needs_a_first,
     _hybrid_cascades,

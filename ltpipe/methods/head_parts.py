@@ -82,6 +82,8 @@ class HeadPart(nn.Module):
     needs_class_wise: ClassVar[bool] = False
     # Whether (or with which values of its options) the mask head must see the box head's positive RoIs.
     needs_same_rois: ClassVar[bool | dict[str, list[str]]] = False
+    # Whether (or with which values of its options) it keeps what the shared layers of the box head made.
+    needs_fixed_layers: ClassVar[bool | dict[str, list[str]]] = False
     # Classification losses it works with; none named: all.
     losses: ClassVar[list[str]] = []
     # Options that decide over which images a hook of the part runs between epochs, in order: {option: {value: images}},

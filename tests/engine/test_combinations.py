@@ -195,6 +195,10 @@ def test_refusals_name_their_reason(world: World) -> None:
     posthoc = {"calibrate": {"posthoc": {"type": "iif"}}}
     assert "softmax cross entropy" in refusal(world, posthoc, loss="iif")
     assert "softmax cross entropy" in refusal(world, posthoc, loss="seesaw")
+    shared = {"model": {"parts": [{"type": "loce"}]}}
+    for blocks in (shared, {**shared, **phases}):
+        with pytest.raises(UserError, match="layers that change"):
+            check_settings(tiny_experiment(world.folder, "shared", **blocks))
     bags = {"calibrate": {"bags": {"type": "bags"}}}
     assert "row of each class" in refusal(world, bags, mask="weight_transfer")
 

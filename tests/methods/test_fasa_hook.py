@@ -263,6 +263,9 @@ def test_an_error_in_the_pass_restores_everything() -> None:
         raise RuntimeError("stop")
     assert model.training and torch.is_grad_enabled()
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    with untouched(model, 1, kept=[model.frozen]):
+        model.frozen.running_mean.add_(1)
+    assert torch.equal(model.frozen.running_mean, state["frozen.running_mean"] + 1)
 
 
 def test_wrong_use_is_refused(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class LOCE(SeededDraws, HeadPart):
 
     class_rows: ClassVar[dict[str, Any]] = {"mean_score": 0}
     losses: ClassVar[list[str]] = ["cross_entropy"]
+    needs_fixed_layers = {"memory": ["shared"]}
 
     mean_score: Tensor
 
