@@ -19,7 +19,7 @@ from ltpipe.engine.model_config import ClassCounts, assemble_model
 from ltpipe.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = list_experiments(ROOT)
+NAMES = list_experiments()
 METRICS = {"AP", "AP50", "AP75", "APr", "APc", "APf", "bAP"}
 SOURCES = ("README", "paper", "plot data", "issue", "unverified")
 IMAGES = {"lvis_v1": (100170, 99388), "lvis_v0.5": (57263, 56740)}
