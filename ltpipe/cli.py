@@ -102,13 +102,11 @@ def _stage_options(verbs: Any, stage: Stage) -> None:
         verb.add_argument(
             "--fresh", action="store_true", help="start anew instead of continuing where a killed run stopped"
         )
+    if stage.in_processes:
+        share = "" if stage.shares_images else " that can share a batch"
+        text = f"processes per node, one per GPU; default: all visible GPUs{share}"
+        verb.add_argument("--processes", type=int, metavar="N", help=text)
     if stage.batch_size is not None:
-        verb.add_argument(
-            "--processes",
-            type=int,
-            metavar="N",
-            help="processes per node, one per GPU; default: all visible GPUs that can share a batch",
-        )
         verb.add_argument(
             "--time-limit",
             type=float,
@@ -263,11 +261,11 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
         return 0
     if stage.batch_size is not None:
         set_deadline(arguments.time_limit)
-        batch_size = stage.batch_size(exp)
-        if not launched and batch_size is not None:
-            code = _launch(arguments, batch_size, paths.folder(verb, *keys.values()))
-            if code is not None:
-                return code
+    batch_size = None if stage.batch_size is None else stage.batch_size(exp)
+    if not launched and (batch_size is not None or stage.shares_images):
+        code = _launch(arguments, batch_size, paths.folder(verb, *keys.values()))
+        if code is not None:
+            return code
     if stage.torch:
         _load_formatter()
     run = importlib.import_module(stage.module or f"ltpipe.stages.{verb}").run
@@ -282,8 +280,8 @@ def _stage(verb: str, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _launch(arguments: argparse.Namespace, batch_size: int, folder: Path) -> int | None:
-    """Run a training in several processes; None if it shall run in this one."""
+def _launch(arguments: argparse.Namespace, batch_size: int | None, folder: Path) -> int | None:
+    """Run a stage in several processes, which share a batch if there is one; None if it shall run in this one."""
     from ltpipe.run.launch import launch, launch_on_nodes, processes_for
     from ltpipe.run.slurm import nodes as nodes_of_job
 

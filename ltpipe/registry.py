@@ -29,6 +29,7 @@ DATASETS = Registry("dataset", parent=root.DATASETS, scope="ltpipe", locations=_
 DATA_SAMPLERS = Registry("data sampler", parent=root.DATA_SAMPLERS, scope="ltpipe", locations=_LOCATIONS)
 TRANSFORMS = Registry("transform", parent=root.TRANSFORMS, scope="ltpipe", locations=_LOCATIONS)
 METRICS = Registry("metric", parent=root.METRICS, scope="ltpipe", locations=_LOCATIONS)
+OPTIM_WRAPPERS = Registry("optim wrapper", parent=root.OPTIM_WRAPPERS, scope="ltpipe", locations=_LOCATIONS)
 TASK_UTILS = Registry("task util", parent=root.TASK_UTILS, scope="ltpipe", locations=_LOCATIONS)
 
 METHODS: dict[tuple[str, str], type] = {}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
-from ltpipe.config.training import CalibrationSchedule
+from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
 
 IouType = Literal["bbox", "segm", "boundary"]

@@ -32,16 +32,18 @@ def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[s
     remarks, num_classes = check_data(exp)
     remarks += check_given(exp, data_missing=bool(remarks))
     _check_phases(exp, num_classes)
-    check_settings(exp, experiments)
-    return remarks
+    return [*remarks, *check_settings(exp, experiments)]
 
 
-def check_settings(exp: Experiment, experiments: Sequence[str] = ()) -> None:
+def check_settings(exp: Experiment, experiments: Sequence[str] = ()) -> tuple[str, ...]:
     """Check what needs no data: the detector file, combinations of methods, the report.
 
     Args:
         exp: The experiment.
         experiments: Names of all experiments, for ``report.compare``.
+
+    Returns:
+        Remarks: what of the detector file is not used, one sentence each.
 
     Raises:
         UserError: The first thing found wrong.
@@ -51,6 +53,7 @@ def check_settings(exp: Experiment, experiments: Sequence[str] = ()) -> None:
         check(exp, detector)
     start_weights(exp, detector)
     _check_report(exp, experiments)
+    return detector.remarks
 
 
 def check_data(exp: Experiment) -> tuple[list[str], int]:

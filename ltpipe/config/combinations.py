@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ltpipe.config import catalogue
-from ltpipe.config.detector import ResolvedDetector
+from ltpipe.config.detector import DENSE_HEADS, ResolvedDetector, class_name
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.outside_checkpoints import check_taken_over
@@ -18,14 +18,70 @@ def where(exp: Experiment, key: str) -> str:
     return f"{exp.file or exp.name}: {key}"
 
 
-def _two_stages(exp: Experiment, detector: ResolvedDetector) -> None:
-    if detector.roi_head is None:
+def _one_stage_detectors(exp: Experiment, detector: ResolvedDetector) -> None:
+    """Detectors without a RoI head are trained and measured; what acts in RoI heads has no place in them."""
+    if detector.roi_head is not None:
+        return
+    if not any(detector.model.get(head) is not None for head in DENSE_HEADS):
         raise UserError(
-            "this detector has no RoI head; ltpipe trains two-stage detectors",
+            "this detector has no head that knows classes",
             where=where(exp, "detector.config"),
             got=f"{detector.model.get('type', 'no type')} in {detector.source}",
-            allowed="Faster R-CNN, Mask R-CNN, Cascade R-CNN, Hybrid Task Cascade and their like",
+            allowed=f"a roi_head, or one of {', '.join(DENSE_HEADS)}",
         )
+    model, evaluation = exp.model, exp.evaluate
+    asked = {
+        "lst": exp.lst is not None,
+        "calibrate": bool(exp.calibrate),
+        "model.classifier": model.classifier.type != "linear",
+        "model.mask": model.mask.type != "fcn",
+        "model.parts": bool(model.parts),
+        "model.loss_average": model.loss_average != "process",
+        "base.trained": exp.base.trained is not None,
+        "base.fresh": bool(exp.base.fresh),
+        "base.checkpoint": exp.base.checkpoint is not None,
+        "detector.geometry": exp.detector.geometry != "modern",
+        "evaluate.modes": bool(evaluation.modes),
+        "evaluate.thresholds": bool(evaluation.thresholds),
+        "evaluate.oracle_labels": evaluation.oracle_labels,
+    }
+    for key, given in asked.items():
+        if given:
+            raise UserError(
+                "this acts in the RoI head of two-stage detectors, and the detector has none",
+                where=where(exp, key),
+                got=f"{detector.model.get('type', 'no type')} in {detector.source}",
+                fix=f"leave out {key}, or choose Faster R-CNN, Mask R-CNN, a cascade or their like",
+            )
+    _one_stage_losses(exp, detector)
+
+
+def _one_stage_losses(exp: Experiment, detector: ResolvedDetector) -> None:
+    """Anchor heads can have a loss that scores every class by itself and heeds label weights; others keep their own."""
+    name = exp.model.loss.type
+    if name == "cross_entropy":
+        return
+    flags = catalogue.find("loss", name).flags
+    head = class_name(detector.model.get("bbox_head") or {})
+    if flags.get("background") != "none" or not flags.get("weighted", False):
+        raise UserError(
+            "this loss needs a background, or ignores the weights of anchors, which one-stage detectors rely on",
+            where=where(exp, "model.loss"),
+            got=f"{name}, with {head or 'no bbox_head'} in {detector.source}",
+            allowed="cross_entropy (the loss that the detector file names), or " + ", ".join(_one_stage_names()),
+        )
+    if head != "RetinaHead":
+        raise UserError(
+            "the head of this detector has targets of its own, which the loss does not know",
+            where=where(exp, "model.loss"),
+            got=f"{name}, with {head or 'no bbox_head'} in {detector.source}",
+            allowed="cross_entropy (the loss that the detector file names), or a detector with a RetinaHead",
+        )
+
+
+def _one_stage_names() -> list[str]:
+    flags = {name: catalogue.find("loss", name).flags for name in catalogue.names("loss")}
+    return [name for name, one in flags.items() if one.get("background") == "none" and one.get("weighted")]
 
 
 def _distillation_needs_cosine(exp: Experiment, detector: ResolvedDetector) -> None:
@@ -60,6 +116,18 @@ def _masks_need_a_mask_head(exp: Experiment, detector: ResolvedDetector) -> None
             got=f"{', '.join(masks)}, and no mask_head in {exp.detector.config}",
             allowed="iou_types: [bbox]",
         )
+
+
+def _best_is_measured(exp: Experiment, detector: ResolvedDetector) -> None:
+    schedules = {"base": exp.base.schedule, **({"lst": exp.lst.schedule} if exp.lst is not None else {})}
+    for key, schedule in schedules.items():
+        keep = "last" if schedule.validation is None else schedule.validation.keep
+        if keep != "last" and keep.best.partition("/")[0] not in exp.evaluate.iou_types:
+            raise UserError(
+                "the best weights would be chosen by what is not measured",
+                where=where(exp, f"{key}.schedule.validation.keep"),
+                got=f"best: {keep.best}, with evaluate.iou_types: {', '.join(exp.evaluate.iou_types)}",
+            )
 
 
 def _parts_only_once(exp: Experiment, detector: ResolvedDetector) -> None:
@@ -282,10 +350,11 @@ def _holds(flag: bool | dict[str, list[str]], choice: Choice) -> bool:
 
 
 COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
-    _two_stages,
+    _one_stage_detectors,
     _distillation_needs_cosine,
     _cached_teacher_needs_fixed_scale,
     _masks_need_a_mask_head,
+    _best_is_measured,
     _parts_only_once,
     _parts_need_their_loss,
     _parts_need_fixed_layers,

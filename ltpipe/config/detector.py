@@ -13,17 +13,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ltpipe.config.detector_keys import KNOWN, own_assignments, refuse_replaced, used_hooks
 from ltpipe.errors import UserError
 
 READ = ("model", "train_pipeline", "test_pipeline")
 """Variables that a detector consists of."""
-KNOWN = frozenset(
-    [*READ, "auto_scale_lr", "custom_hooks", "custom_imports", "default_hooks", "default_scope", "env_cfg", "load_from"]
-    + ["log_level", "log_processor", "optim_wrapper", "param_scheduler", "randomness", "resume", "test_cfg"]
-    + ["test_dataloader", "test_evaluator", "train_cfg", "train_dataloader", "train_dataset", "tta_model"]
-    + ["tta_pipeline", "val_cfg", "val_dataloader", "val_evaluator", "val_pipeline", "vis_backends", "visualizer"]
-)
-"""What mmdet's configs assign. Other names are helpers of the file, unless they look like one of these misspelt."""
+DENSE_HEADS = ("bbox_head", "mask_head", "panoptic_head")
+"""Heads of detectors without a RoI head that know classes."""
+# One-stage heads of boxes that predict masks as well.
+_HEADS_WITH_MASKS = frozenset({"RTMDetInsHead", "RTMDetInsSepBNHead"})
 # Transforms after which a cached teacher or a cached feature no longer belongs to the image.
 RANDOM_GEOMETRY = frozenset(
     {
@@ -61,6 +59,9 @@ class ResolvedDetector:
         train_pipeline: Transforms of training.
         test_pipeline: Transforms of evaluation.
         imports: Modules of ``custom_imports``.
+        hooks: ``custom_hooks`` that a training takes over.
+        environment: ``env_cfg`` of a file of the user, over ltpipe's own.
+        remarks: What mmdet's own files bring and nobody uses, one sentence each.
     """
 
     source: str
@@ -68,11 +69,15 @@ class ResolvedDetector:
     train_pipeline: list[Any]
     test_pipeline: list[Any]
     imports: tuple[str, ...] = ()
+    hooks: tuple[Mapping[str, Any], ...] = ()
+    environment: Mapping[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """What of the file decides a training, for its digest; a copy."""
-        custom = {"custom_imports": list(self.imports)} if self.imports else {}
-        return copy.deepcopy({**{key: getattr(self, key) for key in READ}, **custom})
+        custom = {"custom_imports": list(self.imports), "custom_hooks": list(self.hooks), "env_cfg": self.environment}
+        given = {key: value for key, value in custom.items() if value}
+        return copy.deepcopy({**{key: getattr(self, key) for key in READ}, **given})
 
     @property
     def roi_head(self) -> Mapping[str, Any] | None:
@@ -97,7 +102,7 @@ class ResolvedDetector:
     @property
     def has_masks(self) -> bool:
         """Whether the detector predicts masks."""
-        return bool(self.heads("mask_head")) or self.model.get("mask_head") is not None
+        return has_masks(self.model)
 
     @property
     def random_geometry(self) -> list[str]:
@@ -110,6 +115,16 @@ class ResolvedDetector:
         config = self.model.get("backbone", {})
         kind = {"ResNet": "R", "ResNeXt": "X"}.get(class_name(config))
         return class_name(config) if kind is None else f"{kind}-{config.get('depth', 0)}"
+
+
+def has_masks(model: Mapping[str, Any]) -> bool:
+    """Whether the detector of a model config predicts masks."""
+    roi_head = model.get("roi_head")
+    if roi_head is not None:
+        return bool(roi_head.get("mask_head"))
+    if class_name(model.get("bbox_head") or {}) in _HEADS_WITH_MASKS:
+        return True
+    return any(model.get(head) is not None for head in ("mask_head", "panoptic_head"))
 
 
 def class_name(config: Mapping[str, Any]) -> str:
@@ -135,7 +150,7 @@ def resolve_detector(source: str | Path, where: object = "detector.config") -> R
         where: File and key of the experiment.
 
     Raises:
-        UserError: It is missing, cannot be read, or lacks a variable; or a variable is misspelt.
+        UserError: It is missing, cannot be read, or lacks a variable; or a variable is misspelt, or not heard.
     """
     values = read_mmengine_config(source, where)
     for name in values:
@@ -147,9 +162,20 @@ def resolve_detector(source: str | Path, where: object = "detector.config") -> R
     for name in READ:
         if name not in values:
             raise UserError("the detector file is incomplete", where=source, got=f"no {name!r}", allowed=READ)
+    remarks = refuse_replaced(source, values)
     imports = values.get("custom_imports") or {}
+    own = "::" not in str(source) and "env_cfg" in own_assignments(Path(source))
     model, training, testing = (values[key] for key in READ)
-    return ResolvedDetector(str(source), model, training, testing, tuple(_listed(imports.get("imports"))))
+    return ResolvedDetector(
+        str(source),
+        model,
+        training,
+        testing,
+        imports=tuple(_listed(imports.get("imports"))),
+        hooks=tuple(used_hooks(values)),
+        environment=values["env_cfg"] if own else None,
+        remarks=remarks,
+    )
 
 
 def read_mmengine_config(source: str | Path, where: object = "detector.config") -> dict[str, Any]:

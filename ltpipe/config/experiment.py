@@ -23,7 +23,8 @@ from ltpipe.config.blocks import (
 )
 from ltpipe.config.class_list import count_classes
 from ltpipe.config.fields import Block, Choice, NonNegative
-from ltpipe.config.training import Base, CalibrationSchedule, Distill, Lst, Model, Replay, Schedule
+from ltpipe.config.schedules import CalibrationSchedule, Schedule
+from ltpipe.config.training import Base, Distill, Lst, Model, Replay
 from ltpipe.errors import UserError, unknown_name
 
 __all__ = [
@@ -138,6 +139,10 @@ class Experiment(Block):
                 allowed=f"1 to {total - 1} of the {total} classes of {self.dataset.name}",
             )
         return len(self.split.phase_boundaries(total)) - 1
+
+    def trainings(self) -> list[tuple[str, int | None]]:
+        """Stages that train a detector, with their keys."""
+        return [("base", None), *(("lst", phase) for phase in range(1, self.num_phases() + 1))]
 
     def checkpoints(self) -> list[str]:
         """All checkpoint ids in the order they are made: ``base``, ``phase1`` .. and the calibrators' names."""

@@ -1,100 +1,14 @@
-"""Blocks of the training stages: schedules, base training, incremental phases."""
+"""Blocks of the training stages: the model, base training, incremental phases."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
-
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-
-
-class Schedule(Block):
-    """Length of a training and its optimiser; give ``epochs`` or ``iterations``, not both."""
-
-    default_length: ClassVar[dict[str, float]] = {"epochs": 12}
-
-    epochs: PositiveFloat | None = Field(None, description="passes over the stage's own epoch list")
-    iterations: Positive | None = Field(None, description="optimiser steps, instead of epochs")
-    batch_size: Positive = Field(16, description="images per optimiser step, over all processes")
-    lr: PositiveFloat = Field(0.01, description="learning rate after warm-up, used as it is for every batch size")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
-    momentum: Fraction = Field(0.9, description="SGD momentum")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay")
-    bias_lr_mult: NonNegativeFloat = Field(1.0, description="learning rate of biases relative to lr")
-    bias_decay_mult: NonNegativeFloat = Field(1.0, description="weight decay of biases relative to weight_decay")
-    warmup_iterations: NonNegative = Field(500, description="linear warm-up steps")
-    warmup_factor: Annotated[float, Field(gt=0, le=1)] = Field(1 / 3, description="learning rate factor at the start")
-    drops: tuple[PositiveFloat, ...] = Field(
-        (0.6, 0.8), description="where lr is multiplied by gamma: fractions below 1, or iterations"
-    )
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="factor of each drop")
-    clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm; null: no clipping")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_length(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        given = [key for key in ("epochs", "iterations") if data.get(key) is not None]
-        if len(given) > 1:
-            raise ValueError("give either epochs or iterations, not both")
-        return data if given else {**data, **cls.default_length}
-
-    @field_validator("drops")
-    @classmethod
-    def _ascending(cls, drops: tuple[float, ...]) -> tuple[float, ...]:
-        if list(drops) != sorted(set(drops)):
-            raise ValueError("drops must ascend")
-        if len({drop < 1 for drop in drops}) > 1:
-            raise ValueError("drops are all fractions below 1, or all iterations")
-        return drops
-
-    def total_iterations(self, epoch_length: int) -> int:
-        """Optimiser steps of the whole training.
-
-        Args:
-            epoch_length: Images (or pairs) in one epoch of the stage.
-        """
-        if self.iterations is not None:
-            return self.iterations
-        assert self.epochs is not None
-        return max(1, math.ceil(self.epochs * epoch_length / self.batch_size))
-
-    def drop_iterations(self, total: int) -> list[int]:
-        """Steps after which the learning rate falls, for a training of ``total`` steps."""
-        return [round(drop * total) if drop < 1 else round(drop) for drop in self.drops]
-
-
-class IncrementalSchedule(Schedule):
-    """Schedule of an LST phase: the released configuration, 12 epochs of the balanced list."""
-
-    lr: PositiveFloat = Field(0.005, description="learning rate, used as it is for every batch size")
-    bias_lr_mult: NonNegativeFloat = Field(2.0, description="learning rate of biases relative to lr")
-    bias_decay_mult: NonNegativeFloat = Field(0.0, description="weight decay of biases relative to weight_decay")
-    warmup_iterations: NonNegative = Field(0, description="linear warm-up steps")
-
-
-class CalibrationSchedule(Schedule):
-    """Schedule of a calibrated head: SimCal's 12,000 steps of plain SGD, drops after 7,000 and 10,000.
-
-    A step is one mini-batch of the calibration plan, whose size ``features`` fixes; a plan shorter than the training is
-    used again from its start. An epoch is one pass over the plan.
-    """
-
-    default_length: ClassVar[dict[str, float]] = {"iterations": 12000}
-
-    momentum: Fraction = Field(0.0, description="SGD momentum")
-    weight_decay: NonNegativeFloat = Field(0.0, description="weight decay")
-    warmup_iterations: NonNegative = Field(0, description="linear warm-up steps")
-    drops: tuple[PositiveFloat, ...] = Field(
-        (0.58333, 0.83333), description="where lr is multiplied by gamma: fractions below 1, or iterations"
-    )
+from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, NonNegativeFloat, Positive
+from ltpipe.config.schedules import IncrementalSchedule, Schedule
 
 
 class Model(Block):

@@ -16,6 +16,7 @@ and as ``float64`` elsewhere, so nothing is lost. Stores are written by :func:`l
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from functools import cached_property
@@ -132,6 +133,8 @@ class AnnotationStore:
         self.ann_order: NDArray[np.int64] = _array(annotations["order"])
         self._segment_reader = _reader(folder, "segments")
         self._segments: dict[int, _Segments] = {}
+        # Of each annotation its row in the files.
+        self._rows: NDArray[np.int64] = np.arange(len(self.ann_ids))
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> AnnotationStore:
@@ -163,6 +166,21 @@ class AnnotationStore:
         """Pickle as the path: the receiving process maps the files itself."""
         return AnnotationStore.open, (str(self.folder),)
 
+    def of_images(self, images: NDArray[np.int64]) -> AnnotationStore:
+        """Return a view with the annotations of some images only; all images and categories stay, in their rows.
+
+        Args:
+            images: Image rows.
+        """
+        part = copy.copy(self)
+        part.__dict__.pop("ann_has_mask", None)
+        rows = np.flatnonzero(np.isin(self.ann_image, images))
+        for name in ("ids", "image", "category", "bbox", "area", "iscrowd", "ignore", "order"):
+            setattr(part, f"ann_{name}", getattr(self, f"ann_{name}")[rows])
+        part._rows = self._rows[rows]
+        part.image_ptr = np.concatenate([[0], np.cumsum(np.bincount(part.ann_image, minlength=len(self.image_ids)))])
+        return part
+
     def image_file(self, image: int) -> str:
         """Return the file name of an image row, relative to the image folder of the data set."""
         return cast(str, self._files[image].as_py())
@@ -183,7 +201,7 @@ class AnnotationStore:
         """
         if not 0 <= annotation < len(self.ann_ids):
             raise IndexError(f"annotation row {annotation} of {len(self.ann_ids)}")
-        batch, row = divmod(int(annotation), self.info["segment_rows"])
+        batch, row = divmod(int(self._rows[annotation]), self.info["segment_rows"])
         segments = self._segment_batch(batch)
         polygons = [(xy / 100.0).tolist() for xy in segments.hundredths.row(row)]
         polygons = polygons or [xy.tolist() for xy in segments.floats.row(row)]
@@ -194,11 +212,11 @@ class AnnotationStore:
     def ann_has_mask(self) -> NDArray[np.bool_]:
         """``(A,) bool``, whether an annotation has a mask."""
         found = [np.zeros(0, np.bool_)]
-        for number in range(-(-len(self.ann_ids) // self.info["segment_rows"])):
+        for number in range(self._segment_reader.num_record_batches):
             segments = self._segment_batch(number)
             polygons = np.diff(segments.hundredths.first_polygon) + np.diff(segments.floats.first_polygon)
             found.append((polygons > 0) | (_array(pc.binary_length(segments.rle)) > 0))
-        return np.concatenate(found)
+        return np.concatenate(found)[self._rows]
 
     def outlines(self, annotations: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the polygons of those of the given annotation rows that are one polygon each.
@@ -207,7 +225,7 @@ class AnnotationStore:
             ``(n + 1,) int64`` places and the coordinates ``x, y, x, y, ...`` in absolute pixels: row ``i`` of the
             input is ``xy[places[i]:places[i + 1]]``, which is empty for RLE and for several polygons.
         """
-        batch, row = np.divmod(annotations, self.info["segment_rows"])
+        batch, row = np.divmod(self._rows[annotations], self.info["segment_rows"])
         length, parts = np.zeros(len(annotations), np.int64), []
         for number in np.unique(batch).tolist():
             segments = self._segment_batch(number)

@@ -1,6 +1,7 @@
 """What all stages share on the mmdet side. Importing the package registers its components with mmengine."""
 
 from ltpipe.engine import (
+    averaging,
     checkpoint_readers,
     dataset,
     extra_images,
@@ -8,6 +9,8 @@ from ltpipe.engine import (
     heads,
     hooks,
     loading,
+    one_stage,
+    precision,
     roi_heads,
     roi_sampling,
     training_stream,
@@ -15,6 +18,7 @@ from ltpipe.engine import (
 )
 
 __all__ = [
+    "averaging",
     "checkpoint_readers",
     "dataset",
     "extra_images",
@@ -22,6 +26,8 @@ __all__ = [
     "heads",
     "hooks",
     "loading",
+    "one_stage",
+    "precision",
     "roi_heads",
     "roi_sampling",
     "training_stream",

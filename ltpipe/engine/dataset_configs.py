@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.config import ConfigDict
 
 from ltpipe.config.choices import extra_images
+from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
 from ltpipe.data.fractal_dimension import class_dimensions
@@ -63,13 +64,13 @@ def check_masks(paths: Paths, model: ConfigDict, where: object) -> None:
         UserError: There are such objects, and the RoI head is not one of ours.
     """
     without = AnnotationStore.open(paths.store("train")).info["counts"].get("without_mask", 0)
-    head = model.roi_head
-    if without and head.get("mask_head") is not None and head.type not in REPLACEMENTS.values():
+    kind = model.type if model.get("roi_head") is None else model.roi_head.type
+    if without and has_masks(model) and kind not in REPLACEMENTS.values():
         raise UserError(
-            "this RoI head cannot leave objects without a mask out of the mask loss",
+            "this detector cannot leave objects without a mask out of the mask loss",
             where=where,
-            got=f"{head.type}; {without} training objects without a mask",
-            allowed="StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead",
+            got=f"{kind}; {without} training objects without a mask",
+            allowed="a StandardRoIHead, CascadeRoIHead or HybridTaskCascadeRoIHead",
             fix="use one of these, a detector without masks, or annotations with masks",
         )
 

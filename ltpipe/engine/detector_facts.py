@@ -22,8 +22,9 @@ def facts_of(fragment: ConfigDict, model: Mapping[str, Any]) -> dict[str, Any]:
         model: Model config of the checkpoint. What ``evaluate`` sets anew and where weights started are left out.
     """
     facts: dict[str, Any] = as_json(_without_starts(model))
+    limits = facts["test_cfg"].get("rcnn", facts["test_cfg"])  # one-stage detectors have them at the top
     for name in ("score_thr", "max_per_img", "nms"):
-        facts["test_cfg"]["rcnn"].pop(name, None)
+        limits.pop(name, None)
     return {"model": facts, "test_pipeline": as_json(fragment.test_pipeline)}
 
 

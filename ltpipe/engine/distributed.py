@@ -1,13 +1,17 @@
-"""One training in several processes, started by torchrun: who they are, how they meet and part."""
+"""One stage in several processes, started by torchrun: who they are, how they meet and part."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from mmengine.dist import broadcast_object_list
+
+Value = TypeVar("Value")
 
 
 @contextmanager
@@ -30,6 +34,24 @@ def process_group() -> Iterator[None]:
     yield
     dist.barrier()
     dist.destroy_process_group()
+
+
+def of_first(value: Value) -> Value:
+    """Return the value of the first process on every process."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here. Alone: does nothing."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a launch, which writes results; also before and after they meet."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def processes_here() -> int:

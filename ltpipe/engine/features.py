@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.structures.bbox import bbox2roi, get_box_tensor
+from mmengine.dist import get_rank
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltpipe.checkpoints.torch_files import AFRESH, BROKEN_FILE
 from ltpipe.data.arrays import load_arrays, save_arrays
-from ltpipe.engine import shards
+from ltpipe.engine.distributed import wait_for_all
 from ltpipe.engine.shards import in_shards
 from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import Level, hidden_layers, stored_features
 from ltpipe.run.files import atomic_path, move
+
+_FILLED = "filled"
 
 
 @dataclass(frozen=True)
@@ -157,12 +160,12 @@ def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], w
         work: Folder for the state of a killed run.
     """
 
-    def boxes_from(first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-        rest = units[first:]
-        for unit in tqdm(rest, desc="proposals", unit="image", initial=first, total=len(units), mininterval=5):
+    def boxes_of(first: int, stop: int) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        some = units[first:stop]
+        for unit in tqdm(some, desc="proposals", unit="image", initial=first, total=len(units), mininterval=5):
             yield detector.proposals(*unit)
 
-    (files,) = in_shards(work, ["boxes.npz"], len(units), boxes_from, _write_boxes)
+    (files,) = in_shards(work, ["boxes.npz"], len(units), boxes_of, _write_boxes)
     parts: dict[str, list[NDArray[Any]]] = {}
     for file in files:
         for name, saved in load_arrays(file, kind="state of a killed run", fix=AFRESH)[0].items():
@@ -210,39 +213,60 @@ def write_features(
     """
     starts = [np.concatenate([[0], np.cumsum([len(b) for b in of_stage])]) for of_stage in boxes]
     rows, shape = [int(ends[-1]) for ends in starts], detector.shape_at(level)
-    partial, marker = [work / path.name for path in paths], work / "features_done"
-    check_space(paths[0].parent, (sum(rows), sum(rows)), shape, dtype, reserved=partial)
-    arrays, done = _open_partial(partial, marker, [(count, *shape) for count in rows], dtype)
-    for unit in tqdm(range(done, len(units)), desc="features", unit="image", mininterval=5):
-        wanted = {stage: of_stage[unit] for stage, of_stage in enumerate(boxes) if len(of_stage[unit])}
-        if wanted:
-            row, flip = units[unit]
-            for stage, found in detector.pool(row, flip, wanted, level).items():
-                arrays[stage][starts[stage][unit] : starts[stage][unit + 1]] = found.cpu().numpy()
-        if (unit + 1) % shards.SIZE == 0 or unit + 1 == len(units):
-            for array in arrays:
-                array.flush()
-            with atomic_path(marker) as temporary:
-                temporary.write_text(str(unit + 1))
-    del arrays
-    for file, path in zip(partial, paths, strict=True):
-        move(file, path)
+    partial = [work / path.name for path in paths]
+    if get_rank() == 0:
+        check_space(paths[0].parent, (sum(rows), sum(rows)), shape, dtype, reserved=partial)
+        _prepare_partial(partial, [(count, *shape) for count in rows], dtype, work)
+    wait_for_all()
+    _fill(detector, units, boxes, starts, partial, work, level)
+    if get_rank() == 0:
+        for file, path in zip(partial, paths, strict=True):
+            move(file, path)
 
 
-def _open_partial(
-    files: Sequence[Path], marker: Path, shapes: Sequence[tuple[int, ...]], dtype: str
-) -> tuple[list[np.memmap[Any, Any]], int]:
-    """Return the arrays to fill and the number of units that a killed run has filled."""
+def _fill(
+    detector: FrozenDetector,
+    units: Sequence[tuple[int, bool]],
+    boxes: Sequence[Sequence[NDArray[np.float32]]],
+    starts: Sequence[NDArray[np.int64]],
+    files: Sequence[Path],
+    work: Path,
+    level: Level,
+) -> None:
+    """Pool the boxes of all units into the files, whose rows they start at; every process fills in its own part."""
+    arrays = [np.load(file, mmap_mode="r+") for file in files]
+
+    def pooled(first: int, stop: int) -> Iterator[int]:
+        """Fill in the rows of units; what is noted of each is nothing but its number."""
+        for unit in tqdm(range(first, stop), desc="features", unit="image", mininterval=5):
+            wanted = {stage: of_stage[unit] for stage, of_stage in enumerate(boxes) if len(of_stage[unit])}
+            if wanted:
+                row, flip = units[unit]
+                for stage, found in detector.pool(row, flip, wanted, level).items():
+                    arrays[stage][starts[stage][unit] : starts[stage][unit + 1]] = found.cpu().numpy()
+            yield unit
+
+    def flush(notes: list[Path], done: list[int]) -> None:
+        for array in arrays:
+            array.flush()
+        with atomic_path(notes[0]) as temporary:
+            temporary.write_text(f"{done[0]} to {done[-1]}")
+
+    in_shards(work, [_FILLED], len(units), pooled, flush)
+
+
+def _prepare_partial(files: Sequence[Path], shapes: Sequence[tuple[int, ...]], dtype: str, work: Path) -> None:
+    """Make the arrays to fill, unless a killed run has left them; then nothing counts as filled."""
     with suppress(*BROKEN_FILE):
-        return [np.load(file, mmap_mode="r+", allow_pickle=False) for file in files], int(marker.read_text())
-    marker.unlink(missing_ok=True)
-    arrays = []
+        if all(np.load(file, mmap_mode="r").shape == shape for file, shape in zip(files, shapes, strict=True)):
+            return
+    for note in work.glob(f"*{_FILLED}*"):
+        note.unlink()
     for file, shape in zip(files, shapes, strict=True):
-        arrays.append(np.lib.format.open_memmap(file, "w+", dtype=np.dtype(dtype), shape=shape))
+        np.lib.format.open_memmap(file, "w+", dtype=np.dtype(dtype), shape=shape)
         with open(file, "r+b") as handle:
             # Reserves the space: a full disk is an error here, but kills a process that writes to mapped memory.
             os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-    return arrays, 0
 
 
 def check_space(

@@ -144,5 +144,7 @@ def _expect(config: ConfigDict, kind: str, where: str) -> None:
 
 def last_pixel(model: ConfigDict) -> int:
     """Return what a detector's boxes are longer by than the difference of their corners: 1 in the older geometries."""
+    if model.get("roi_head") is None:  # one-stage detectors have no older geometry
+        return 0
     coder = as_list(model.roi_head.bbox_head)[0].get("bbox_coder", {})
     return PAST_END if coder.get("type") == "ltpipe.LastPixelBoxCoder" else 0

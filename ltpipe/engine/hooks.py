@@ -28,6 +28,11 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(folder.glob(STATE.format("*")), key=lambda file: int(file.stem.rpartition("_")[2]), reverse=True)
 
 
+def step_taken(runner: Runner) -> bool:
+    """Whether the optimiser has just taken a step: with accumulated gradients not after every iteration."""
+    return bool(runner.optim_wrapper.should_update())
+
+
 @HOOKS.register_module()
 class StepSeedHook(Hook):
     """Makes the random choices of every iteration a function of (seed, iteration, process).
@@ -81,7 +86,7 @@ class ResumeHook(Hook):
     A state holds tensors, numbers, text and containers only, so that it is read without running anything in it.
 
     Args:
-        interval: Iterations between two states.
+        interval: Iterations between two states; a multiple of those of an optimiser step.
         keep: States kept; more than one, should the disk damage the newest.
     """
 
@@ -170,10 +175,11 @@ class StopBeforeLimitHook(Hook):
             Stopped: The state is saved.
         """
         self._slowest = max(self._slowest, time.monotonic() - self._started)
-        if not is_main_process() or self.is_last_train_iter(runner):
+        if not is_main_process() or self.is_last_train_iter(runner) or not step_taken(runner):
             return
         left = seconds_left()
-        up = left is not None and left < self.margin + 3 * self._slowest
+        passes = runner.optim_wrapper._accumulative_counts
+        up = left is not None and left < self.margin + 3 * self._slowest * passes
         if up or self._terminated:
             save_state(runner)
             self.after_train(runner)

@@ -74,7 +74,9 @@ def build_dataset(config: dict[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def detections(model: Any, dataset: Dataset[Any], batch_size: int = 1, first: int = 0) -> Iterator[dict[str, Any]]:
+def detections(
+    model: Any, dataset: Dataset[Any], batch_size: int = 1, first: int = 0, stop: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the detections of every image in dataset order.
 
     Args:
@@ -82,20 +84,21 @@ def detections(model: Any, dataset: Dataset[Any], batch_size: int = 1, first: in
         dataset: Test dataset.
         batch_size: Images per forward pass.
         first: Image to start with.
+        stop: Image to stop before; None: all.
 
     Yields:
         ``image_id`` int, ``labels`` ``(D,)`` int64, ``scores`` ``(D,)`` float32, ``bboxes`` ``(D, 4)`` float32 xyxy in
         pixels of the original image, ``masks`` list of ``D`` compressed RLE dicts, or None without a mask head,
         ``size`` (height, width) of the original image.
     """
-    for batch in _batches(dataset, batch_size, first):
+    for batch in _batches(dataset, batch_size, first, stop):
         for sample in model.test_step(batch):
             yield of_image(sample, sample.pred_instances, int(sample.img_id))
 
 
 @torch.no_grad()
 def rescored_detections(
-    model: Any, dataset: Dataset[Any], rescore: Rescore, first: int = 0
+    model: Any, dataset: Dataset[Any], rescore: Rescore, first: int = 0, stop: int | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the detections of every image for each set of scores, from one run of the detector.
 
@@ -106,11 +109,12 @@ def rescored_detections(
         dataset: Test dataset.
         rescore: Makes sets of final scores from those of the box head.
         first: Image to start with.
+        stop: Image to stop before; None: all.
 
     Yields:
         One dict as of :func:`detections` per set of scores.
     """
-    for batch in _batches(dataset, 1, first):
+    for batch in _batches(dataset, 1, first, stop):
         data = model.data_preprocessor(batch, False)
         (sample,) = data["data_samples"]
         maps = model.extract_feat(data["inputs"])
@@ -119,8 +123,8 @@ def rescored_detections(
         yield [of_image(sample, results, int(sample.img_id)) for results in sets]
 
 
-def _batches(dataset: Any, batch_size: int, first: int) -> Iterable[Any]:
-    rest = Subset(dataset, range(first, len(dataset)))
+def _batches(dataset: Any, batch_size: int, first: int, stop: int | None) -> Iterable[Any]:
+    rest = Subset(dataset, range(first, len(dataset) if stop is None else stop))
     loader = DataLoader(
         rest, batch_size, num_workers=loader_workers(), collate_fn=pseudo_collate, worker_init_fn=outlive_sigterm
     )

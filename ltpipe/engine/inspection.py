@@ -7,21 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from ltpipe.config.catalogue import component
 from ltpipe.config.class_list import count_classes, read_class_list
+from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.weight_files import named_weights
 from ltpipe.engine.checkpoint_readers import url_of
 from ltpipe.engine.heads import as_list
 from ltpipe.engine.last_layers import with_trained_layers
+from ltpipe.engine.meta_device import without_weights
 from ltpipe.engine.model_config import ClassCounts, assemble_model, with_our_steps
+from ltpipe.engine.one_stage import is_one_stage
+from ltpipe.engine.training_config import check_parts, with_recomputation
 from ltpipe.errors import UserError, unknown_name
-from ltpipe.registry import MODELS, TRANSFORMS
+from ltpipe.registry import HOOKS, MODELS, TRANSFORMS
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,13 @@ def inspect_detector(exp: Experiment) -> Inspection:
         for part in ("train_pipeline", "test_pipeline"):
             for index, step in enumerate(with_our_steps(fragment[part])):
                 _made(TRANSFORMS, step, f"{exp.detector.config}: {part}[{index}]")
+        for index, hook in enumerate(fragment.get("custom_hooks", [])):
+            if not isinstance(hook.get("type"), type) and HOOKS.get(str(hook.get("type"))) is None:
+                where = f"{exp.detector.config}: custom_hooks[{index}]"
+                raise unknown_name("hook", hook.get("type"), MMENGINE_HOOKS.module_dict, where=where, shown=0)
+    for key, schedule in [("base", exp.base.schedule), *([("lst", exp.lst.schedule)] if exp.lst is not None else [])]:
+        with_recomputation(model, schedule, f"{exp.file or exp.name}: {key}.schedule")
+        check_parts(schedule, detector, f"{exp.file or exp.name}: {key}.schedule")
     for choice in exp.calibrate.values():
         for head in detector.roi_head.bbox_heads:
             MODELS.get(component("calibrator", choice)["type"]).check_head(head)
@@ -86,16 +97,6 @@ def _build(exp: Experiment, model: ConfigDict) -> Any:
         return without_weights(model)
     except Exception as error:
         raise _unbuildable(error, f"{exp.detector.config}: model") from error
-
-
-def without_weights(model: ConfigDict) -> Any:
-    """Build a detector on the meta device, or on the CPU if a component computes while it is constructed."""
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        try:
-            with torch.device("meta"):
-                return MODELS.build(model)
-        except RuntimeError:
-            return MODELS.build(model)
 
 
 def _made(registry: Any, config: Mapping[str, Any], where: str) -> Any:
@@ -152,18 +153,26 @@ def _pretrained(detector: nn.Module) -> bool:
 def _facts(exp: Experiment, fragment: ConfigDict, model: ConfigDict, detector: Any) -> list[str]:
     parameters = list(detector.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    boxes, masks = (as_list(model.roi_head.get(kind) or []) for kind in ("bbox_head", "mask_head"))
-    of_boxes = "one for all classes" if boxes[0].get("reg_class_agnostic") else "per class"
-    of_masks = "one for all classes" if masks and masks[0].get("class_agnostic") else "per class" if masks else "none"
     sizes = [step.get("scale") or step.get("scales") for step in fragment.train_pipeline if "Resize" in step["type"]]
     start = exp.base.checkpoint or exp.detector.load_from
     if start is None and _pretrained(detector):
         start = next(c.get("checkpoint") for c in as_list(model.backbone.get("init_cfg")) if c)
     return [
-        f"detector: {detector.__class__.__name__}, {len(boxes)} stage{'s' * (len(boxes) > 1)}, "
-        f"boxes {of_boxes}, masks {of_masks}",
+        f"detector: {detector.__class__.__name__}, {_heads(exp, model)}",
         f"parameters: {sum(p.numel() for p in parameters) / 1e6:.1f} M, {trained / 1e6:.1f} M of them trained",
         f"starts from: {start or 'random weights'}",
         f"training images: {' or '.join(map(str, sizes)) or 'as they are'}; "
         + ", ".join(str(step["type"]).rpartition(".")[2] for step in fragment.train_pipeline),
     ]
+
+
+def _heads(exp: Experiment, model: ConfigDict) -> str:
+    """Say what the heads of a detector predict."""
+    if is_one_stage(model):
+        own = exp.model.loss.type == "cross_entropy"
+        loss = "of the detector file" if own else exp.model.loss.type
+        return f"one-stage, {'with' if has_masks(model) else 'no'} masks, classification loss {loss}"
+    boxes, masks = (as_list(model.roi_head.get(kind) or []) for kind in ("bbox_head", "mask_head"))
+    of_boxes = "one for all classes" if boxes[0].get("reg_class_agnostic") else "per class"
+    of_masks = "one for all classes" if masks and masks[0].get("class_agnostic") else "per class" if masks else "none"
+    return f"{len(boxes)} stage{'s' * (len(boxes) > 1)}, boxes {of_boxes}, masks {of_masks}"

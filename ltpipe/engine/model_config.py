@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +21,17 @@ from mmdet.models.roi_heads import (
     Shared4Conv1FCBBoxHead,
     StandardRoIHead,
 )
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 
 from ltpipe.config.blocks import Evaluate
 from ltpipe.config.catalogue import component
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
-from ltpipe.config.training import Schedule
 from ltpipe.engine.geometry import use_geometry
 from ltpipe.engine.heads import BoxCallPoints, as_list, class_of, with_call_points
-from ltpipe.engine.loading import loader_config
+from ltpipe.engine.one_stage import is_one_stage, use_classes, use_loss
 from ltpipe.engine.roi_heads import RoICallPoints
-from ltpipe.engine.roi_sampling import with_seeded_samplers
-from ltpipe.engine.schedule import warmup_multistep
 from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import rectifies
 from ltpipe.registry import IMPORTS, MODELS, import_plugins
@@ -103,7 +99,7 @@ class ClassCounts:
 
 
 def read_detector(source: str | Path) -> ConfigDict:
-    """Return ``model``, ``train_pipeline``, ``test_pipeline`` and ``custom_imports`` of a detector.
+    """Return ``model``, ``train_pipeline``, ``test_pipeline`` and, where given, the ``custom_...`` keys of a detector.
 
     Raises:
         UserError: See :func:`ltpipe.config.detector.resolve_detector`.
@@ -149,6 +145,12 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
     fragment = read_detector(exp.detector.config)
     import_plugins(component_modules(exp, fragment))
     model = fragment.model
+    if is_one_stage(model):
+        use_classes(model, len(counts.images))
+        if exp.model.loss.type != "cross_entropy":
+            use_loss(model, build_component("loss", exp.model.loss, counts))
+        set_limits(model, exp.evaluate)
+        return fragment, model
     roi_head = model.roi_head
     roi_head.type = REPLACEMENTS.get(class_of(roi_head), roi_head.type)
     stages = _one_head_per_stage(roi_head)
@@ -181,10 +183,11 @@ def assemble_model(exp: Experiment, counts: ClassCounts) -> tuple[ConfigDict, Co
 
 
 def set_limits(model: ConfigDict, evaluate: Evaluate) -> None:
-    """Put the limits of ``evaluate`` into a model config: score, suppression, detections per image."""
-    rcnn = model.test_cfg.rcnn
-    rcnn.score_thr, rcnn.max_per_img = evaluate.score_threshold, evaluate.max_detections
-    rcnn.nms = {**rcnn.nms, "iou_threshold": evaluate.nms}
+    """Put the limits of ``evaluate`` into a model config: score, detections per image and, where there is one, NMS."""
+    cfg = model.test_cfg if is_one_stage(model) else model.test_cfg.rcnn
+    cfg.score_thr, cfg.max_per_img = evaluate.score_threshold, evaluate.max_detections
+    if cfg.get("nms") is not None:
+        cfg.nms = {**cfg.nms, "iou_threshold": evaluate.nms}
 
 
 def _ignore_regions(train_cfg: ConfigDict) -> None:
@@ -236,102 +239,3 @@ def with_our_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         if isinstance(step["type"], str):
             step["type"] = OUR_STEPS.get(step["type"].removeprefix("mmdet."), step["type"])
     return steps
-
-
-def optimization(schedule: Schedule, iterations: int) -> dict[str, Any]:
-    """Return ``optim_wrapper``, ``param_scheduler`` and ``train_cfg`` of a schedule.
-
-    Args:
-        schedule: ``Schedule`` of the experiment.
-        iterations: Length of the run.
-    """
-    kinds = {
-        "sgd": dict(type="SGD", lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay),
-        "adamw": dict(type="AdamW", lr=schedule.lr, weight_decay=schedule.weight_decay),
-    }
-    scheduler = warmup_multistep(
-        iterations=iterations,
-        warmup_iterations=schedule.warmup_iterations,
-        warmup_factor=schedule.warmup_factor,
-        drops=schedule.drops,
-        gamma=schedule.gamma,
-    )
-    paramwise = dict(bias_lr_mult=schedule.bias_lr_mult, bias_decay_mult=schedule.bias_decay_mult)
-    return {
-        "optim_wrapper": dict(
-            type="OptimWrapper",
-            optimizer=kinds[schedule.optimizer],
-            paramwise_cfg=paramwise if set(paramwise.values()) != {1.0} else None,
-            clip_grad=dict(max_norm=schedule.clip_norm) if schedule.clip_norm else None,
-        ),
-        "param_scheduler": scheduler,
-        "train_cfg": dict(type="IterBasedTrainLoop", max_iters=iterations),
-    }
-
-
-def training_config(
-    model: ConfigDict,
-    dataset: dict[str, Any],
-    schedule: Schedule,
-    *,
-    iterations: int,
-    seed: int,
-    work_dir: Path,
-    load_from: str | None,
-    test_pipeline: Sequence[dict[str, Any]],
-    hooks: Sequence[dict[str, Any]] = (),
-    imports: Sequence[str] = (),
-) -> Config:
-    """Return the complete config of a training run in one process; mmengine's Runner needs nothing else.
-
-    :func:`ltpipe.engine.training.on_these_processes` spreads it over several.
-
-    Args:
-        model: Model config.
-        dataset: Config of the training dataset (a :class:`ltpipe.engine.dataset.StreamDataset`).
-        schedule: ``Schedule`` of the experiment.
-        iterations: Length of the run.
-        seed: Seed of the run.
-        work_dir: Folder of checkpoints and logs.
-        load_from: Checkpoint the weights start from.
-        test_pipeline: Transforms at test time, for the stages that use the trained model.
-        hooks: Further hooks.
-        imports: Modules with further components: plug-ins, ``custom_imports`` of the detector file.
-    """
-    interval = max(1, min(1000, math.ceil(iterations / 10)))
-    return Config(
-        dict(
-            default_scope="mmdet",
-            custom_imports=custom_imports(imports),
-            model=with_seeded_samplers(model),
-            train_dataloader=dict(
-                batch_size=schedule.batch_size,
-                **loader_config(2),
-                sampler=dict(type="ltpipe.StreamSampler", batch_size=schedule.batch_size, iterations=iterations),
-                dataset=dataset,
-            ),
-            **optimization(schedule, iterations),
-            default_hooks=dict(
-                timer=dict(type="IterTimerHook"),
-                logger=dict(type="LoggerHook", interval=max(1, min(50, iterations // 20))),
-                param_scheduler=dict(type="ParamSchedulerHook"),
-                checkpoint=dict(type="ltpipe.ResumeHook", interval=interval),
-            ),
-            custom_hooks=[
-                dict(type="ltpipe.StepSeedHook", seed=seed),
-                dict(type="ltpipe.DivergenceHook"),
-                dict(type="ltpipe.StopBeforeLimitHook"),
-                *hooks,
-            ],
-            log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
-            visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
-            randomness=dict(seed=seed),
-            env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0)),
-            test_pipeline=list(test_pipeline),
-            log_level="INFO",
-            load_from=load_from,
-            resume=False,
-            work_dir=str(work_dir),
-        ),
-        format_python_code=False,  # yapf takes a second per checkpoint, and much longer with many classes
-    )

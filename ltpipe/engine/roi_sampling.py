@@ -55,8 +55,9 @@ def with_seeded_samplers(model: ConfigDict) -> ConfigDict:
         model: Model config; not changed.
     """
     changed = copy.deepcopy(model)
-    rcnn = changed.train_cfg.rcnn
-    stages = [changed.train_cfg.get("rpn"), *(rcnn if isinstance(rcnn, list | tuple) else [rcnn])]
+    cfg = changed.get("train_cfg") or ConfigDict()
+    rcnn = cfg.get("rcnn")  # one-stage detectors take every anchor or query
+    stages = [cfg.get("rpn"), *(rcnn if isinstance(rcnn, list | tuple) else [rcnn])]
     for salt, stage in enumerate(stages):
         if stage is not None and stage.get("sampler") is not None:
             stage.sampler = ConfigDict(type="ltpipe.SeededSampler", salt=salt, sampler=stage.sampler)

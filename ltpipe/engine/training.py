@@ -6,18 +6,22 @@ import copy
 import io
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ltpipe.checkpoints.tensors import check_kinds, check_tensors
 from ltpipe.checkpoints.torch_files import AFRESH, Refused, load_plain
+from ltpipe.config.settings import read_settings
+from ltpipe.engine.curves import CurveHook, Watcher
+from ltpipe.engine.distributed import of_first
 from ltpipe.engine.hooks import saved_states
 from ltpipe.engine.loading import loader_config, loader_workers
 from ltpipe.engine.stage_runner import StageRunner
@@ -27,36 +31,55 @@ from ltpipe.run.files import atomic_path
 _TRAININGS = itertools.count()
 
 
-def train(config: Config, model_path: Path, config_path: Path, *, meta: dict[str, Any]) -> None:
+def train(
+    config: Config,
+    model_path: Path,
+    config_path: Path,
+    *,
+    meta: dict[str, Any],
+    watching: Sequence[Watcher] = (),
+) -> dict[str, Any]:
     """Train to the end, in this process or in all of a torchrun launch, and write the weights and the config.
 
-    A run that was killed continues from its last readable checkpoint in ``config.work_dir``.
+    A run that was killed continues from its last readable checkpoint in ``config.work_dir``. The curves are left in its
+    folder ``history``, and go to the loggers of ``configs/pipeline.yaml``.
 
     Args:
         config: Complete mmengine config of a single process.
         model_path: Where the weights go: ``{"meta": ..., "state_dict": ...}``, readable by mmengine.
         config_path: Where the config goes.
-        meta: Stored with the weights, e.g. the class ids.
+        meta: Stored with the weights: ``experiment``, ``stage``, the class ids.
+        watching: Hooks that measure the detector and change nothing; they are no part of the config.
+
+    Returns:
+        Facts for the record: which iteration's weights were kept, if not the last one's.
 
     Raises:
-        UserError: The starting checkpoint cannot be read.
+        UserError: The starting checkpoint cannot be read, or the package of a logger is missing.
     """
     running = on_these_processes(config)
     # mmengine keeps its loggers by name and second, also those of a training that is over and whose folder is gone.
     running.experiment_name = f"{Path(config.work_dir).parent.name}_{next(_TRAININGS)}"
-    checkpoint = _shared(last_checkpoint(Path(config.work_dir)) if is_main_process() else None)
+    for logger in read_settings().loggers:
+        running.visualizer.vis_backends.append(logger.backend(meta["experiment"], meta["stage"]))
+    checkpoint = of_first(last_checkpoint(Path(config.work_dir)) if is_main_process() else None)
     if checkpoint is not None:
         running.load_from, running.resume = str(checkpoint), True
         print_log(f"continuing from {checkpoint}", logger="current")
     elif config.load_from and is_main_process():
         read_checkpoint(config.load_from)
     runner = StageRunner.from_cfg(running)
+    for hook in (CurveHook(), *watching):
+        runner.register_hook(hook)
     runner.train()
-    if is_main_process():
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        write_checkpoint(model_path, model.state_dict(), meta)
-        with atomic_path(config_path) as temporary:
-            config.dump(str(temporary))
+    if not is_main_process():
+        return {}
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    best = next((found for hook in watching if (found := hook.best_weights()) is not None), None)
+    write_checkpoint(model_path, model.state_dict() if best is None else load_plain(best[1]), meta)
+    with atomic_path(config_path) as temporary:
+        config.dump(str(temporary))
+    return {} if best is None else {"best_iteration": best[0]}
 
 
 def on_these_processes(config: Config) -> Config:
@@ -76,13 +99,6 @@ def on_these_processes(config: Config) -> Config:
         here.launcher = "pytorch"
         here.model_wrapper_cfg = dict(type="MMDistributedDataParallel", broadcast_buffers=False, device_ids=devices)
     return here
-
-
-def _shared(value: Any) -> Any:
-    """Return the value of the first process on every process."""
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:

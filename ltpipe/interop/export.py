@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.outside_checkpoints import given_checkpoints
 from ltpipe.data.annotation_json import write_annotations
@@ -19,7 +20,7 @@ from ltpipe.data.tables import read_csv
 from ltpipe.engine.dataset_configs import known_classes
 from ltpipe.engine.detector_facts import check_same_detector, facts_of
 from ltpipe.engine.geometry import last_pixel
-from ltpipe.engine.inspection import without_weights
+from ltpipe.engine.meta_device import without_weights
 from ltpipe.engine.model_config import component_modules, set_limits
 from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import read_checkpoint, write_checkpoint
@@ -192,7 +193,7 @@ def _evaluators(exp: Experiment, config: ConfigDict, model: dict[str, Any], val:
     kind = ("ltpipe.LastPixel" if last_pixel(config) else "") + ("LVISMetric" if federated else "CocoMetric")
     kinds, masks = set(exp.evaluate.iou_types), val.ann_has_mask
     metrics = ["bbox"] if "bbox" in kinds else []
-    metrics += ["segm"] if model["roi_head"].get("mask_head") and kinds != {"bbox"} and masks.any() else []
+    metrics += ["segm"] if has_masks(model) and kinds != {"bbox"} and masks.any() else []
     # mmdet reads AP of three caps, of which our number has the last one: 100 detections per image and class.
     caps = {} if federated else {"proposal_nums": (1, 10, 100)}
 

@@ -33,6 +33,8 @@ def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
         state: Its weights.
     """
     plain, weights = without_parts(model, state)
+    if plain.get("roi_head") is None:
+        return _plain_one_stage(plain, weights)
     roi_head = plain["roi_head"]
     mmdet_types = {ours: theirs.__name__ for theirs, ours in REPLACEMENTS.items()}
     roi_head["type"] = mmdet_types.get(roi_head["type"], roi_head["type"])
@@ -54,8 +56,17 @@ def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
 def without_parts(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config and state of a detector without the parts that act in training only."""
     trimmed: dict[str, Any] = deepcopy(dict(model))
-    trimmed["roi_head"].pop("parts", None)
+    (trimmed.get("roi_head") or {}).pop("parts", None)
     return trimmed, {key: value for key, value in state.items() if not key.startswith(_PARTS)}
+
+
+def _plain_one_stage(plain: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a one-stage detector without the state of a loss of ours, which scores as mmdet's focal loss does."""
+    head = plain.get("bbox_head") or {}
+    if dict(head.get("loss_cls") or {}).get("type") == f"{OURS}DenseLoss":
+        head["loss_cls"] = {"type": "FocalLoss", "use_sigmoid": True}
+        weights = {key: value for key, value in weights.items() if not key.startswith("bbox_head.loss_cls.")}
+    return plain, weights
 
 
 def foreign_types(model: Any) -> Iterator[str]:

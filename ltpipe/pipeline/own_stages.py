@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import replace
-from pathlib import Path
 
 from ltpipe.config.catalogue import plugin_files
+from ltpipe.config.settings import FILE
 from ltpipe.config.yaml_positions import read_yaml
 from ltpipe.errors import UserError
 from ltpipe.pipeline.stage import Stage
 from ltpipe.pipeline.stages import TABLE
 
-FILE = Path("configs") / "pipeline.yaml"
 # Rules and folders that are no stages.
 _TAKEN = re.compile(r"all|all_.*|phase_.*|toy_data|datasets")
 

@@ -111,6 +111,10 @@ class Paths:
         """Complete mmengine config of a checkpoint."""
         return self.folder(*self.producer(checkpoint)) / "config.py"
 
+    def curve(self, stage: str, key: str | int | None, name: Literal["training", "validation"]) -> Path:
+        """What a training said of itself, CSV by iteration."""
+        return self.folder(stage, key) / "history" / f"{name}.csv"
+
     @property
     def plan(self) -> Path:
         """Calibration plan."""

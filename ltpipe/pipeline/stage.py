@@ -119,8 +119,9 @@ class Stage:
         option: The key on the command line; None: there is one run per experiment.
         each_phase: What the same command makes once for every phase.
         seed: Seed of everything random in it.
-        batch_size: It may run in several processes, which share batches of this size; None for an experiment in which
-            nothing is trained.
+        batch_size: It trains a detector and may run in several processes, which share batches of this size; None for an
+            experiment in which nothing is trained.
+        shares_images: Whether it may run in several processes that share out its images.
         resumes: Whether a killed run continues where it stopped.
         torch: Whether it needs torch.
         shared: Whether its results depend on nothing but its part of the experiment and what earlier shared stages have
@@ -147,6 +148,7 @@ class Stage:
     each_phase: Stage | None = None
     seed: Callable[[Experiment, Key], int] = _no_seed
     batch_size: Callable[[Experiment], int | None] | None = None
+    shares_images: bool = False
     resumes: bool = False
     torch: bool = True
     shared: bool = False
@@ -158,3 +160,8 @@ class Stage:
     shown: Mapping[str, Shown] = field(default_factory=dict)
     module: str = ""
     plugin: str | None = None
+
+    @property
+    def in_processes(self) -> bool:
+        """Whether it may run in several processes."""
+        return self.batch_size is not None or self.shares_images

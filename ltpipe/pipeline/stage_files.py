@@ -15,6 +15,7 @@ from ltpipe.run.records import recorded_outputs
 STORE = ("info.json", "images.arrow", "categories.arrow", "annotations.arrow", "segments.arrow")
 PARTS: tuple[Part, ...] = ("train", "val")
 _EVALUATED = ("sweep.", "affinity.", "confusions.", "resamples.")
+_CURVES = ("history/training.csv", "history/validation.csv")
 
 Pairs = Iterator[tuple[str, Path]]
 
@@ -87,6 +88,8 @@ def base_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _statistics(paths)
     yield "split", paths.split
     yield from _extra(exp, paths)
+    if exp.base.schedule.validation is not None:
+        yield from _store(paths, "val")
     if exp.detector.load_from is not None:
         yield "detector.load_from", exp.detector.load_from
     if exp.base.checkpoint is not None:
@@ -108,6 +111,8 @@ def lst_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _statistics(paths)
     yield from (("split", paths.split), ("split:replay", paths.replay(key)))
     yield from _extra(exp, paths)
+    if exp.lst.schedule.validation is not None:
+        yield from _store(paths, "val")
     yield from _checkpoint(paths, _before(key))
     if exp.lst.distill.teacher == "cached":
         yield "distill", paths.teacher(key)
@@ -159,6 +164,10 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
             for name in recorded_outputs(place.record("evaluate", checkpoint)):
                 if name.startswith(_EVALUATED):
                     yield f"{label}/{name}", place.folder("evaluate", checkpoint) / name
+        for stage, phase in one.trainings():
+            for name in recorded_outputs(place.record(stage, phase)):
+                if name in _CURVES:
+                    yield f"{stage}:{one.name}/{phase or 0}/{name}", place.folder(stage, phase) / name
 
 
 def pictures_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:

@@ -72,6 +72,19 @@ def _with_iterations(reads: Reads) -> Reads:
     return read
 
 
+def _with_validation(reads: Reads, block: str) -> Reads:
+    """Validation while training measures as `evaluate` does."""
+
+    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+        found = reads(exp, whole, key)
+        if whole[block]["schedule"].get("validation") is None:
+            return found
+        kept = ("iou_types", "max_detections", "score_threshold", "nms")
+        return {**found, "evaluate": {name: whole["evaluate"][name] for name in kept}}
+
+    return read
+
+
 def _index_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     parts = ("format", "faults", "train", "val", "generate")
     limits = () if exp.dataset.frequency_limits is None else ("frequency_limits",)
@@ -163,11 +176,11 @@ _STAGES = (
         "base",
         "base training",
         title="base training",
-        reads=reading("seed", "detector", "model", "split", "base"),
+        reads=_with_validation(reading("seed", "detector", "model", "split", "base"), "base"),
         inputs=files.base_inputs,
         outputs=files.model_outputs("base"),
         seed=lambda exp, key: exp.seed,
-        batch_size=lambda exp: None if exp.base.checkpoint else exp.base.schedule.batch_size,
+        batch_size=lambda exp: None if exp.base.checkpoint else exp.base.schedule.images_per_pass,
         resumes=True,
         shared=True,
         threads=8,
@@ -183,6 +196,7 @@ _STAGES = (
         reads=reading("detector", "lst.distill.teacher"),
         inputs=files.distill_inputs,
         outputs=lambda paths, key: [paths.teacher(int(key or 0))],
+        shares_images=True,
         resumes=True,
         shared=True,
         threads=4,
@@ -195,16 +209,19 @@ _STAGES = (
         title="LST phase {key}",
         keys=_phases,
         option=PHASE,
-        reads=_with_iterations(
-            reading(
-                *("seed", "detector", "model", "split.ignore_future_gt", "lst"),
-                without={"lst": ["replay", "iterations_per_phase"]},
-            )
+        reads=_with_validation(
+            _with_iterations(
+                reading(
+                    *("seed", "detector", "model", "split.ignore_future_gt", "lst"),
+                    without={"lst": ["replay", "iterations_per_phase"]},
+                )
+            ),
+            "lst",
         ),
         inputs=files.lst_inputs,
         outputs=files.model_outputs("lst"),
         seed=lambda exp, key: exp.seed + int(key or 0),
-        batch_size=lambda exp: exp.lst.schedule.batch_size if exp.lst is not None else None,
+        batch_size=lambda exp: exp.lst.schedule.images_per_pass if exp.lst is not None else None,
         resumes=True,
         shared=True,
         threads=8,
@@ -220,6 +237,7 @@ _STAGES = (
         inputs=files.features_inputs,
         outputs=lambda paths, key: [paths.plan],
         seed=_features_seed,
+        shares_images=True,
         resumes=True,
         shared=True,
         threads=4,
@@ -251,6 +269,7 @@ _STAGES = (
         reads=_evaluate_reads,
         inputs=files.evaluate_inputs,
         outputs=files.evaluate_outputs,
+        shares_images=True,
         resumes=True,
         threads=4,
         mem_mb=8000,

@@ -13,6 +13,7 @@ from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
 from ltpipe.metrics.table import flat_intervals, flatten
 from ltpipe.report import html
+from ltpipe.report.curves import Curve, draw_curves
 from ltpipe.report.differences import differences_table
 from ltpipe.report.inputs import (
     IOU_NAMES,
@@ -36,7 +37,7 @@ from ltpipe.report.plots import (
 from ltpipe.report.sections import all_sections
 from ltpipe.run.files import atomic_path
 
-__all__ = ["Evaluation", "Expectation", "ExperimentCard", "Sweep", "build_report", "summary_table"]
+__all__ = ["Curve", "Evaluation", "Expectation", "ExperimentCard", "Sweep", "build_report", "summary_table"]
 
 
 def build_report(
@@ -49,6 +50,7 @@ def build_report(
     expectations: Sequence[Expectation] = (),
     sweeps: Sequence[Sweep] = (),
     affinities: Sequence[Affinity] = (),
+    curves: Sequence[Curve] = (),
 ) -> list[Path]:
     """Write ``report.html``, ``summary.csv``, ``differences.csv`` if checkpoints compare, and figures (PNG and SVG).
 
@@ -61,6 +63,7 @@ def build_report(
         expectations: Published numbers to show beside ours.
         sweeps: Modes and thresholds of checkpoints with two classifiers.
         affinities: Checkpoints whose method compares classes.
+        curves: Trainings.
 
     Returns:
         The files written, the page first.
@@ -68,12 +71,13 @@ def build_report(
     folder = Path(folder)
     drawn = folder / "figures"
     figures = draw_figures(drawn, evaluations) | draw_sweeps(drawn, sweeps) | draw_affinities(drawn, affinities)
+    figures |= draw_curves(drawn, curves)
     write_csv(folder / "summary.csv", summary_table(evaluations))
     differences, tables = differences_table(evaluations), ["summary.csv"]
     if len(differences):
         write_csv(folder / "differences.csv", differences)
         tables.append("differences.csv")
-    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities)
+    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities, curves)
     bodies = [html.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {f"#{anchor}": name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))

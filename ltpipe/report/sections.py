@@ -11,6 +11,7 @@ from ltpipe.metrics.class_affinity import Affinity
 from ltpipe.metrics.fusion_sweep import Sweep
 from ltpipe.metrics.table import flatten
 from ltpipe.report import html
+from ltpipe.report.curves import Curve, curve_section
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (
     IOU_NAMES,
@@ -42,6 +43,7 @@ def all_sections(
     figures: Mapping[str, Path],
     sweeps: Sequence[Sweep] = (),
     affinities: Sequence[Affinity] = (),
+    curves: Sequence[Curve] = (),
 ) -> Chapters:
     """Return the sections that have content: anchor to title and parts.
 
@@ -52,6 +54,7 @@ def all_sections(
         figures: PNG files under the names of :func:`ltpipe.report.build.draw_figures`.
         sweeps: Modes and thresholds of checkpoints with two classifiers.
         affinities: Checkpoints whose method compares classes.
+        curves: Trainings.
     """
     chapters: Chapters = {
         "brief": ("In short", verdict(evaluations, cards, sweeps)),
@@ -67,6 +70,7 @@ def all_sections(
         "affinity": ("Which classes are alike", affinity(affinities, figures)),
         "classes": ("Every class", classes(evaluations, figures)),
         "changes": ("Classes that changed most", changes(evaluations)),
+        "curves": ("How the trainings went", curve_section(curves, figures)),
         "data": ("The data", data(cards)),
         "methods": ("Methods and schedules", methods(cards)),
         "accounting": ("Which detections counted", accounting(evaluations)),

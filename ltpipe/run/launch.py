@@ -1,4 +1,4 @@
-"""Starting one training in several processes: torchrun's launcher on one node, ``srun`` on the nodes of a Slurm job."""
+"""Starting one stage in several processes: torchrun's launcher on one node, ``srun`` on the nodes of a Slurm job."""
 
 from __future__ import annotations
 
@@ -45,12 +45,19 @@ def first_to_fail(code: int, error: Exception | None = None) -> bool:
     return False
 
 
-def processes_for(batch_size: int, nodes: int = 1) -> int:
-    """Return the largest number of visible GPUs that divides each node's share of a batch; 1 without GPUs."""
+def processes_for(batch_size: int | None, nodes: int = 1) -> int:
+    """Return the largest number of visible GPUs that divides each node's share of a batch; 1 without GPUs.
+
+    Args:
+        batch_size: Images of a batch; None: the processes share no batch.
+        nodes: Nodes of the job.
+    """
     import torch
 
-    visible = range(1, max(torch.cuda.device_count(), 1) + 1)
-    return max((n for n in visible if batch_size % (n * nodes) == 0), default=1)
+    visible = max(torch.cuda.device_count(), 1)
+    if batch_size is None:
+        return visible
+    return max((n for n in range(1, visible + 1) if batch_size % (n * nodes) == 0), default=1)
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -119,7 +126,7 @@ def _exit_code(failed: Path, failures: Collection[ProcessFailure], processes: in
     # torchrun ends the others with SIGTERM.
     first = min(killed, key=lambda failure: (failure.exitcode == -signal.SIGTERM, failure.timestamp))
     raise UserError(
-        "a training process was killed",
+        "a process of this stage was killed",
         where=f"process {first.local_rank} of {processes}",
         got=signal.Signals(-first.exitcode).name,
         fix="see whether memory ran out; the same command continues from the last saved state",
@@ -167,7 +174,7 @@ def launch_on_nodes(arguments: Sequence[str], nodes: int, processes: int, folder
         failed.unlink(missing_ok=True)
     if code:
         raise UserError(
-            "a training process was killed, or srun could not start it",
+            "a process of this stage was killed, or srun could not start it",
             where=f"{nodes} nodes, {processes} processes each",
             got=f"exit code {code} of srun",
             fix="see srun's messages above; the same command continues from the last saved state",

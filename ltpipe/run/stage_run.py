@@ -71,7 +71,7 @@ def stage_run(stage: str, exp: Experiment, paths: Paths, key: str | int | None =
         UserError: An input is missing or damaged, another process runs the same stage, or the disk is full.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and stage_of(stage, key).batch_size is None:
+    if processes > 1 and not stage_of(stage, key).in_processes:
         raise UserError(f"stage {stage} runs in one process", got=f"{processes} processes", fix="no torchrun")
     folder = paths.folder(stage, key)
     with _clear_errors(folder):

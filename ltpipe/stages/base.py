@@ -17,14 +17,17 @@ from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.last_layers import check_fixed_layers, without_layers
-from ltpipe.engine.model_config import component_modules, training_config
+from ltpipe.engine.model_config import component_modules
+from ltpipe.engine.one_stage import is_one_stage, one_stage_start
 from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import fitting_weights, train, write_checkpoint
+from ltpipe.engine.training_config import training_config
 from ltpipe.interop.finished_checkpoints import start_state, taken_over
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import stage_run
+from ltpipe.stages.measuring import validation_hooks
 
 
 def run(exp: Experiment, paths: Paths) -> None:
@@ -47,7 +50,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             iterations=iterations,
             seed=exp.seed,
             work_dir=stage.work,
-            test_pipeline=fragment.test_pipeline,
+            detector=fragment,
             imports=component_modules(exp, fragment),
             load_from=str(start) if start else None,
             hooks=part_hooks(
@@ -57,7 +60,7 @@ def run(exp: Experiment, paths: Paths) -> None:
                 phase=0,
                 num_classes=num_classes,
                 seed=exp.seed,
-                iterations_per_epoch=math.ceil(epoch_length / exp.base.schedule.batch_size),
+                iterations_per_epoch=math.ceil(epoch_length / exp.base.schedule.images_per_pass),
             ),
         )
         meta = {"experiment": exp.name, "stage": "base", "detector": facts_of(fragment, model), **classes.meta()}
@@ -66,8 +69,18 @@ def run(exp: Experiment, paths: Paths) -> None:
             with atomic_path(paths.config("base")) as temporary:
                 config.dump(str(temporary))
         else:
-            train(config, paths.model("base"), paths.config("base"), meta=meta)
+            watching = validation_hooks(
+                exp,
+                paths,
+                exp.base.schedule,
+                model,
+                fragment,
+                checkpoint="base",
+                num_classes=num_classes,
+                seed=exp.seed,
+            )
             stage.notes["iterations"] = iterations
+            stage.notes |= train(config, paths.model("base"), paths.config("base"), meta=meta, watching=watching)
         stage.outputs += [start] if start else []
 
 
@@ -80,7 +93,8 @@ def starting_weights(exp: Experiment, model: ConfigDict, classes: Categories, fo
     if path is None or not is_main_process():
         return start if path else None
     detector = MODELS.build(model)
-    state, kept = start_state(path, classes, detector)
+    one_stage = is_one_stage(model)
+    state, kept = one_stage_start(path, classes, model) if one_stage else start_state(path, classes, detector)
     fits, fresh = fitting_weights(without_layers(state, exp.base.fresh), detector, path)
     if exp.base.trained is not None:
         check_fixed_layers(detector, fresh, path)

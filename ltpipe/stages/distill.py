@@ -16,6 +16,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import annotated_config
+from ltpipe.engine.distributed import is_first, process_group
 from ltpipe.engine.features import FrozenDetector
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import read_detector
@@ -36,30 +37,34 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
         num_old = split.classes_known(phase - 1)
         fragment = read_detector(exp.detector.config)
         data = annotated_config(exp, paths, fragment, phase=phase, num_classes=split.classes_known(phase))
-        detector = FrozenDetector(detector_of(exp, paths, split, teacher), build_dataset(data))
+        with process_group():
+            detector = FrozenDetector(detector_of(exp, paths, split, teacher), build_dataset(data))
+            files = _passes(detector, num_old, stage.work)
+        if not is_first():
+            return
         metadata = {
             "teacher": teacher,
             "teacher_sha256": checksum(paths.model(teacher)),
             "split": split.digest,
             "pipeline": repr(Config(dict(p=data["pipeline"])).p),
         }
-        passes = _passes(detector, num_old, stage.work)
+        rows = [row for file in files for row in _read(file)]
+        passes = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
         TeacherLogits.collect(passes, detector.stages * num_old, metadata, dtype="float32").save(paths.teacher(phase))
 
 
-def _passes(detector: FrozenDetector, num_old: int, work: Path) -> list[list[ImageRows]]:
-    """Return the teacher rows of every image with an object of a new class: as they are, then flipped."""
+def _passes(detector: FrozenDetector, num_old: int, work: Path) -> list[Path]:
+    """Return files with the rows of every image with an object of a new class: of all as they are, then flipped."""
     images = detector.dataset.view.new_images.tolist()
     units = [(row, flip) for flip in (False, True) for row in images]
 
-    def rows_from(first: int) -> Iterator[ImageRows]:
-        rest = units[first:]
-        for row, flip in tqdm(rest, desc="teacher", unit="image", initial=first, total=len(units), mininterval=5):
+    def rows_of(first: int, stop: int) -> Iterator[ImageRows]:
+        some = units[first:stop]
+        for row, flip in tqdm(some, desc="teacher", unit="image", initial=first, total=len(units), mininterval=5):
             yield _rows(detector, num_old, row, flip)
 
-    (files,) = in_shards(work, ["rows.npz"], len(units), rows_from, _write)
-    rows = [row for file in files for row in _read(file)]
-    return [rows[: len(images)], rows[len(images) :]]
+    (files,) = in_shards(work, ["rows.npz"], len(units), rows_of, _write)
+    return files
 
 
 @torch.no_grad()

@@ -15,12 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltpipe.checkpoint_ids import phase_of
+from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.summary import check_measurable
 from ltpipe.data.tables import read_csv, write_csv
 from ltpipe.engine.dataset_configs import test_config
+from ltpipe.engine.distributed import is_first, process_group
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import build_dataset, detections, rescored_detections
 from ltpipe.engine.model_config import set_limits
@@ -47,7 +49,12 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
     """Measure one checkpoint."""
     with stage_run("evaluate", exp, paths, checkpoint) as stage:
         split = Split.load(paths.split)
-        known, scored, affinity = predict(exp, paths, checkpoint, split, stage.work)
+        with process_group():
+            known, scored, shards, affinity = predict(exp, paths, checkpoint, split, stage.work)
+        if not is_first():
+            return
+        for one, files in zip(scored, shards, strict=True):
+            merge_predictions(files, one.predictions)
         numbers = measure_all(exp, paths, split, paths.predictions(checkpoint), known)
         for sometimes in (paths.sweep, paths.affinity, paths.confusions, paths.resamples):
             discard(sometimes(checkpoint))
@@ -79,12 +86,13 @@ class Scored:
 
 def predict(
     exp: Experiment, paths: Paths, checkpoint: str, split: Split, work: Path
-) -> tuple[NDArray[np.int64], list[Scored], dict[str, NDArray[Any]]]:
-    """Write the detections of the checkpoint.
+) -> tuple[NDArray[np.int64], list[Scored], list[list[Path]], dict[str, NDArray[Any]]]:
+    """Write the detections of the checkpoint, in shards.
 
     Returns:
-        The ids of the categories it knows; what was written: first what the checkpoint itself detects, then, in the
-        work folder, its other modes; and how alike the classes are to a part of it that says so.
+        The ids of the categories it knows; what the detections will be: first what the checkpoint itself detects, then,
+        in the work folder, its other modes; the shards of each; and how alike the classes are to a part of it that says
+        so.
     """
     fragment, config = described = model_of(exp, paths, split, checkpoint)
     set_limits(config, exp.evaluate)
@@ -92,11 +100,13 @@ def predict(
     model: Any = loaded(described, paths, split, checkpoint)
     dataset: Any = build_dataset(test_config(exp, paths, fragment.test_pipeline, num_classes))
     scored = [Scored((), None, paths.predictions(checkpoint))]
+    roi_head: Any = getattr(model, "roi_head", None)
+    calibrator: Any = getattr(roi_head, "calibrator", None)
     rescore: Rescore | None = None
     if exp.evaluate.oracle_labels:
         rescore = OracleLabels(dataset)
-    elif (exp.evaluate.modes or exp.evaluate.thresholds) and hasattr(model.roi_head.calibrator, "choices"):
-        fusion = model.roi_head.calibrator
+    elif (exp.evaluate.modes or exp.evaluate.thresholds) and hasattr(calibrator, "choices"):
+        fusion = calibrator
         choices = fusion.choices(exp.evaluate.modes, exp.evaluate.thresholds)
         files = [paths.predictions(checkpoint), *(work / f"choice{i}.arrow" for i in range(1, len(choices)))]
         scored = [Scored(c.names, c.from_calibrated(), f) for c, f in zip(choices, files, strict=True)]
@@ -104,21 +114,20 @@ def predict(
         def rescore(found: Any) -> Any:
             return (choice.fuse(found.own_scores, found.calibrated_scores) for choice in choices)
 
-    def images(first: int) -> Iterable[Detections]:
+    def images(first: int, stop: int) -> Iterable[Detections]:
         if rescore is not None:
-            return rescored_detections(model, dataset, rescore, first)
-        return ([image] for image in detections(model, dataset, first=first))
+            return rescored_detections(model, dataset, rescore, first, stop)
+        return ([image] for image in detections(model, dataset, first=first, stop=stop))
 
-    masks = set(exp.evaluate.iou_types) != {"bbox"} and model.with_mask
+    masks = set(exp.evaluate.iou_types) != {"bbox"} and has_masks(config)
     write = partial(write_predictions, split=split, masks=masks, longer=last_pixel(config))
     names = [f"set{i}.arrow" for i in range(len(scored))]
-    for one, shards in zip(scored, in_shards(work, names, len(dataset), images, write), strict=True):
-        merge_predictions(shards, one.predictions)
+    shards = in_shards(work, names, len(dataset), images, write)
     # In a cascade that of its last stage, whose boxes are detected.
-    parts = model.roi_head.stage_parts(-1) if hasattr(model.roi_head, "stage_parts") else ()
+    parts = roi_head.stage_parts(-1) if hasattr(roi_head, "stage_parts") else ()
     found = (part.class_affinity() for part in parts)
     affinity = {key: value.cpu().numpy() for key, value in next(filter(None, found), {}).items()}
-    return split.order[:num_classes], scored, affinity
+    return split.order[:num_classes], scored, shards, affinity
 
 
 def write_predictions(

@@ -13,6 +13,7 @@ from ltpipe.data.calibration_rows import bound_rows, plan_features
 from ltpipe.data.id_rows import row_of
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import annotated_config
+from ltpipe.engine.distributed import is_first, process_group
 from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import read_detector
@@ -26,7 +27,7 @@ def run(exp: Experiment, paths: Paths) -> None:
     """Plan all calibration steps; with ``storage: cached`` also pool their features."""
     spec = exp.features
     assert spec is not None, "validate refuses calibrators without a features block"
-    with stage_run("features", exp, paths) as stage:
+    with stage_run("features", exp, paths) as stage, process_group():
         detector = frozen_detector(exp, paths)
         view = detector.dataset.view
         info = PlanInfo(
@@ -50,7 +51,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             neg_iou_min=spec.neg_iou_min,
             cap_before_filter=spec.cap_before_filter,
         )
-        if spec.storage == "cached":
+        if spec.storage == "cached" and is_first():
             most = np.bincount(view.store.ann_image, minlength=len(view.store.image_ids))[rows] + detector.max_proposals
             bounds = bound_rows(unit_of_slot, slot_label, info.slots_per_step, most, sampling, spec.bg_ratio)
             bounds = (bounds[0] * detector.stages, bounds[1] * detector.stages)
@@ -67,14 +68,17 @@ def run(exp: Experiment, paths: Paths) -> None:
             bg_ratio=spec.bg_ratio,
             seed=spec.seed,
         )
-        for leftover in paths.plan.parent.glob("*_stage*.np?"):
-            discard(leftover)
+        if is_first():
+            for leftover in paths.plan.parent.glob("*_stage*.np?"):
+                discard(leftover)
         if spec.storage == "cached":
             files = [paths.of_stage(paths.features, k) for k in range(len(plans))]
             boxes = [plan.unit_boxes for plan in plans]
             write_features(detector, units, boxes, files, spec.dtype, stage.work, spec.level)
             stage.outputs += files
-        else:
+        if not is_first():
+            return
+        if spec.storage != "cached":
             discard(paths.features)
         for k, plan in enumerate(plans):
             plan.save(paths.of_stage(paths.plan, k))

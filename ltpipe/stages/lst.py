@@ -15,13 +15,15 @@ from ltpipe.engine.distributed import process_group
 from ltpipe.engine.extra_images import part_hooks
 from ltpipe.engine.heads import as_list
 from ltpipe.engine.inference import build_dataset
-from ltpipe.engine.model_config import component_modules, training_config
+from ltpipe.engine.model_config import component_modules
 from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import read_checkpoint, train
+from ltpipe.engine.training_config import training_config
 from ltpipe.pipeline.digests import stage_seed
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
 from ltpipe.run.stage_run import stage_run
+from ltpipe.stages.measuring import validation_hooks
 
 
 def run(exp: Experiment, paths: Paths, phase: int) -> None:
@@ -54,7 +56,7 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             phase=phase,
             num_classes=num_classes,
             seed=seed,
-            iterations_per_epoch=math.ceil(epoch_length / lst.schedule.batch_size),
+            iterations_per_epoch=math.ceil(epoch_length / lst.schedule.images_per_pass),
         )
         config = training_config(
             model,
@@ -63,14 +65,17 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
             iterations=iterations,
             seed=seed,
             work_dir=stage.work,
-            test_pipeline=fragment.test_pipeline,
+            detector=fragment,
             imports=component_modules(exp, fragment),
             load_from=str(paths.model(previous)),
             hooks=hooks,
         )
         meta = {**facts, **known_classes(paths, split, num_classes).meta()}
-        train(config, paths.model(name), paths.config(name), meta=meta)
+        watching = validation_hooks(
+            exp, paths, lst.schedule, model, fragment, checkpoint=name, num_classes=num_classes, seed=seed
+        )
         stage.notes["iterations"] = iterations
+        stage.notes |= train(config, paths.model(name), paths.config(name), meta=meta, watching=watching)
 
 
 def distillation(exp: Experiment, paths: Paths, split: Split, phase: int, stages: int) -> dict[str, Any]:

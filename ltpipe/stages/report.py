@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
-from ltpipe.config.training import Schedule
+from ltpipe.config.schedules import Schedule, Steps
 from ltpipe.data.categories import Categories, labels_in
 from ltpipe.data.split import Split
 from ltpipe.data.summary import sentences
@@ -19,7 +20,7 @@ from ltpipe.metrics.class_affinity import load_affinity
 from ltpipe.metrics.resamples import load_resamples
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_inputs, stage_keys
-from ltpipe.report.build import Evaluation, Expectation, ExperimentCard, Sweep, build_report
+from ltpipe.report.build import Curve, Evaluation, Expectation, ExperimentCard, Sweep, build_report
 from ltpipe.run.records import read_json, recorded_outputs
 from ltpipe.run.stage_run import stage_run
 
@@ -38,6 +39,12 @@ def run(exp: Experiment, paths: Paths) -> None:
         ]
         for table in (Paths.sweep, Paths.affinity)
     )
+    trained = [
+        (one.name, "base" if key is None else f"phase{key}", place.curve(stage, key, "training"))
+        for one, place in shown
+        for stage, key in one.trainings()
+        if place.curve(stage, key, "training") in read
+    ]
     with stage_run("report", exp, paths) as stage:
         measured = [item for one, place in shown for item in evaluations(one, place)]
         same_classes(exp, measured)
@@ -50,7 +57,14 @@ def run(exp: Experiment, paths: Paths) -> None:
             expectations=[Expectation(exp.name, **item.model_dump()) for item in exp.report.expected],
             sweeps=[Sweep(name, checkpoint, read_csv(file)) for name, checkpoint, file in swept],
             affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
+            curves=[curve(*one, read) for one in trained],
         )
+
+
+def curve(name: str, checkpoint: str, training: Path, read: set[Path]) -> Curve:
+    """Return the curves of a training from its tables."""
+    validation = training.with_name("validation.csv")
+    return Curve(name, checkpoint, read_csv(training), read_csv(validation) if validation in read else None)
 
 
 def evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
@@ -136,10 +150,10 @@ def _words(choice: Choice) -> str:
     return f"{choice.type} ({listed})" if listed else choice.type
 
 
-def _schedule(stage: str, schedule: Schedule) -> dict[str, Any]:
+def _schedule(stage: str, schedule: Steps) -> dict[str, Any]:
     """Describe a schedule as one row of a table."""
     length = f"{schedule.iterations} iterations" if schedule.iterations else f"{schedule.epochs:g} epochs"
-    return {
+    row = {
         "stage": stage,
         "length": length,
         "batch size": schedule.batch_size,
@@ -147,3 +161,10 @@ def _schedule(stage: str, schedule: Schedule) -> dict[str, Any]:
         "learning rate": schedule.lr,
         "drops": ", ".join(f"{drop:g}" for drop in schedule.drops) or "none",
     }
+    if isinstance(schedule, Schedule):
+        chosen = schedule.model_dump(mode="json")
+        if schedule.decay != "steps":
+            row["drops"] = f"{schedule.decay}, to {schedule.final_lr:g}"
+        besides = {key: chosen[key] for key in sorted(schedule.later - {"decay", "final_lr"}) if key in chosen}
+        row["optimiser"] = ", ".join([schedule.optimizer, *(f"{key}: {value}" for key, value in besides.items())])
+    return row

@@ -11,6 +11,7 @@ from ltpipe import __version__
 from ltpipe.config.checks import check_experiment
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments
+from ltpipe.config.settings import read_settings
 from ltpipe.data.findings import Findings
 from ltpipe.data.image_names import image_files
 from ltpipe.data.images import check_sample, orientation_remarks
@@ -29,6 +30,7 @@ def run(exp: Experiment, paths: Paths) -> None:
     with stage_run("validate", exp, paths) as stage:
         for leftover in paths.root.glob(f".{paths.lock.name}.*"):
             discard(leftover)
+        read_settings()
         remarks = check_experiment(exp, list_experiments())
         facts = _inspected(exp)
         stage.notes["images"] = sampled = sample_images(exp)

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from ltpipe.config.blocks import Evaluate
 from ltpipe.config.experiment import Schedule, Split
-from ltpipe.config.training import CalibrationSchedule, IncrementalSchedule, Lst, Replay
+from ltpipe.config.schedules import CalibrationSchedule, IncrementalSchedule
+from ltpipe.config.training import Lst, Replay
 from ltpipe.errors import UserError
 from tests.helpers.small_project import Load
 

@@ -11,25 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.options import INJECTED
-from ltpipe.config.training import Schedule
+from ltpipe.config.schedules import Schedule
 from ltpipe.engine.hooks import saved_states
 from ltpipe.engine.loading import loader_workers
 from ltpipe.engine.model_config import (
     ClassCounts,
     assemble_model,
     build_component,
-    optimization,
     read_detector,
-    training_config,
     with_our_steps,
 )
+from ltpipe.engine.schedule import optimization
 from ltpipe.engine.training import on_these_processes
+from ltpipe.engine.training_config import training_config
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
@@ -176,7 +176,7 @@ def configured(exp: Experiment, work: Path, **schedule: Any) -> Config:
         seed=4,
         work_dir=work,
         load_from=None,
-        test_pipeline=[],
+        detector=ConfigDict(test_pipeline=[]),
     )
 
 

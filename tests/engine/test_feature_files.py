@@ -12,7 +12,7 @@ import torch
 
 from ltpipe.data.calibration_rois import RoiSampling
 from ltpipe.data.calibration_rows import bound_rows, plan_features
-from ltpipe.engine import features
+from ltpipe.engine import features, shards
 from ltpipe.engine.features import StoredRows, write_features
 from ltpipe.errors import UserError
 
@@ -121,7 +121,7 @@ def test_rows_of_a_step_come_in_its_order(tmp_path: Path) -> None:
 def test_stages_of_a_cascade_are_pooled_together_into_files_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.shards, "SIZE", 1)
+    monkeypatch.setattr(shards, "SIZE", 1)
     work, files = tmp_path / "work", [tmp_path / "f.npy", tmp_path / "f_stage1.npy"]
     work.mkdir()
     later = [BOXES[2], BOXES[0], BOXES[1]]

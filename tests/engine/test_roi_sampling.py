@@ -119,7 +119,7 @@ def _failures(*codes: int) -> list[SimpleNamespace]:
 def test_a_killed_process_is_named_whoever_ended_first(tmp_path: Path) -> None:
     """The others lose their connection, or are ended by torchrun with SIGTERM."""
     for codes, process in (((2, -9), 1), ((-15, -9, 2), 1), ((-15, 2), 0)):
-        with pytest.raises(UserError, match=f"a training process was killed\n *where: *process {process} of 3"):
+        with pytest.raises(UserError, match=f"a process of this stage was killed\n *where: *process {process} of 3"):
             _exit_code(tmp_path / "failed", _failures(*codes), 3)
     assert _exit_code(tmp_path / "failed", _failures(2, 1), 2) == 2, "an end without a word, before it was under way"
     (tmp_path / "failed").write_text("75")

@@ -21,8 +21,8 @@ class Pass:
         """Return the numbers computed now, and everything that was written."""
         done: list[int] = []
 
-        def results(first: int) -> Iterator[int]:
-            for number in range(first, self.count):
+        def results(first: int, stop: int) -> Iterator[int]:
+            for number in range(first, stop):
                 if number == end_at:
                     raise KeyboardInterrupt
                 done.append(number)
@@ -64,4 +64,5 @@ def test_damaged_shards_are_made_again(tmp_path: Path, damaged: str, first: int,
     one = Pass(tmp_path, 7)
     _, text = one.run()
     (tmp_path / damaged).unlink() if missing else (tmp_path / damaged).write_text("{")
-    assert one.run() == (list(range(first, 7)), text)
+    again = range(7) if damaged == "plus.shards.json" else range(first, min(first + 3, 7))
+    assert one.run() == (list(again), text), "other shards stay"

@@ -194,7 +194,7 @@ def killed_twice(case: Case) -> None:
 @injection("child of torchrun killed", stages=lambda stage: stage.training, processes=2)
 def child_killed(case: Case) -> None:
     command = case.strike("kill", moments="cpu")
-    assert "a training process was killed" in clear_error(command), tail(command.text())
+    assert "a process of this stage was killed" in clear_error(command), tail(command.text())
     case.again()
 
 

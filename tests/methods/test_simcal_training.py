@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ltpipe.config.training import CalibrationSchedule
+from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.engine.calibrator_training import Batch, HeadSchedule, row_accuracies, train_head
 from ltpipe.errors import UserError
 from ltpipe.methods.bags.group_softmax import BAGS

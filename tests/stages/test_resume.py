@@ -404,9 +404,9 @@ def chain_units(chain: Chain) -> list[tuple[int, bool]]:
     [
         (("distill", 1), "ltpipe.stages.distill._rows", None, slice(4, None)),
         (("distill", 1), "ltpipe.stages.distill._rows", "00000002.rows.npz", slice(2, None)),
-        (("evaluate", "phase2"), "ltpipe.engine.inference._image", None, slice(4, None)),
-        (("evaluate", "phase2"), "ltpipe.engine.inference._image", "00000002.set0.arrow", slice(2, None)),
-        (("evaluate", "phase2"), "ltpipe.engine.inference._image", "set0.arrow.shards.json", slice(0, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.inference.of_image", None, slice(4, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.inference.of_image", "00000002.set0.arrow", slice(2, None)),
+        (("evaluate", "phase2"), "ltpipe.engine.inference.of_image", "set0.arrow.shards.json", slice(0, None)),
     ],
 )
 def test_a_pass_over_images_cut_short_continues_to_the_same_bytes(
@@ -444,7 +444,7 @@ def test_a_pass_over_images_cut_short_continues_to_the_same_bytes(
         {file.name: file.read_bytes() for file in paths.folder(*stage).iterdir() if file.suffix not in (".json", "")}
         for paths in runs.values()
     )
-    assert one == other and len(one) == (1 if stage[0] == "distill" else 3)
+    assert one == other and len(one) == (1 if stage[0] == "distill" else 5)
     assert not runs["cut"].work(*stage).exists()
 
 
