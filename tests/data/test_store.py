@@ -85,7 +85,7 @@ def test_small_files_round_trip_for_any_batch_length(
 
 def test_coordinates_that_are_no_hundredths_stay_exact(tmp_path: Path) -> None:
     content = lvis_content()
-    values = [0.1 + 0.2, 1e-9, -0.05, 3e7, 123.456, 1 / 3, 99.99, 2.0]
+    values = [0.1 + 0.2, 1e-9, -0.05, 1e6, 123.456, 1 / 3, 99.99, 2.0]
     content["annotations"][0]["segmentation"] = [values, [0.01, 0.07, 0.29, 0.57, 0.58, 1.15]]
     store = built(tmp_path, content, "lvis")
     row = int(np.flatnonzero(store.ann_ids == 8)[0])
