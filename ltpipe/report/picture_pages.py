@@ -59,7 +59,7 @@ class Pages:
         budget: What they may take.
 
     Attributes:
-        links: Page and anchor of every section, by its name.
+        links: Page and anchor of every section, by its key.
     """
 
     def __init__(self, folder: Path, stem: str, title: str, subtitle: str, budget: Budget) -> None:
@@ -68,11 +68,12 @@ class Pages:
         self._budget, self._pages = budget, list[list[tuple[str, str, str]]]()
         self._size = PAGE_BYTES
 
-    def add(self, name: str, heading: str, *parts: str) -> bool:
+    def add(self, key: object, name: str, heading: str, *parts: str) -> bool:
         """Add a section, on a new page if the last one is full; False if the limit of all pages is reached.
 
         Args:
-            name: Unique; its link.
+            key: Unique.
+            name: Text of its link in the page.
             heading: HTML.
             *parts: HTML.
         """
@@ -85,7 +86,7 @@ class Pages:
         self._size += len(body)
         anchor = f"s{len(self.links) + 1}"
         self._pages[-1].append((anchor, name, body))
-        self.links[name] = f"{self._file(len(self._pages))}#{anchor}"
+        self.links[str(key)] = f"{self._file(len(self._pages))}#{anchor}"
         return True
 
     def write(self) -> list[Path]:

@@ -115,6 +115,11 @@ def write_album(folder: Path, album: Album) -> list[Path]:
     return [folder / "index.html", *files, figure, figure.with_suffix(".svg")]
 
 
+def safe_name(name: str) -> str:
+    """Return what stands for the name of a set of detections in the names of its pages."""
+    return re.sub(r"[^-\w]+", "_", name)
+
+
 def _summary(album: Album) -> Iterator[str]:
     counts = album.shelf.store.info["counts"]
     yield html.cards(
@@ -158,22 +163,20 @@ def _detected(
 ) -> dict[str, str]:
     """Write the pages of a set of detections; return the link of each class by category id."""
     pictures = DetectionPictures(one.shelf, one.predictions, one.errors)
-    safe = re.sub(r"[^-\w]+", "_", one.name)
-    pages = Pages(folder, f"detected_{safe}", f"{one.name}: right and wrong", LEGEND, budget)
-    found: dict[str, str] = {}
+    pages = Pages(folder, f"detected_{safe_name(one.name)}", f"{one.name}: right and wrong", LEGEND, budget)
     for place, why in by_importance(table):
         row = table.loc[place]
         parts = list(pictures.of_class(int(row["place"])))
-        if parts and not pages.add(str(row["name"]), _heading(row, why), _facts(row, album.counted), *parts):
+        parts = [_facts(row, album.counted), *parts] if parts else []
+        if parts and not pages.add(int(row["category_id"]), str(row["name"]), _heading(row, why), *parts):
             break
-        found |= {str(row["category_id"]): pages.links[str(row["name"])]} if parts else {}
     files += pages.write()
-    return found
+    return pages.links
 
 
 def _examples(folder: Path, album: Album, budget: Budget, files: list[Path]) -> dict[str, str]:
     """Write examples of every class, the rarest first; return their links by category id."""
-    store, found = album.shelf.store, dict[str, str]()
+    store = album.shelf.store
     subtitle = f"Up to {EXAMPLES} objects of each class, from the largest to the smallest."
     pages = Pages(folder, "examples", "Examples of every class", subtitle, budget)
     used = np.flatnonzero(~(store.ann_iscrowd | store.ann_ignore))
@@ -184,11 +187,11 @@ def _examples(folder: Path, album: Album, budget: Budget, files: list[Path]) -> 
         own = own[np.argsort(-store.ann_area[own], kind="stable")]
         chosen = own[np.unique(np.linspace(0, len(own) - 1, min(EXAMPLES, len(own))).round().astype(int))]
         pictures = [shot for number in chosen.tolist() for shot in _example(album.shelf, number)]
-        if pictures and not pages.add(str(row["name"]), _heading(row), _facts(row, album.counted), shots(pictures)):
+        parts = (_facts(row, album.counted), shots(pictures))
+        if pictures and not pages.add(int(row["category_id"]), str(row["name"]), _heading(row), *parts):
             break
-        found |= {str(row["category_id"]): pages.links[str(row["name"])]} if pictures else {}
     files += pages.write()
-    return found
+    return pages.links
 
 
 def _example(shelf: Shelf, row: int) -> Iterator[Shot]:

@@ -24,7 +24,7 @@ from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.table import COUNTS, per_class_table
 from ltpipe.metrics.tensors import IouType
-from ltpipe.report.pictures import MEGABYTES, Album, Detected, write_album
+from ltpipe.report.pictures import MEGABYTES, Album, Detected, safe_name, write_album
 from ltpipe.report.shots import Shelf
 from ltpipe.run.outputs import Output
 
@@ -56,6 +56,12 @@ def pictures_of_files(
     Raises:
         UserError: A file cannot be read, or detections and annotations do not belong together.
     """
+    named: dict[str, Path] = {}
+    for path in detections:
+        other = named.setdefault(safe_name(path.name), path)
+        if other is not path:
+            got = f"{other} and {path}"
+            raise UserError("two files of detections have one name", got=got, fix="rename one: names tell them apart")
     written = Output(output, "pictures", inputs=[annotations, images, train, *detections], names=(INDEX,))
     with tempfile.TemporaryDirectory(prefix="ltpipe-pictures-") as name:
         gt = _open(annotations, Path(name) / "gt", images)

@@ -122,6 +122,11 @@ def test_refusals(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = [*named, "--images", str(data / "images"), "--output", str(data)]
     assert main(whole) == 2
     assert "the folder holds other files" in capsys.readouterr().err
+    (data / "more").mkdir()
+    twice = [data / "found.json", data / "more" / "found.json"]
+    twice[1].write_text(twice[0].read_text())
+    with pytest.raises(UserError, match="two files of detections have one name"):
+        pictures_of_files(data / "gt.json", data / "images", twice, data / "out")
     with pytest.raises(UserError, match="do not belong to these annotations"):
         (data / "found.json").write_text('[{"image_id": 9, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 1}]')
         pictures_of_files(data / "gt.json", data / "images", [data / "found.json"], data / "out")
