@@ -11,19 +11,19 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest, toy_data_digest
 from ltpipe.pipeline.stage import reading
+from ltpipe.pipeline.stages import TABLE
 from tests.helpers.small_project import EXPERIMENT, Load
 
 KEYS: dict[str, tuple[str | int | None, ...]] = {
     "split": (None, 1, 2), "distill": (1, 2), "lst": (1, 2), "calibrate": ("head",), "evaluate": ("base", "head"),
 }  # fmt: skip
-STAGES = tuple("validate index split base distill lst features calibrate evaluate report".split())
 
 
 def digests(exp: Experiment) -> dict[str, str]:
     """Digest of every stage and key."""
 
     def pairs() -> Iterator[tuple[str, str]]:
-        for stage in STAGES:
+        for stage in TABLE:
             for key in KEYS.get(stage, (None,)):
                 yield f"{stage} {key}" if key is not None else stage, stage_digest(exp, stage, key)
         yield "toy_data", toy_data_digest(exp)
@@ -36,7 +36,7 @@ EDITS = [
     ("report:", "evaluate: {nms: 0.6}\nreport:", {"evaluate base", "evaluate head"}),
     ("report:", "evaluate: {thresholds: [5]}\nreport:", {"evaluate head"}),
     ("report:", "evaluate: {oracle_labels: true}\nreport:", {"evaluate base", "evaluate head"}),
-    ("report:", "evaluate: {checkpoints: [base, phase1]}\nreport:", {"report"}),
+    ("report:", "evaluate: {checkpoints: [base, phase1]}\nreport:", {"report", "pictures"}),
     ("value: 20", "value: 21", {"report"}),
     ("dataset:", "description: another\ndataset:", {"report"}),
     ("{iterations: 10}", "{iterations: 10, lr: 0.1}", {"lst 1", "lst 2"}),
@@ -45,15 +45,15 @@ EDITS = [
     ("{iterations: 10}", "{iterations: 10}\n  replay: {variant: cyclic}", {"split 1", "split 2"}),
     ("{iterations: 10}", "{iterations: 10}\n  distill: {weight: 2}", {"lst 1", "lst 2"}),
     ("{epochs: 2}", "{epochs: 3}", {"base"}),
-    ("threshold: 0.01", "threshold: 0.02", {"base"}),
+    ("threshold: 0.01", "threshold: 0.02", {"base", "pictures"}),
     ("type: cosine", "type: cosine, scale: 9", {"base", "lst 1", "lst 2"}),
     ("step: 3", "step: 2", {"split", "base"}),
     ("{iterations: 20}", "{iterations: 19}", {"calibrate head"}),
     ("calibrate:", "features: {rois: 99}\ncalibrate:", {"features"}),
     ("calibrate:", "features: {level: last}\ncalibrate:", {"features", "calibrate head"}),
     ("schedule: {iterations: 20}", "seed: 4, schedule: {iterations: 20}", {"calibrate head"}),
-    ("dataset:", "seed: 5\ndataset:", {"base", "lst 1", "lst 2", "calibrate head"}),
-    ("step: 3", "step: 3, ignore_future_gt: true", {"base", "lst 1", "lst 2"}),
+    ("dataset:", "seed: 5\ndataset:", {"base", "lst 1", "lst 2", "calibrate head", "pictures"}),
+    ("step: 3", "step: 3, ignore_future_gt: true", {"base", "lst 1", "lst 2", "pictures"}),
     ("model:", "model:\n  loss_average: batch", {"base", "lst 1", "lst 2"}),
     ("model:", "model:\n  parts: [{type: fasa}]", {"split", "split 1", "split 2", "base", "lst 1", "lst 2"}),
     ("data/train.json", "data/other.json", {"index"}),
@@ -96,7 +96,7 @@ def test_the_detector_file_and_its_parents_count(load: Load) -> None:
     after = digests(exp)
     assert before == middle, "what it resolves to counts, not how it is written"
     changed = {stage for stage in middle if middle[stage] != after[stage]}
-    assert changed == {"base", "distill 1", "distill 2", "lst 1", "lst 2", "features", "validate"}
+    assert changed == {"base", "distill 1", "distill 2", "lst 1", "lst 2", "features", "pictures", "validate"}
 
 
 def test_a_stage_reads_only_keys_that_exist(load: Load) -> None:
