@@ -16,7 +16,6 @@ import torch
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltpipe.errors import UserError
 from ltpipe.methods.head_parts import BoxBatch, HeadPart, MaskBatch
+from ltpipe.methods.reductions import bare_model
 from ltpipe.registry import HOOKS, OPTIM_WRAPPERS
 
 _GUARDED = ("loss_by_feat", "loss_and_target", "predict_by_feat", "refine_bboxes")
@@ -74,7 +74,7 @@ class NumericsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Guard what must stay in float32, and running statistics."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         guard(model)
         if self.recomputes:
             count_once(model.backbone)

@@ -14,7 +14,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ltpipe.checkpoints.tensors import check_kinds, check_tensors
@@ -26,6 +25,7 @@ from ltpipe.engine.hooks import saved_states
 from ltpipe.engine.loading import loader_config, loader_workers
 from ltpipe.engine.stage_runner import StageRunner
 from ltpipe.errors import UserError
+from ltpipe.methods.reductions import bare_model
 from ltpipe.run.files import atomic_path
 
 _TRAININGS = itertools.count()
@@ -74,9 +74,8 @@ def train(
     runner.train()
     if not is_main_process():
         return {}
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     best = next((found for hook in watching if (found := hook.best_weights()) is not None), None)
-    write_checkpoint(model_path, model.state_dict() if best is None else load_plain(best[1]), meta)
+    write_checkpoint(model_path, bare_model(runner).state_dict() if best is None else load_plain(best[1]), meta)
     with atomic_path(config_path) as temporary:
         config.dump(str(temporary))
     return {} if best is None else {"best_iteration": best[0]}

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from numpy.typing import NDArray
 from torch import nn
@@ -25,6 +24,7 @@ from ltpipe.engine.curves import HISTORY, KeptRows, Watcher
 from ltpipe.engine.inference import detections
 from ltpipe.engine.shards import share_of
 from ltpipe.errors import UserError
+from ltpipe.methods.reductions import bare_model
 from ltpipe.run.files import atomic_path
 
 VALIDATION = "validation.csv"
@@ -121,7 +121,7 @@ class ValidationHook(Watcher):
 @contextmanager
 def as_measured(runner: Runner) -> Iterator[nn.Module]:
     """Give the detector in evaluation mode, with averaged weights where there are any; afterwards all is as before."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = bare_model(runner)
     averages = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
     modes = {module: module.training for module in model.modules()}
     for hook in averages:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 from torch import Tensor
 
 LossAverage = Literal["process", "batch"]
@@ -87,3 +89,9 @@ def mean_over_processes(rows: Tensor) -> Tensor:
         return rows.sum() * (1 / max(len(rows), 1))
     total = all_reduce_sum(torch.tensor(float(len(rows)), device=rows.device)).clamp(min=1)
     return rows.sum() * (world_size() / total)
+
+
+def bare_model(runner: Runner) -> Any:
+    """Return the model of a training without what mmengine wraps around it in several processes."""
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model

@@ -99,6 +99,7 @@ def run(folder: Path, loop: dict[str, Any], hook: dict[str, Any], resume: bool =
         default_hooks={"checkpoint": {"type": "CheckpointHook", "by_epoch": "by_epoch" in loop, "interval": 1}},
         custom_hooks=[
             {"type": "ltpipe.StepSeedHook", "seed": 0},
+            {"type": "ltpipe.ResumeHook", "interval": 1000},  # what the other one saves is data, too
             {"type": "ltpipe.FASAAdaptationHook", "dataloader": loader(Rows(7, 1)), **hook},
         ],
         randomness={"seed": 0},

@@ -21,7 +21,8 @@ def test_row_equals_the_formula_written_out() -> None:
     attended = torch.zeros(6)
     for f in features:
         q = generator.query.weight @ f + generator.query.bias
-        logits = [float(generator.scale) * float(q @ k / (q.norm() * k.norm())) for k in generator.keys]
+        scale, alike = generator.scale.detach(), [(q @ k / (q.norm() * k.norm())).detach() for k in generator.keys]
+        logits = [float(scale) * float(one) for one in alike]
         weights = [math.exp(z) / sum(math.exp(v) for v in logits) for z in logits]
         attended += sum(w * row / row.norm() for w, row in zip(weights, base, strict=True)) / 5
     mean = features.mean(0)

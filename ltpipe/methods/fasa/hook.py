@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -24,6 +23,7 @@ from ltpipe.data.arrays import save_arrays
 from ltpipe.errors import UserError
 from ltpipe.methods.fasa.counters import PerClassLossMeter
 from ltpipe.methods.fasa.part import FASA, Adaptation
+from ltpipe.methods.reductions import bare_model
 from ltpipe.methods.untouched import untouched
 from ltpipe.registry import HOOKS
 
@@ -131,7 +131,7 @@ class FASAAdaptationHook(Hook):
         Returns:
             One result per part.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         if self._loader is None:
             self._loader = runner.build_dataloader(self.dataloader, seed=self.seed)
         own = -(-(len(self._loader.dataset) - get_rank()) // get_world_size())

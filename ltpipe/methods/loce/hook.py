@@ -7,10 +7,10 @@ from typing import Any
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ltpipe.methods.loce.part import LOCE
+from ltpipe.methods.reductions import bare_model
 from ltpipe.methods.untouched import untouched
 from ltpipe.registry import HOOKS
 
@@ -36,7 +36,7 @@ class LOCEWarmUpHook(Hook):
         """Run the pass."""
         if runner.iter > 0:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         parts = [module for module in model.modules() if isinstance(module, LOCE)]
         loader = runner.build_dataloader(self.dataloader, seed=self.seed)
         runner.logger.info(f"LOCE: {len(loader)} images per process fill the memory")

@@ -24,7 +24,6 @@ import torch
 from mmdet.structures.bbox import bbox2roi, get_box_tensor
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from ltpipe.checkpoints.tensors import check_tensors
 from ltpipe.checkpoints.torch_files import load_plain
 from ltpipe.errors import UserError
 from ltpipe.methods.head_parts import HeadPart
-from ltpipe.methods.reductions import averaged, touch
+from ltpipe.methods.reductions import averaged, bare_model, touch
 from ltpipe.registry import HOOKS, MODELS, TASK_UTILS
 
 
@@ -239,7 +238,7 @@ class OnlineTeacherHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Attach the teachers once the model is complete."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         for part in model.modules():
             if isinstance(part, LSTDistillation) and isinstance(part.teacher, OnlineTeacher):
                 part.teacher.watch(model)

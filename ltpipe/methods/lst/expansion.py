@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
 from ltpipe.methods.class_rows import class_tensors, grown, is_below, restarting
+from ltpipe.methods.reductions import bare_model
 from ltpipe.registry import HOOKS
 
 # Heads of the stages of a cascade carry their number, ``roi_head.bbox_head.0.fc_cls``.
@@ -168,7 +168,7 @@ class ExpansionHook(Hook):
             UserError: The grown state is not that of the model, apart from statistics that start anew.
         """
         if not runner._resume:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            model = bare_model(runner)
             old = checkpoint["state_dict"]
             state = expand_checkpoint(old, self.num_old, self.num_new, seed=self.seed, model=model)
             check_grown(state, without_restarting(model.state_dict(), model))
