@@ -28,7 +28,7 @@ from ltpipe.methods.reductions import bare_model
 from ltpipe.registry import HOOKS, OPTIM_WRAPPERS
 
 _GUARDED = ("loss_by_feat", "loss_and_target", "predict_by_feat", "refine_bboxes")
-_OF_PARTS = ("box_losses", "mask_losses", "image_losses")
+_OF_PARTS = ("before_images", "before_losses", "box_losses", "mask_losses", "image_losses")
 
 
 @OPTIM_WRAPPERS.register_module()

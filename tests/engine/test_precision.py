@@ -25,6 +25,9 @@ model["roi_head"]["bbox_head"]["reg_class_agnostic"] = False
 model["roi_head"]["mask_head"]["class_agnostic"] = False
 """
 
+# FASA draws more; LOCE keeps what does not depend on layers that learn.
+OPTIONS = {"fasa": {"instance_prob_scale": 20.0}, "loce": {"memory": "roi"}}
+
 
 def methods() -> Iterator[tuple[str, str]]:
     for slot in ("classifier", "loss", "mask", "part"):
@@ -36,8 +39,7 @@ def test_losses_of_every_method(
     project: Path, counts: ClassCounts, batch: dict[str, Any], slot: str, name: str
 ) -> None:
     (project / "class_wise.py").write_text((project / "detector.py").read_text() + CLASS_WISE)
-    options = {"instance_prob_scale": 20.0} if name == "fasa" else {}
-    choice = {"type": name, **options}
+    choice = {"type": name, **OPTIONS.get(name, {})}
     exp = experiment(
         project,
         detector={"config": str(project / "class_wise.py")},
