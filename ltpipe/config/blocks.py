@@ -186,6 +186,11 @@ class Evaluate(Block):
     thresholds: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (), description="and dual at these instance counts, below which the calibrated score is taken"
     )
+    detections_per_class: Positive | None = Field(
+        None,
+        description="for AP_fixed and AP_pool: the best so many detections of each class in the whole set, without a "
+        "limit per image; the detector runs a second time. Default: they are measured on the stored detections",
+    )
     oracle_labels: bool = Field(
         False, description="upper bound: proposals get the labels of the objects they overlap, not the predicted ones"
     )
@@ -201,6 +206,8 @@ class Evaluate(Block):
     def _labels_or_scores(self) -> Evaluate:
         if self.oracle_labels and (self.modes or self.thresholds):
             raise ValueError("with oracle_labels there are no scores to combine: leave out modes and thresholds")
+        if self.detections_per_class is not None and (self.oracle_labels or self.modes or self.thresholds):
+            raise ValueError("detections_per_class are those of one set of scores: leave out modes and thresholds")
         return self
 
 

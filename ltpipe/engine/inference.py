@@ -114,13 +114,22 @@ def rescored_detections(
     Yields:
         One dict as of :func:`detections` per set of scores.
     """
+    for maps, proposals, sample in proposed(model, dataset, first, stop):
+        sets = model.roi_head.predict_rescored(maps, proposals, sample, rescore)
+        yield [of_image(sample, results, int(sample.img_id)) for results in sets]
+
+
+@torch.no_grad()
+def proposed(
+    model: Any, dataset: Dataset[Any], first: int = 0, stop: int | None = None
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield FPN maps, proposals and data sample of every image; see :func:`rescored_detections`."""
     for batch in _batches(dataset, 1, first, stop):
         data = model.data_preprocessor(batch, False)
         (sample,) = data["data_samples"]
         maps = model.extract_feat(data["inputs"])
         (proposals,) = model.rpn_head.predict(maps, [sample], rescale=False)
-        sets = model.roi_head.predict_rescored(maps, proposals, sample, rescore)
-        yield [of_image(sample, results, int(sample.img_id)) for results in sets]
+        yield maps, proposals, sample
 
 
 def _batches(dataset: Any, batch_size: int, first: int, stop: int | None) -> Iterable[Any]:

@@ -188,26 +188,44 @@ class RoICallPoints:
             x: FPN maps, each ``(1, c, h, w)``.
             proposals: Proposals of the image.
             sample: Its data sample.
-            rescore: Makes sets of scores ``(n, K + 1)`` of what the last box head says of all RoIs (``priors``,
-                ``scores``, ``own_scores``, ``calibrated_scores`` as of
-                :meth:`ltpipe.engine.heads.BoxCallPoints.predict_by_feat`, and the image's metainfo). RoIs are pooled
-                and classified once.
+            rescore: Makes sets of scores ``(n, K + 1)`` of what :meth:`predict_rois` returns. RoIs are pooled and
+                classified once.
         """
-        metas, head = [{**sample.metainfo, "flip": False}], self.bbox_heads[-1]
-        hybrid, feat = isinstance(self, HybridTaskCascadeRoIHead), self.semantic(x)
-        more = {"semantic_feat": feat} if hybrid else {}
+        found, head = self.predict_rois(x, proposals, sample), self.bbox_heads[-1]
+        for scores in rescore(found):
+            yield self.with_masks(x, sample, head.detections(found, scores, self.test_cfg))
+
+    def predict_rois(self, x: tuple[Tensor, ...], proposals: InstanceData, sample: Any) -> InstanceData:
+        """Return what the last box head says of all RoIs of one image, and the image's metainfo.
+
+        Args:
+            x: FPN maps, each ``(1, c, h, w)``.
+            proposals: Proposals of the image.
+            sample: Its data sample.
+
+        Returns:
+            ``bboxes``, ``priors``, ``scores`` and, with a calibrator, ``own_scores`` and ``calibrated_scores`` as of
+            :meth:`ltpipe.engine.heads.BoxCallPoints.predict_by_feat`.
+        """
+        hybrid = isinstance(self, HybridTaskCascadeRoIHead)
+        more = {"semantic_feat": self.semantic(x)} if hybrid else {}
         # With masks both boxes and masks are scaled when the masks are pasted.
+        metas = [{**sample.metainfo, "flip": False}]
         (found,) = self.predict_bbox(x, metas, [proposals], None, rescale=not self.with_mask, **more)
         self._forget()
         found.set_metainfo(sample.metainfo)
         if not len(proposals):
             found.priors, found.own_scores, found.calibrated_scores = found.bboxes, found.scores, found.scores
-        more = {"semantic_heat": feat} if hybrid else {}
-        for scores in rescore(found):
-            results = [head.detections(found, scores, self.test_cfg)]
-            if self.with_mask:
-                results = self.predict_mask(x=x, batch_img_metas=metas, results_list=results, rescale=True, **more)
-            yield results[0]
+        return found
+
+    def with_masks(self, x: tuple[Tensor, ...], sample: Any, chosen: InstanceData) -> InstanceData:
+        """Return detections of one image, chosen from :meth:`predict_rois`, with their masks, in its own pixels."""
+        if not self.with_mask:
+            return chosen
+        more = {"semantic_heat": self.semantic(x)} if isinstance(self, HybridTaskCascadeRoIHead) else {}
+        metas = [{**sample.metainfo, "flip": False}]
+        (result,) = self.predict_mask(x=x, batch_img_metas=metas, results_list=[chosen], rescale=True, **more)
+        return result
 
 
 class _LabelledMasks(RoICallPoints):

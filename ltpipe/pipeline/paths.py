@@ -145,6 +145,10 @@ class Paths:
         """Precision and recall tensors of a checkpoint."""
         return self.folder("evaluate", checkpoint) / "tensors.npz"
 
+    def unlimited(self, checkpoint: str) -> Path:
+        """Detections of a checkpoint without a limit per image, Arrow; there only if asked for."""
+        return self.folder("evaluate", checkpoint) / "predictions_per_class.arrow"
+
     def confusions(self, checkpoint: str) -> Path:
         """Which classes a checkpoint takes for which, CSV; not there if only boundaries are measured."""
         return self.folder("evaluate", checkpoint) / "confusions.csv"

@@ -86,9 +86,18 @@ def limits(evaluations: Sequence[Evaluation]) -> Parts:
     }
     limit = max(one[0] for one in few)
     counts = sorted({f"{below} of {number}" for _, below, number in few})
+    kept = sorted({item.metrics["per_image_limit"] or 0 for item in evaluations if "per_image_limit" in item.metrics})
+    made = "If a detector keeps only so many detections per image, AP_fixed is that of such a run, and too low."
+    if kept == [0]:
+        made = "The detections were made for it, without a limit per image."
+    elif kept:
+        made = (
+            f"AP_fixed of a run that keeps {' or '.join(map(str, filter(None, kept)))} detections per image: it may be "
+            "too low; evaluate.detections_per_class makes detections without that limit."
+        )
     more = (
         f"The best {limit:,} detections of every class count, whatever the image; {', '.join(counts)} classes have "
-        "fewer. If a detector keeps only so many detections per image, AP_fixed is that of such a run, and too low."
+        f"fewer. {made}"
     )
     return [html.note(text), html.note(more), *parts]
 

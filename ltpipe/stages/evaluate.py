@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +27,16 @@ from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import build_dataset, detections, rescored_detections
 from ltpipe.engine.model_config import set_limits
 from ltpipe.engine.oracle_labels import OracleLabels
+from ltpipe.engine.per_class import PerClassLimit, per_class_detections
 from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.shards import in_shards
 from ltpipe.engine.stage_models import classes_of, loaded, model_of
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
+from ltpipe.metrics.fixed_ap import best_per_category
 from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
 from ltpipe.metrics.long_tail_numbers import Numbers, measure
 from ltpipe.metrics.predictions import Predictions
-from ltpipe.metrics.predictions_writer import PredictionWriter, merge_predictions
+from ltpipe.metrics.predictions_writer import ROWS_PER_BATCH, PredictionWriter, merge_predictions
 from ltpipe.metrics.resamples import save_resamples
 from ltpipe.metrics.tensors import save_tensors
 from ltpipe.pipeline.paths import Paths
@@ -53,9 +55,17 @@ def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
             known, scored, shards, affinity = predict(exp, paths, checkpoint, split, stage.work)
         if not is_first():
             return
-        for one, files in zip(scored, shards, strict=True):
+        for one, files in zip(scored, shards, strict=False):
             merge_predictions(files, one.predictions)
-        numbers = measure_all(exp, paths, split, paths.predictions(checkpoint), known)
+        unlimited, per_class = None, exp.evaluate.detections_per_class
+        if per_class is not None:
+            unlimited = paths.unlimited(checkpoint)
+            merge_predictions(shards[-1], stage.work / "per_class.arrow")
+            write_best(stage.work / "per_class.arrow", unlimited, per_class)
+            stage.outputs.append(unlimited)
+        else:
+            discard(paths.unlimited(checkpoint))
+        numbers = measure_all(exp, paths, split, paths.predictions(checkpoint), known, unlimited=unlimited)
         for sometimes in (paths.sweep, paths.affinity, paths.confusions, paths.resamples):
             discard(sometimes(checkpoint))
         stage.outputs += write_tables(exp, paths, checkpoint, split, numbers)
@@ -91,7 +101,8 @@ def predict(
 
     Returns:
         The ids of the categories it knows; what the detections will be: first what the checkpoint itself detects, then,
-        in the work folder, its other modes; the shards of each; and how alike the classes are to a part of it that says
+        in the work folder, its other modes; the shards of each, and last those without a limit per image if they are
+        asked for; and how alike the classes are to a part of it that says
         so.
     """
     fragment, config = described = model_of(exp, paths, split, checkpoint)
@@ -114,6 +125,11 @@ def predict(
         def rescore(found: Any) -> Any:
             return (choice.fuse(found.own_scores, found.calibrated_scores) for choice in choices)
 
+    limit = None
+    if exp.evaluate.detections_per_class is not None:
+        limit = PerClassLimit(model, exp.evaluate.detections_per_class, num_classes, work)
+        rescore = limit.watch
+
     def images(first: int, stop: int) -> Iterable[Detections]:
         if rescore is not None:
             return rescored_detections(model, dataset, rescore, first, stop)
@@ -123,11 +139,20 @@ def predict(
     write = partial(write_predictions, split=split, masks=masks, longer=last_pixel(config))
     names = [f"set{i}.arrow" for i in range(len(scored))]
     shards = in_shards(work, names, len(dataset), images, write)
+    if limit is not None:
+        again = partial(second_pass, model, dataset, limit)
+        shards += in_shards(work, ["per_class.arrow"], len(dataset), again, write)
     # In a cascade that of its last stage, whose boxes are detected.
     parts = roi_head.stage_parts(-1) if hasattr(roi_head, "stage_parts") else ()
     found = (part.class_affinity() for part in parts)
     affinity = {key: value.cpu().numpy() for key, value in next(filter(None, found), {}).items()}
     return split.order[:num_classes], scored, shards, affinity
+
+
+def second_pass(model: Any, dataset: Any, limit: PerClassLimit, first: int, stop: int) -> Iterator[Detections]:
+    """Yield the detections of every image that may be among the best of their class, as one set of scores."""
+    limit.start_second_pass()
+    yield from ([image] for image in per_class_detections(model, dataset, limit, first, stop))
 
 
 def write_predictions(
@@ -149,6 +174,15 @@ def write_predictions(
                 )
 
 
+def write_best(source: Path, target: Path, per_class: int) -> None:
+    """Write the best detections of each class, in the order of the source; of equal ones the earlier."""
+    found = Predictions.open(source)
+    rows = best_per_category(found, per_class)
+    with PredictionWriter(target, masks=found.masks is not None) as writer:
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            writer.extend(found.take(rows[start : start + ROWS_PER_BATCH]))
+
+
 def measure_all(
     exp: Experiment,
     paths: Paths,
@@ -157,8 +191,9 @@ def measure_all(
     known: NDArray[np.int64],
     *,
     resamples: bool = True,
+    unlimited: Path | None = None,
 ) -> dict[str, Numbers]:
-    """Return all numbers by IoU type."""
+    """Return all numbers by IoU type; ``unlimited``: detections for AP-fixed and AP-pool, made without a limit."""
     gt, classes = AnnotationStore.open(paths.store("val")), class_table(paths, split)
     found = Predictions.open(predictions)
     # The COCO protocol caps per image and class, at 100, whatever the detector keeps per image.
@@ -169,6 +204,8 @@ def measure_all(
         print(f"{exp.dataset.val.annotations}: no object has a mask, only boxes are measured", file=sys.stderr)
     check_measurable(exp.evaluate.iou_types, exp.dataset.val.annotations, masks)
     options: dict[str, Any] = {"max_detections": cap, "category_ids": known, "resamples": resamples}
+    if unlimited is not None:
+        options |= {"unlimited": Predictions.open(unlimited), "per_category": exp.evaluate.detections_per_class}
     return {kind: measure(gt, found, kind, classes, **options) for kind in measured}
 
 
@@ -194,6 +231,9 @@ def write_tables(
     for kind, one in numbers.items():
         summaries[kind], table = one.of(classes, bins=exp.evaluate.bins, phase=phase)
         tables.append(table.assign(iou_type=kind))
+        if one.fixed is not None:
+            limited = exp.evaluate.detections_per_class is None
+            summaries[kind]["per_image_limit"] = exp.evaluate.max_detections if limited else None
     write_json(paths.metrics(checkpoint), summaries)
     write_csv(paths.per_class(checkpoint), pd.concat(tables))
     files: list[Path] = []

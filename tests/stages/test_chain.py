@@ -28,6 +28,7 @@ from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.digests import stage_digest
 from ltpipe.registry import MODELS
 from ltpipe.run.files import sha256_file
+from ltpipe.run.records import recorded_outputs
 from ltpipe.stages.calibrate import open_rows
 from tests.helpers.configs import read_config
 from tests.helpers.tiny_project import assert_same_state, experiment, run_stages, state_of
@@ -192,6 +193,27 @@ def test_evaluation_and_report(chain: Chain, tmp_path: Path) -> None:
         assert [line.split(":")[0] for line in lines] == kinds
     written = json.loads(paths.record("report").read_text())["outputs"]
     assert {"report.html", "summary.csv"} <= set(written)
+
+
+def test_detections_per_class(chain: Chain, tmp_path: Path) -> None:
+    """AP is as it was; AP_fixed is that of detections without a limit per image, of which a class has only so many."""
+    numbers, paths = [], chain.copy(tmp_path)
+    for per_class in (None, 4, None):
+        exp = experiment(chain.folder, evaluate={"max_detections": 3, "detections_per_class": per_class})
+        run_stages(exp, paths.results, ("evaluate", "phase2"))
+        numbers.append(json.loads(paths.metrics("phase2").read_text()))
+        assert paths.unlimited("phase2").is_file() == (per_class is not None)
+        if per_class is not None:
+            found, plain = (Predictions.open(one("phase2")) for one in (paths.unlimited, paths.predictions))
+            assert len(found) > len(plain) and np.unique(found.category_ids, return_counts=True)[1].max() == 4
+            assert found.masks is not None
+            assert "predictions_per_class.arrow" in recorded_outputs(paths.record("evaluate", "phase2"))
+    before, ours, after = numbers
+    assert before == after
+    for kind in ("bbox", "segm"):
+        assert before[kind]["AP"] == ours[kind]["AP"] and before[kind]["dAP_Cls"] == ours[kind]["dAP_Cls"]
+        assert (before[kind]["per_image_limit"], ours[kind]["per_image_limit"]) == (3, None)
+        assert (before[kind]["per_class_limit"], ours[kind]["per_class_limit"]) == (10_000, 4)
 
 
 def test_a_stage_names_the_stage_that_must_run_before(chain: Chain, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ltpipe.engine.top_k import TopScores
 from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.fixed_ap import fixed_ap
-from ltpipe.metrics.top_k import TopScores
 from tests.helpers.reference_cases import frequency_pools, mean_of, read_case
 
 METHOD = "ap_fixed"

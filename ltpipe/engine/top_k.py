@@ -1,7 +1,7 @@
 """Thresholds of scores for the best ``K`` detections per category of a whole set, found while detecting.
 
 Source: ``infer_topk.py`` of ``achalddave/large-vocab-devil`` (Dave et al., arXiv 2102.01066), see
-:mod:`~ltpipe.metrics.fixed_ap`.
+:mod:`ltpipe.metrics.fixed_ap`.
 """
 
 from __future__ import annotations
