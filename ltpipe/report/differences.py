@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
@@ -49,15 +49,17 @@ def verdict(one: Difference) -> str:
 
 def differences_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """Return one row per pair and number, columns :data:`COLUMNS`; fractions of 1."""
-    rows = []
+    rows, name = [], naming(evaluations)
     for kind in dict.fromkeys(item.iou_type for item in evaluations):
         for first, second in pairs([item for item in evaluations if item.iou_type == kind]):
             for key, one in compared(first, second).items():
-                what = kind, name_of(first), name_of(second), key
+                what = kind, name(first), name(second), key
                 rows.append((*what, one.value, one.low, one.high, one.in_favour, verdict(one)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def name_of(item: Evaluation) -> str:
-    """Return the name of a checkpoint with its experiment."""
-    return f"{item.experiment}: {item.checkpoint}"
+def naming(evaluations: Sequence[Evaluation]) -> Callable[[Evaluation], str]:
+    """Return what names a checkpoint: of several experiments with the experiment."""
+    if len(experiments_of(evaluations)) == 1:
+        return lambda item: item.checkpoint
+    return lambda item: f"{item.experiment}: {item.checkpoint}"

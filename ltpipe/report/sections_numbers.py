@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from ltpipe.metrics.error_names import KINDS
 from ltpipe.metrics.resamples import COUNT, RESAMPLED, Difference
 from ltpipe.metrics.table import Section, flatten
 from ltpipe.report import html
-from ltpipe.report.differences import CHANCE, compared, name_of, pairs, verdict
+from ltpipe.report.differences import CHANCE, compared, naming, pairs, verdict
 from ltpipe.report.html import Column
-from ltpipe.report.inputs import IOU_NAMES, WHO, Evaluation, complete, experiments_of, numbers, who
+from ltpipe.report.inputs import IOU_NAMES, WHO, Evaluation, complete, numbers, who
 
 CONFUSIONS_SHOWN = 15
 Parts = list[str]
@@ -41,8 +40,7 @@ def differences(evaluations: Sequence[Evaluation]) -> Parts:
     """Return checkpoints compared two by two."""
     parts: Parts = []
     for kind, ours in by_kind(evaluations):
-        rows = []
-        name = name_of if len(experiments_of(ours)) > 1 else attrgetter("checkpoint")
+        rows, name = [], naming(ours)
         for first, second in pairs(ours):
             cells = {key: _difference(one) for key, one in compared(first, second).items()}
             rows.append({"from": name(first), "to": name(second), **cells})
@@ -133,9 +131,10 @@ def errors(evaluations: Sequence[Evaluation]) -> Parts:
         columns = [*WHO, Column("group", "classes", "text"), *(Column(one, one, "points") for one in KINDS)]
         if rows:
             parts += [html.heading(title_of(kind)), html.table(columns, rows, group="checkpoint")]
+    name = naming(evaluations)
     shown = [item for item in complete(evaluations) if item.confusions is not None and len(item.confusions)]
     lists = [
-        html.folded(f"{name_of(item)}, {IOU_NAMES[item.iou_type]}: which classes are confused", _confusions(item))
+        html.folded(f"{name(item)}, {IOU_NAMES[item.iou_type]}: which classes are confused", _confusions(item))
         for item in shown
     ]
     if len(shown) == 1:

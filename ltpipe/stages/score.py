@@ -29,18 +29,31 @@ from ltpipe.metrics.confidence import RIGHT
 from ltpipe.metrics.long_tail_numbers import measure
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.score_calibration import Grouping
-from ltpipe.metrics.table import flat_intervals, flatten, rows_in
+from ltpipe.metrics.table import flat_intervals, flatten
 from ltpipe.metrics.tensors import IOU_TYPES, IouType, Protocol
 from ltpipe.report.build import build_report
-from ltpipe.report.html import NOTHING, show
-from ltpipe.report.inputs import IOU_NAMES, Evaluation
+from ltpipe.report.differences import differences_table
+from ltpipe.report.html import NOTHING
+from ltpipe.report.inputs import Evaluation
+from ltpipe.report.terminal import differences_text, numbers_text
 from ltpipe.run.files import sha256_file, write_json
 from ltpipe.run.outputs import Output
 from ltpipe.stages.score_calibrated import HeldOut, settings_of
 
-Scores = dict[str, dict[str, dict[str, Number]]]
+Numbers = dict[str, dict[str, dict[str, Number]]]
 PAGE = ("summary.csv", "per_class.csv", "confusions.csv", "differences.csv", "report.html")
 SUFFIXES = (".gz", ".json")
+
+
+class Scores(Numbers):
+    """Numbers by file, IoU type and metric.
+
+    Attributes:
+        differences: Every two files compared on the same draws of the images, columns
+            :data:`~ltpipe.report.differences.COLUMNS`.
+    """
+
+    differences: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def score(
 
     Returns:
         ``{stem of the file: {iou_type: {metric: fraction of 1, or None}}}``, names as in ``metrics.json``; with
-        calibrated scores the stem is followed by ``+method``.
+        calibrated scores the stem is followed by ``+method``. ``differences`` of it compares every two files.
 
     Raises:
         UserError: A file cannot be read, detections and annotations do not belong together, or an option is wrong.
@@ -136,7 +149,8 @@ def score(
             facts = {"ltpipe": __version__, "inputs": _checksums(read), "options": used}
             with written.write(facts) as folder:
                 _write(folder, measured, Path(annotations), files, held_out.sentence())
-    scores: Scores = {stem: {} for stem in files}
+    scores = Scores({stem: {} for stem in files})
+    scores.differences = differences_table(measured)
     for item in measured:
         scores.setdefault(item.checkpoint, {})[item.iou_type] = flatten(item.metrics) | flat_intervals(item.metrics)
     return scores
@@ -250,24 +264,6 @@ def _write(
         write_csv(folder / "confusions.csv", pd.concat(confused))
 
 
-def table(scores: Scores) -> str:
-    """Return the numbers of the overview as text, files below each other, one block per IoU type."""
-    columns = [row.key for row in (*rows_in("overview"), *rows_in("bins"))] + ["AP_fixed", "AP_pool", "D-ECE"]
-    width = max(len("detections"), *map(len, scores))
-    lines: list[str] = []
-    for kind in IOU_TYPES:
-        rows = {stem: numbers[kind] for stem, numbers in scores.items() if kind in numbers}
-        if not rows:
-            continue
-        shown = [key for key in columns if any(key in numbers for numbers in rows.values())]
-        lines += ["", f"{IOU_NAMES[kind].capitalize()}, percent"]
-        lines.append("detections".ljust(width) + "".join(key.rjust(max(7, len(key) + 2)) for key in shown))
-        for stem, numbers in rows.items():
-            cells = (show(numbers.get(key), "percent").rjust(max(7, len(key) + 2)) for key in shown)
-            lines.append(stem.ljust(width) + "".join(cells))
-    return "\n".join(lines[1:])
-
-
 def run(arguments: Namespace) -> None:
     """Run ``ltpipe score`` with parsed arguments."""
     held_out = [arguments.held_out_annotations, *arguments.held_out_detections]
@@ -289,7 +285,8 @@ def run(arguments: Namespace) -> None:
         held_out_detections=arguments.held_out_detections,
         progress=True,
     )
-    print(table(scores))
+    print(numbers_text(scores))
+    print(differences_text(scores.differences), end="\n" if len(scores.differences) else "")
     if numbers_file is not None:
         with numbers_file.write() as temporary:
             write_json(temporary, scores)

@@ -136,13 +136,15 @@ def scenes(number: int, first: int, folder: Path, name: str, seed: int) -> tuple
     return paths
 
 
-def test_score_with_held_out_images(tmp_path: Path) -> None:
+def test_score_with_held_out_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Order inside classes stays, scores mean the same in both, and say so; the page shows it."""
     gt, found = scenes(600, 1, tmp_path, "val", 0)
     held_gt, held = scenes(600, 1000, tmp_path, "held", 1)
     command = ["score", "--annotations", str(gt), str(found), "--calibrate", "platt,isotonic"]
     more = ["--held-out-annotations", str(held_gt), "--held-out-detections", str(held)]
     assert main([*command, *more, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "out.json")]) == 0
+    said = capsys.readouterr().out
+    assert "val_found -> val_found+platt: +0.0 (+0.0 to +0.0), 50 %: within its interval" in said
     scores: dict[str, dict[str, dict[str, Any]]] = json.loads((tmp_path / "out.json").read_text())
     assert list(scores) == ["val_found", "val_found+platt", "val_found+isotonic"]
     plain = scores["val_found"]["bbox"]

@@ -36,6 +36,7 @@ EDITS = [
     ("report:", "evaluate: {nms: 0.6}\nreport:", {"evaluate base", "evaluate head"}),
     ("report:", "evaluate: {thresholds: [5]}\nreport:", {"evaluate head"}),
     ("report:", "evaluate: {oracle_labels: true}\nreport:", {"evaluate base", "evaluate head"}),
+    ("report:", "evaluate: {detections_per_class: 100}\nreport:", {"evaluate base", "evaluate head"}),
     ("report:", "evaluate: {checkpoints: [base, phase1]}\nreport:", {"report", "pictures"}),
     ("value: 20", "value: 21", {"report"}),
     ("dataset:", "description: another\ndataset:", {"report"}),

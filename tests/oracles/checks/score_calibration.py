@@ -108,7 +108,7 @@ def check_laece(case: dict[str, Any], gt: AnnotationStore, found: Predictions) -
         # Classes whose error is exactly 0 are dropped there together with those that have no detections.
         shown = np.isfinite(errors) & (errors != 0)
         expected = case["laece"][f"laece_{threshold}_per_category"]
-        known = {int(one): value for one, value in expected.items() if value is not None}
+        known = {int(one): value for one, value in expected.items() if value is not None and value == value}
         assert {one for one, value in known.items() if value not in (0, -1)} == set(ids[shown].tolist())
         for one, value in zip(ids[shown].tolist(), errors[shown].tolist(), strict=True):
             assert abs(known[one] - value) <= 1e-9, one
