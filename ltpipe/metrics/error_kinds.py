@@ -26,7 +26,7 @@ from ltpipe.metrics.contract import (
     partial_pairs,
     within_cap,
 )
-from ltpipe.metrics.error_matching import CLS, MISS, WRONG, tell_apart
+from ltpipe.metrics.error_matching import CLS, MISS, RIGHT, WRONG, tell_apart
 from ltpipe.metrics.error_names import KINDS
 from ltpipe.metrics.mask_outlines import annotation_masks
 from ltpipe.metrics.native_engine import stable_order
@@ -87,8 +87,14 @@ class Errors:
         }
 
     def confusions(self) -> tuple[Ints, Ints, Ints]:
-        """Return category ids ``taken for`` and ``meant``, and how often, most often first."""
-        wrong = self.kind == CLS
+        """Return category ids ``taken for`` and ``meant``, and of how many objects, most often first.
+
+        An object is taken for what the best-scored of the detections that find it or take it for another class says.
+        """
+        rows = np.flatnonzero((self.state == RIGHT) | ((self.kind == CLS) & (self.state == WRONG)))
+        # Inside an image the best score comes first.
+        best = rows[np.unique(self.points_to[rows], return_index=True)[1]]
+        wrong = best[self.kind[best] == CLS]
         pairs = self.det_category[wrong] * len(self.category_ids) + self.ann_category[self.points_to[wrong]]
         found, count = np.unique(pairs, return_counts=True)
         order = np.lexsort((found, -count))

@@ -33,7 +33,7 @@ class Numbers(NamedTuple):
         tensors: Precision and recall.
         fixed: AP with limits per category.
         costs: What each kind of error costs.
-        confusions: ``count`` objects of class ``meant`` were taken for ``taken_for``, columns :data:`PAIR`.
+        confusions: ``count`` objects of class ``meant`` are taken for ``taken_for``, columns :data:`PAIR`.
         resamples: The numbers on resamples of the images; None if they were not asked for.
         confidence: How far scores are from what they promise; None if they are no probabilities.
     """

@@ -107,7 +107,7 @@ def confidence(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -
         if f"reliability.{kind}" in figures:
             caption = (
                 f"Share of right detections against their score, {IOU_NAMES[kind]}: on the diagonal a score is a "
-                "probability, below it the detector is too sure. Larger dots are more detections."
+                "probability; below it the detector is too sure, above it not sure enough. Larger dots: more detections."
             )
             parts.append(html.figure(figures[f"reliability.{kind}"], caption))
     text = (
@@ -143,8 +143,8 @@ def errors(evaluations: Sequence[Evaluation]) -> Parts:
         "AP50 that would be gained, in percent points, if all errors of a kind were mended and nothing else; for a "
         "group of classes, what these would gain. "
         + "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
-        + ". A method for "
-        "long tails should lower Cls of the rare classes. What each kind costs a class is in per_class.csv."
+        + ". A method for long tails should lower Cls of the rare classes. What each kind costs a class is in "
+        "per_class.csv. An object is taken for the class of the best-scored detection on it."
     )
     return [html.note(text), *parts, *lists] if parts else []
 

@@ -19,7 +19,7 @@ from ltpipe.metrics.predictions import Predictions
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
-    *("annotations", "detector_step", "distillation_logits", "evaluation"),
+    *("annotations", "detector_step", "distillation_logits", "evaluation", "further_numbers"),
     *("large_inputs", "measuring", "split_replay", "summary"),
 )
 SHARE = 0.0015
@@ -106,6 +106,7 @@ def test_v3det(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
         ("annotations", ["--share", str(SHARE)], 2),
         ("split_replay", ["--share", str(SHARE), "--epochs", "2"], 1),
         ("evaluation", ["--share", str(SHARE), "--slices", "3"], 2),
+        ("further_numbers", ["--share", str(SHARE)], 8),
         ("distillation_logits", ["--boxes", "60"], 4),
     ],
 )

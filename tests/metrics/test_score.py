@@ -202,6 +202,8 @@ def test_what_goes_wrong(tmp_path: Path) -> None:
         (1, 1, 0.9, [0, 0, 20, 20]),
         (1, 1, 0.8, [1, 0, 20, 20]),  # seen twice
         (2, 2, 0.7, [0, 0, 20, 20]),  # a cat taken for a dog
+        (2, 3, 0.5, [0, 0, 20, 20]),  # and, less, for a cow
+        (1, 2, 0.65, [0, 0, 20, 20]),  # the cat that is found, less, for a dog
         (4, 3, 0.6, [30, 10, 40, 40]),  # out of place
     ]  # nothing comes near the dog
     keys = ("image_id", "category_id", "score", "bbox")
