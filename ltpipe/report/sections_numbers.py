@@ -106,8 +106,9 @@ def confidence(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -
     for kind in IOU_NAMES:
         if f"reliability.{kind}" in figures:
             caption = (
-                f"Share of right detections against their score, {IOU_NAMES[kind]}: on the diagonal a score is a "
-                "probability; below it the detector is too sure, above it not sure enough. Larger dots: more detections."
+                f"Share of right detections against their score, {IOU_NAMES[kind]}: on the diagonal scores are "
+                "probabilities, below it the detector is too sure, above it not sure enough. Larger dots: more "
+                "detections."
             )
             parts.append(html.figure(figures[f"reliability.{kind}"], caption))
     text = (
