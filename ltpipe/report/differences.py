@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 
 from ltpipe.metrics.resamples import RESAMPLED, Difference, compare
+from ltpipe.report.html import show
 from ltpipe.report.inputs import Evaluation, complete, experiments_of
 
 ALL_PAIRS = 4
@@ -42,7 +43,7 @@ def compared(first: Evaluation, second: Evaluation) -> dict[str, Difference]:
     return {key: one for key, one in found.items() if one is not None}
 
 
-def verdict(one: Difference) -> str:
+def called(one: Difference) -> str:
     """Say whether a difference is more than chance."""
     return ("gain" if one.value > 0 else "loss") if one.beyond_chance else CHANCE
 
@@ -54,8 +55,20 @@ def differences_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
         for first, second in pairs([item for item in evaluations if item.iou_type == kind]):
             for key, one in compared(first, second).items():
                 what = kind, name(first), name(second), key
-                rows.append((*what, one.value, one.low, one.high, one.in_favour, verdict(one)))
+                rows.append((*what, one.value, one.low, one.high, one.in_favour, called(one)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def said_of(first: Evaluation, second: Evaluation, key: str = "AP") -> tuple[str, bool]:
+    """Return the interval of a difference in words, empty if it is not known, and whether chance may make it."""
+    if first.resamples is None or second.resamples is None:
+        return "", False
+    one = compared(first, second).get(key)
+    if one is None:
+        return "", False
+    low, high = (show(value, "points") for value in (one.low, one.high))
+    may = "" if one.beyond_chance else ", within which it may be chance"
+    return f" (95 % interval of {key} {low} to {high}{may})", not one.beyond_chance
 
 
 def naming(evaluations: Sequence[Evaluation]) -> Callable[[Evaluation], str]:

@@ -11,7 +11,7 @@ from ltpipe.metrics.error_names import KINDS
 from ltpipe.metrics.resamples import COUNT, RESAMPLED, Difference
 from ltpipe.metrics.table import Section, flatten
 from ltpipe.report import html
-from ltpipe.report.differences import CHANCE, compared, naming, pairs, verdict
+from ltpipe.report.differences import CHANCE, called, compared, naming, pairs
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import IOU_NAMES, WHO, Evaluation, complete, numbers, who
 
@@ -59,7 +59,7 @@ def differences(evaluations: Sequence[Evaluation]) -> Parts:
 
 
 def _difference(one: Difference) -> str:
-    said = verdict(one)
+    said = called(one)
     value, low, high = (html.show(number, "points") for number in (one.value, one.low, one.high))
     text = f"{low} to {high}, {100 * one.in_favour:.0f} %"
     if said == CHANCE:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.error_names import KINDS
 from ltpipe.metrics.fusion_sweep import Sweep
 from ltpipe.report import html
+from ltpipe.report.differences import said_of
 from ltpipe.report.inputs import IOU_NAMES, Evaluation, ExperimentCard, complete, experiments_of, phases_of
 
 SHORT_EPOCHS = 6.0
@@ -50,6 +50,7 @@ def _best(best: Evaluation, whole: Sequence[Evaluation], ours: Sequence[Evaluati
         second = max(others, key=lambda item: item.metrics["AP"])
         gap = best.metrics["AP"] - second.metrics["AP"]
         text += f", {_points(gap).lstrip('+')} more than {_name(second, ours)}, the next" if gap > 0 else ""
+        text += said_of(second, best)[0] if gap > 0 else ""
         text += f"; it is the best of {len(whole)} that know all {len(best.per_class)} classes"
     return html.Markup(f"{html.strong(name)}{html.plain(text)}.")
 
@@ -65,7 +66,7 @@ def _steps(experiment: str, ours: Sequence[Evaluation], whole: Sequence[Evaluati
     last = [item for item in mine if item.phase is not None and item in whole]
     for item in mine:
         if last and item.phase is None and item in whole:
-            yield f"{experiment}: {item.checkpoint} {_compared(item.metrics, last[-1].metrics)} {last[-1].checkpoint}."
+            yield f"{experiment}: {item.checkpoint} {_compared(item, last[-1])}."
 
 
 def _phase(item: Evaluation, before: Evaluation) -> str:
@@ -88,17 +89,20 @@ def _is_phase(name: str) -> bool:
     return name == "b0" or name[1:].isdecimal()
 
 
-def _compared(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+def _compared(item: Evaluation, before: Evaluation) -> str:
     """Return gains and losses between two checkpoints that know the same classes."""
+    now, then = item.metrics, before.metrics
     change = now["AP"] - then["AP"]
     groups = [
         f"{key} {_points(now[key] - then[key])}"
         for key in ("APr", "APc", "APf")
         if now[key] is not None and then[key] is not None
     ]
+    interval, chance = said_of(before, item)
     what = "gains" if change > NOTICEABLE else "costs" if change < -NOTICEABLE else "changes little:"
+    what = "has" if chance and what != "changes little:" else what
     detail = f" ({', '.join(groups)})" if groups else ""
-    return f"{what} {_points(change)} AP{detail} over"
+    return f"{what} {_points(change)} AP{detail} over {before.checkpoint}{interval}"
 
 
 def _next(best: Evaluation, ours: Sequence[Evaluation], cards: Sequence[ExperimentCard]) -> Iterator[html.Markup]:

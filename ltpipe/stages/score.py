@@ -70,7 +70,16 @@ class Options:
     protocol: Protocol | None = None
     iou_types: tuple[IouType, ...] | None = None
     bins: tuple[float, ...] = BIN_EDGES
-    frequency_limits: tuple[int, int] = FREQUENCY_LIMITS
+    frequency_limits: tuple[int, ...] = FREQUENCY_LIMITS
+
+    def __post_init__(self) -> None:
+        limits = self.frequency_limits
+        if len(limits) != 2 or not 0 <= limits[0] < limits[1]:
+            allowed = "e.g. 10 100"
+            raise UserError("frequency limits must be two ascending counts", got=list(limits), allowed=allowed)
+        for kind in self.iou_types or ():
+            if kind not in IOU_TYPES:
+                raise unknown_name("IoU type", kind, IOU_TYPES)
 
 
 def score(
@@ -121,16 +130,9 @@ def score(
     Raises:
         UserError: A file cannot be read, detections and annotations do not belong together, or an option is wrong.
     """
-    limits = tuple(int(limit) for limit in frequency_limits)
-    if len(limits) != 2 or not 0 <= limits[0] < limits[1]:
-        raise UserError(
-            "frequency limits must be two ascending counts", got=list(frequency_limits), allowed="e.g. 10 100"
-        )
-    for kind in iou_types or ():
-        if kind not in IOU_TYPES:
-            raise unknown_name("IoU type", kind, IOU_TYPES)
     settings = settings_of(calibrate, calibrate_by, calibrate_iou, held_out_annotations, held_out_detections)
-    options = Options(protocol, None if iou_types is None else tuple(iou_types), tuple(bins), (limits[0], limits[1]))
+    kinds, limits = None if iou_types is None else tuple(iou_types), tuple(map(int, frequency_limits))
+    options = Options(protocol, kinds, tuple(bins), limits)
     files = _by_stem([detections] if isinstance(detections, str | Path) else detections)
     read = {"annotations": Path(annotations), "train": None if train is None else Path(train)}
     read |= {f"detections:{stem}": path for stem, path in files.items()}
