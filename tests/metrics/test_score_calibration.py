@@ -144,7 +144,7 @@ def test_score_with_held_out_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     more = ["--held-out-annotations", str(held_gt), "--held-out-detections", str(held)]
     assert main([*command, *more, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "out.json")]) == 0
     said = capsys.readouterr().out
-    assert "val_found -> val_found+platt: +0.0 (+0.0 to +0.0), 50 %: within its interval" in said
+    assert "val_found -> val_found+platt: 0.0 (0.0 to 0.0), 50 %: within its interval" in said
     scores: dict[str, dict[str, dict[str, Any]]] = json.loads((tmp_path / "out.json").read_text())
     assert list(scores) == ["val_found", "val_found+platt", "val_found+isotonic"]
     plain = scores["val_found"]["bbox"]
