@@ -103,7 +103,9 @@ class Executor(stock.Executor):  # type: ignore[misc]
         self._stopping = threading.Event()
         self._ours, self._seen = set[str](), set[str]()
         self._partitions_asked, self._full = submission.Partitions(), ""
-        # Homes of compute nodes may be absent or read-only; jobs inherit this.
+        # Homes of compute nodes may be absent or read-only; jobs inherit this. Start weights stay where they are.
+        caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        os.environ.setdefault("TORCH_HOME", str(Path(caches) / "torch"))
         os.environ.setdefault("XDG_CACHE_HOME", str(Path(self.workflow.workdir_init) / ".snakemake" / "cache"))
         self._ledger = Ledger(Path(self.workflow.workdir_init) / ".snakemake" / "ltslurm")
         self._forget_ended_jobs()

@@ -32,12 +32,31 @@ class Refused(UserError):
     """A file asks for more than data."""
 
 
+class History:
+    """Stands in for mmengine's ``HistoryBuffer``, which checkpoints of its own runs hold for every logged value.
+
+    Attributes:
+        state: What was stored: ``_log_history`` and ``_count_history`` (arrays of one length), ``max_length``.
+    """
+
+    state: dict[str, Any]
+
+    def __setstate__(self, state: Any) -> None:
+        """Take the values; what they are is looked at by whoever uses them."""
+        self.state = dict(state)
+
+
+_BUILDERS: dict[str, Any] = {**NUMPY, "mmengine.logging.history_buffer.HistoryBuffer": History}
+
+
 def load_plain(
     path: str | Path,
     map_location: Any = "cpu",
     fix: str = "if you trust its author, load it once in its own repository and save only the state dict",
 ) -> Any:
     """Return the content of a file of ``torch.save``; numpy's numbers and arrays in it are read as well.
+
+    So are the histories of logged values in checkpoints of mmengine's own runs, as :class:`History`.
 
     Args:
         path: The file.
@@ -50,9 +69,9 @@ def load_plain(
     """
     if not Path(path).is_file():
         raise UserError("missing checkpoint", where=path, got="no such file")
-    numpy: list[Any] = [(builder, name) for name, builder in NUMPY.items()]
+    builders: list[Any] = [(builder, name) for name, builder in _BUILDERS.items()]
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(numpy):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(builders):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged file fails in many ways

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from mmengine.dist import barrier, is_main_process
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_torchvision_models
 
-from ltpipe.checkpoints.torch_files import load_plain
+from ltpipe.checkpoints.torch_files import History, load_plain
 from ltpipe.config.weight_files import SCHEMES, address, cached_file
 from ltpipe.errors import UserError, unknown_name
 
@@ -23,12 +24,25 @@ _STORES = (r"(\S+\:)?s3://", r"(\S+\:)?petrel://", "pavi://")
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Read a file.
+    """Read a file; a run of mmengine itself, which kept its state there, continues from it.
 
     Raises:
         UserError: It is missing, damaged, or asks for more than data.
     """
-    return load_plain(Path(filename).expanduser(), map_location)
+    content = load_plain(Path(filename).expanduser(), map_location)
+    hub = content.get("message_hub") if isinstance(content, dict) else None
+    scalars = hub.get("log_scalars") if isinstance(hub, dict) else None
+    for name, kept in scalars.items() if isinstance(scalars, dict) else ():
+        if isinstance(kept, History):
+            scalars[name] = _history(kept.state, name, filename)
+    return content
+
+
+def _history(state: dict[str, Any], name: object, where: object) -> HistoryBuffer:
+    try:
+        return HistoryBuffer(state["_log_history"], state["_count_history"], state["max_length"])
+    except Exception as error:  # what a file says is anything
+        raise UserError("a history of logged values is damaged", where=f"{where}: {name}", got=repr(error)) from error
 
 
 def load_from_address(filename: str, map_location: Any = None) -> Any:

@@ -11,6 +11,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_checkpoint
 
@@ -18,6 +19,7 @@ import ltpipe.engine  # noqa: F401  registers the readers
 from ltpipe.checkpoints.torch_files import Refused
 from ltpipe.config.weight_files import cached_file
 from ltpipe.errors import UserError
+from ltpipe.interop.safe_reading import read_foreign
 
 
 class Harmful:
@@ -76,6 +78,21 @@ def test_files_are_read_as_data(home: Path, name: str, file: str) -> None:
         load_checkpoint(model, name)
     assert Path(str(caught.value.where)).name == place.name
     assert not Path("executed").exists()
+
+
+def test_checkpoints_of_mmdets_own_runs_are_read_with_their_histories(home: Path) -> None:
+    """mmengine's CheckpointHook stores one ``HistoryBuffer`` for every logged value; a run continues from it."""
+    weights = torch.nn.Linear(2, 1).state_dict()
+    logged = HistoryBuffer([3.0, 2.0, 1.0], [1, 1, 1])
+    torch.save({"state_dict": weights, "message_hub": {"log_scalars": {"train/loss": logged}}}, "epoch_1.pth")
+    kept = CheckpointLoader.load_checkpoint("epoch_1.pth", "cpu")["message_hub"]["log_scalars"]["train/loss"]
+    assert isinstance(kept, HistoryBuffer) and kept.data[0].tolist() == [3, 2, 1] and kept.mean(2) == 1.5
+    assert read_foreign(Path("epoch_1.pth")).state.keys() == weights.keys()
+    del logged._count_history
+    torch.save({"state_dict": weights, "message_hub": {"log_scalars": {"train/loss": logged}}}, "epoch_1.pth")
+    with pytest.raises(UserError, match="history of logged values is damaged"):
+        CheckpointLoader.load_checkpoint("epoch_1.pth", "cpu")
+    assert read_foreign(Path("epoch_1.pth")).state.keys() == weights.keys()
 
 
 def test_weights_of_mmcls_lose_their_prefix(home: Path) -> None:
