@@ -121,7 +121,7 @@ def has_masks(model: Mapping[str, Any]) -> bool:
     """Whether the detector of a model config predicts masks."""
     roi_head = model.get("roi_head")
     if roi_head is not None:
-        return bool(roi_head.get("mask_head"))
+        return roi_head.get("mask_head") not in (None, [])
     if class_name(model.get("bbox_head") or {}) in _HEADS_WITH_MASKS:
         return True
     return any(model.get(head) is not None for head in ("mask_head", "panoptic_head"))
