@@ -152,7 +152,8 @@ def _again(exp: Experiment, paths: Paths, maker: str, path: Path) -> str:
     owner = path.relative_to(paths.results).parts[0] if path.is_relative_to(paths.results) else exp.name
     command = f"ltpipe {maker} --experiment {exp.name if owner == 'datasets' else owner}"
     option = TABLE[maker].option if maker in TABLE else None
-    if option is None or path.parent.name == maker:
+    folder = path.parent.parent if path.parent.name == "history" else path.parent
+    if option is None or folder.name == maker:
         return f"`{command}` (or snakemake with `-R {maker.replace('-', '_')}`)"
-    key = option.kind(path.parent.name.removeprefix("phase" if option.kind is int else ""))
+    key = option.kind(folder.name.removeprefix("phase" if option.kind is int else ""))
     return f"`{command} {option.flag} {key}` (or snakemake with `-R {rule_name(maker, key)}`)"
