@@ -46,7 +46,18 @@ class History:
         self.state = dict(state)
 
 
-_BUILDERS: dict[str, Any] = {**NUMPY, "mmengine.logging.history_buffer.HistoryBuffer": History}
+def _method_name(kind: Any, name: Any) -> str:
+    """Stand in for ``getattr``, by which a ``HistoryBuffer`` names its own methods: nothing is looked up."""
+    if kind is not History or not isinstance(name, str):
+        raise pickle.UnpicklingError("GLOBAL getattr")
+    return name
+
+
+_BUILDERS: dict[str, Any] = {
+    **NUMPY,
+    "mmengine.logging.history_buffer.HistoryBuffer": History,
+    **{f"{builtins}.getattr": _method_name for builtins in ("builtins", "__builtin__")},
+}
 
 
 def load_plain(

@@ -29,6 +29,13 @@ class Harmful:
         return os.mkdir, ("executed",)
 
 
+class Getattr:
+    """Looks an attribute up when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return getattr, (torch.Tensor, "numpy")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of downloaded files; nothing can be downloaded, and torchvision is not installed."""
@@ -88,6 +95,9 @@ def test_checkpoints_of_mmdets_own_runs_are_read_with_their_histories(home: Path
     kept = CheckpointLoader.load_checkpoint("epoch_1.pth", "cpu")["message_hub"]["log_scalars"]["train/loss"]
     assert isinstance(kept, HistoryBuffer) and kept.data[0].tolist() == [3, 2, 1] and kept.mean(2) == 1.5
     assert read_foreign(Path("epoch_1.pth")).state.keys() == weights.keys()
+    torch.save({"state_dict": weights, "meta": Getattr()}, "harmful.pth")
+    with pytest.raises(Refused, match="getattr"):
+        CheckpointLoader.load_checkpoint("harmful.pth", "cpu")
     del logged._count_history
     torch.save({"state_dict": weights, "message_hub": {"log_scalars": {"train/loss": logged}}}, "epoch_1.pth")
     with pytest.raises(UserError, match="history of logged values is damaged"):
