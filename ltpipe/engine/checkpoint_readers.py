@@ -32,9 +32,10 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     content = load_plain(Path(filename).expanduser(), map_location)
     hub = content.get("message_hub") if isinstance(content, dict) else None
     scalars = hub.get("log_scalars") if isinstance(hub, dict) else None
-    for name, kept in scalars.items() if isinstance(scalars, dict) else ():
-        if isinstance(kept, History):
-            scalars[name] = _history(kept.state, name, filename)
+    if isinstance(scalars, dict):
+        for name, kept in scalars.items():
+            if isinstance(kept, History):
+                scalars[name] = _history(kept.state, name, filename)
     return content
 
 
