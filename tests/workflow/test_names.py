@@ -147,18 +147,16 @@ def test_make_run(tmp_path: Path) -> None:
     """The Makefile's own commands, with a stand-in for Snakemake."""
     folder = tmp_path / "a b $(touch RUN) &|'\""
     (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / "results" / "x" / "report").mkdir(parents=True)
-    (folder / "results" / "x" / "report" / "report.html").touch()
     (folder / "envs").mkdir()
     for file in ("Makefile", "pyproject.toml", "envs/constraints.txt"):
         shutil.copy(ROOT / file, folder / file)
     for file in (".created", ".torch", ".mmcv", ".installed"):
         (folder / ".venv" / file).touch()
     command = folder / ".venv" / "bin" / "snakemake"
-    command.write_text("#!/bin/sh\nexit 0\n")
+    command.write_text('#!/bin/sh\necho "$PWD" "$@"\n')
     command.chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     done = subprocess.run(["make", "run"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert f"  {folder}/results/x/report/report.html\n" in done.stdout
+    assert f"{folder} --profile workflow/profiles/ci --cores " in done.stdout
     assert not list(tmp_path.rglob("RUN"))
