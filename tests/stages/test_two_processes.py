@@ -226,5 +226,5 @@ def test_batches_that_cannot_be_divided_are_refused_once(chain: Chain, tmp_path:
 
 def test_stages_for_one_process_refuse_several(chain: Chain, tmp_path: Path) -> None:
     paths = chain.copy(tmp_path)
-    code, text = command_line("features", chain.exp.file, "--results", paths.results, WORLD_SIZE="2")
+    code, text = command_line("split", chain.exp.file, "--results", paths.results, WORLD_SIZE="2")
     assert code == 2 and "runs in one process" in text, text
