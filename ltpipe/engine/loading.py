@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader
 
 from ltpipe.engine.distributed import processes_here
 from ltpipe.registry import FUNCTIONS
@@ -60,6 +62,20 @@ def outlive_sigterm(worker: int) -> None:
         threading.Thread(target=_end_with, args=(parent.pid,), name="end with parent", daemon=True).start()
         Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
         sys.excepthook = _tell_of_own_errors
+
+
+def _started_sheltered(self: Loader, loader: DataLoader[Any]) -> None:
+    """Start loader processes with SIGTERM blocked: one that has not reached :func:`outlive_sigterm` would end of it."""
+    init = getattr(loader.worker_init_fn, "func", loader.worker_init_fn)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if init is outlive_sigterm else ())
+    try:
+        _start(self, loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_start = Loader.__init__
+Loader.__init__ = _started_sheltered  # type: ignore[method-assign]
 
 
 def _end_with(parent: int) -> None:

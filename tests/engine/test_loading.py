@@ -8,7 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import popen_fork
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,3 +165,21 @@ def test_cores_are_those_of_this_process_or_as_said(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(VARIABLE, wrong)
         with pytest.raises(UserError, match=VARIABLE):
             cores()
+
+
+def test_loader_processes_are_started_with_sigterm_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM for all of a job ended a loader process that was just starting, and with it the training."""
+    seen: list[bool] = []
+    launch = popen_fork.Popen._launch
+
+    def watched(self: Any, process: Any) -> None:
+        seen.append(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        launch(self, process)
+
+    monkeypatch.setattr(popen_fork.Popen, "_launch", watched)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    for init, blocked in ((outlive_sigterm, True), (partial(outlive_sigterm), True), (None, False)):
+        seen.clear()
+        assert list(DataLoader([1, 2], num_workers=1, worker_init_fn=init, batch_size=None)) == [1, 2]
+        assert seen == [blocked]
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
