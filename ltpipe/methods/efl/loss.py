@@ -5,8 +5,8 @@ A focal loss whose focusing parameter grows for classes with few positives; the 
 ``P_c += sum_{y = 1} |dL / dz_c|``, ``Q_c += sum_{y = 0} |dL / dz_c|``, summed over processes,
 ``R = min(1, P / (Q + 1e-10))``. Acts as ``loss_cls`` with ``K`` sigmoid channels. Needs nothing from the data.
 
-Made for one-stage detectors, which ltpipe does not train: in a config of mmdet (``custom_imports`` of
-``ltpipe.registry``) they are the ``loss_cls`` of any head with sigmoid scores, ``dict(type="ltpipe.EFLLoss",
+Made for one-stage detectors: the loss of a RetinaNet, and in a config of mmdet (``custom_imports`` of
+``ltpipe.registry``) the ``loss_cls`` of any head with sigmoid scores, ``dict(type="ltpipe.EFLLoss",
 num_classes=K, levels=5, average="avg_factor")``. In the box head of a two-stage detector they are our own variant.
 """
 
