@@ -6,11 +6,10 @@
 # make lint     ruff, formatting, mypy
 # make clean    remove results and logs; data and the environment stay
 #
-# PYTHON, CORES, TORCH_BUILD and TORCH_INDEX may be given: make run CORES=8; docs/install.md says when
+# PYTHON, CORES and TORCH_BUILD may be given: make run CORES=8; docs/install.md says when
 
 PYTHON ?= python3
 TORCH_BUILD ?=
-TORCH_INDEX ?= https://download.pytorch.org/whl
 CORES ?= $(shell env --unset=OMP_NUM_THREADS --unset=OMP_THREAD_LIMIT nproc)
 
 SHELL := /bin/bash
@@ -80,10 +79,10 @@ $(VENV)/.created:
 	  || { rm -rf $(VENV); echo "python3 -m venv does not work here; on Debian: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-# Any build of this version will do, for a CPU or for a GPU. Without TORCH_BUILD it is the one that pip finds by itself.
+# Any build of this version will do, for a CPU or for a GPU; pip's own settings decide where it comes from.
 $(VENV)/.torch: $(VENV)/.created
 	@echo "== torch $(TORCH)$(TORCH_BUILD:%=+%)"
-	@$(INSTALL) torch==$(TORCH)$(TORCH_BUILD:%=+%) $(TORCH_BUILD:%=--extra-index-url $(TORCH_INDEX)/%)
+	@$(INSTALL) torch==$(TORCH)$(TORCH_BUILD:%=+%)
 	@echo "$(TORCH_BUILD)" > $@
 
 # mmcv has no binary packages for current torch versions. It is compiled without build isolation, against the torch above.
