@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from ltpipe.checkpoint_ids import phase_of
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import class_counts, known_classes
@@ -32,10 +33,8 @@ from ltpipe.run.files import atomic_path
 
 def classes_of(split: Split, checkpoint: str) -> int:
     """Return the number of classes that a checkpoint knows."""
-    if checkpoint == "base":
-        return split.classes_known(0)
-    phase = checkpoint.removeprefix("phase") if checkpoint.startswith("phase") else ""
-    return split.classes_known(int(phase)) if phase.isdecimal() else split.num_classes
+    phase = phase_of(checkpoint)
+    return split.num_classes if phase is None else split.classes_known(phase)
 
 
 def model_of(exp: Experiment, paths: Paths, split: Split, checkpoint: str) -> tuple[ConfigDict, ConfigDict]:

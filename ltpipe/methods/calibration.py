@@ -29,7 +29,6 @@ class Calibrator(nn.Module):
         needs_linear: Whether the detector's classifier must be linear.
         needs_class_logits: Whether every class must have a logit of its own, in label order.
         needs_boxes: Whether it measures the boxes of the training annotations.
-        sweeps: Options that are worth choosing on held-out images, and the values to try.
         rows_in_label_order: Whether row c of the calibrated classifier belongs to class c.
         lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and
             the level for each of its values.
@@ -45,7 +44,6 @@ class Calibrator(nn.Module):
     needs_linear: ClassVar[bool] = False
     needs_class_logits: ClassVar[bool] = False
     needs_boxes: ClassVar[bool] = False
-    sweeps: ClassVar[dict[str, list[float]]] = {}
     rows_in_label_order: ClassVar[bool] = True
     lowest_level: ClassVar[str | dict[str, dict[str, str]]] = "last"
     fuses_scores: ClassVar[bool] = False
@@ -117,6 +115,53 @@ class Calibrator(nn.Module):
             stage: Stage of a cascade, which has a calibrator per stage, merged in order; None outside cascades.
         """
         raise NotImplementedError
+
+
+class LossCalibrator(Calibrator):
+    """A new classifier with a loss of its own, trained on the frozen detector and put in place of the detector's.
+
+    Args:
+        num_classes: Foreground classes K.
+        kind: Class of the loss, registered as ``ltpipe.<name of the class>``.
+        options: Its options.
+
+    Attributes:
+        head: What is trained, with names as in a box head: ``loss_cls`` and, after :meth:`initialise`, ``fc_cls``.
+    """
+
+    def __init__(self, num_classes: int, kind: type[nn.Module], options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.loss_config = {"type": f"ltpipe.{kind.__name__}", **options}
+        self.head: Any = nn.Module()
+        self.head.loss_cls = kind(**options)
+
+    @property
+    def loss_cls(self) -> Any:
+        """The classification loss."""
+        return self.head.loss_cls
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(n, C)`` logits of the last hidden layer after its ReLU."""
+        logits: Tensor = self.head.fc_cls(x.float())
+        return logits
+
+    def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the rows of this process."""
+        loss: Tensor = self.loss_cls(cls_score, labels)
+        return loss
+
+    def scores(self, cls_score: Tensor) -> Tensor:
+        """Return scores ``(n, K + 1)``, background last."""
+        scores: Tensor = self.loss_cls.get_activation(cls_score)
+        return scores
+
+    def merge(
+        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
+    ) -> tuple[dict[str, Any], State]:
+        """Put the classifier and its loss in place of the detector's, and whatever else of the box head was trained."""
+        weights, new = self.head.state_dict(), {"type": "Linear"}
+        return replace_classifier(model, state, classifier=new, loss=self.loss_config, weights=weights, stage=stage)
 
 
 def check_softmax(bbox_head: Any, name: str) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,22 @@ class Workspace:
             ok: Whether it must succeed; otherwise it must fail.
         """
         return self._run([sys.executable, "-m", "snakemake", *arguments], 0 if ok else 1)
+
+    def on_slurm(
+        self, environment: Mapping[str, str], *arguments: str, seconds: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Type ``snakemake --profile slurm`` where Slurm's commands are found by this environment."""
+        path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), environment["PATH"]])
+        return subprocess.run(
+            ["snakemake", "--profile", "slurm", *arguments, "--latency-wait", "20"],
+            cwd=self.folder,
+            env={**environment, "PATH": path, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+        )
 
     def ltpipe(self, *arguments: str, code: int = 0) -> str:
         """Run ``ltpipe``, which must exit with ``code``; return standard output and error together."""

@@ -60,5 +60,5 @@ def test_scores_are_plain() -> None:
 def test_new_classifier() -> None:
     calibrator = ACSL(6, [900, 300, 60, 12, 3, 0])
     calibrator.initialise(box_head())
-    torch.testing.assert_close(calibrator.fc_cls.bias, torch.full((7,), -math.log(99)))
-    assert 0.005 < float(calibrator.fc_cls.weight.detach().std()) < 0.02
+    torch.testing.assert_close(calibrator.head.fc_cls.bias, torch.full((7,), -math.log(99)))
+    assert 0.005 < float(calibrator.head.fc_cls.weight.detach().std()) < 0.02

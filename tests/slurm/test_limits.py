@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.workspace import ROOT, Workspace
+from tests.helpers.workspace import Workspace
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.small_run import Run
 
@@ -38,19 +35,9 @@ def test_fourteen_phases_under_a_submit_limit_and_a_short_partition(start_cluste
     chain.write_text(
         chain.read_text().replace("base_classes: 12, step: 12", f"base_classes: {36 - 2 * PHASES}, step: 2")
     )
-    path = os.pathsep.join(
-        [str(workspace.folder / "bin"), str(Path(sys.executable).parent), cluster.environment["PATH"]]
-    )
-    done = subprocess.run(
-        ["snakemake", "--profile", "slurm", "all_lst", "--config", "experiments=chain", "--latency-wait", "20"]
-        + ["--retries", "0", "--default-resources", "slurm_partition=gpu", "slurm_account=lab"],
-        cwd=workspace.folder,
-        env={**cluster.environment, "PATH": path, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1400,
+    asked = ("--default-resources", "slurm_partition=gpu", "slurm_account=lab")
+    done = workspace.on_slurm(
+        cluster.environment, "all_lst", "--config", "experiments=chain", "--retries", "0", *asked, seconds=1400
     )
     assert done.returncode == 0, done.stdout[-4000:]
     listed = cluster.ask("squeue", "-h", "--states=all", "-o", "%k|%T|%b|%l").splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,18 +31,8 @@ def test_phase_1_with_a_retry(start_cluster: Start, tmp_path: Path, accounting: 
     workspace = Workspace(tmp_path / "w")
     command = workspace.folder / "bin" / "ltpipe"
     command.write_text(command.read_text().replace("exec", FAIL_ONCE + "exec"))
-    path = os.pathsep.join([str(command.parent), str(Path(sys.executable).parent), cluster.environment["PATH"]])
-    done = subprocess.run(
-        ["snakemake", "--profile", "slurm", "phase_1", "--config", "experiments=chain", "--latency-wait", "20"]
-        + ["--ltslurm-init-seconds-before-status-checks", "3"],
-        cwd=workspace.folder,
-        env={**cluster.environment, "PATH": path, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=800,
-    )
+    wait = ("--ltslurm-init-seconds-before-status-checks", "3")
+    done = workspace.on_slurm(cluster.environment, "phase_1", "--config", "experiments=chain", *wait, seconds=800)
     assert done.returncode == 0, done.stdout[-4000:]
     assert (workspace.folder / "results/chain/lst/phase1/model.pth").exists()
     assert not (workspace.folder / "results/chain/lst/phase2").exists()

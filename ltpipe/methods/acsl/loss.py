@@ -5,7 +5,7 @@ The equations are in :mod:`ltpipe.methods.acsl.functions`. Both need the groups 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ltpipe.errors import UserError
 from ltpipe.methods.acsl.functions import acsl_rows, acsl_weights, class_groups, drawn_rows
-from ltpipe.methods.calibration import Calibrator, State, replace_classifier
+from ltpipe.methods.calibration import LossCalibrator
 from ltpipe.methods.seeded_draws import SeededDraws
 from ltpipe.methods.sigmoid_loss import SigmoidLoss
 from ltpipe.registry import method
@@ -78,7 +78,7 @@ class ACSLLoss(SigmoidLoss, SeededDraws):
 
 
 @method("calibrator", "acsl")
-class ACSL(Calibrator):
+class ACSL(LossCalibrator):
     """A new classifier, trained with ACSL on the frozen detector: the published second stage on stored features.
 
     Args:
@@ -105,9 +105,7 @@ class ACSL(Calibrator):
         rare_share: float = 0.01,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.loss_config: dict[str, Any] = {
+        options = {
             "num_classes": num_classes,
             "image_counts": [int(count) for count in image_counts],
             "class_frequency": None if class_frequency is None else list(class_frequency),
@@ -117,37 +115,11 @@ class ACSL(Calibrator):
             "rare_share": rare_share,
             "seed": seed,
         }
-        self.loss_cls = ACSLLoss(**self.loss_config)
+        super().__init__(num_classes, ACSLLoss, options)
 
     def initialise(self, bbox_head: Any) -> None:
         """Make the new classifier, N(0, 0.01) with the bias of a first score of 0.01, as in the repository."""
-        self.fc_cls = nn.Linear(bbox_head.fc_cls.in_features, self.num_classes + 1)
-        nn.init.normal_(self.fc_cls.weight, std=0.01)
-        nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(self.loss_cls.prior_prob))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``(n, K + 1)`` logits of the last hidden layer after its ReLU."""
-        logits: Tensor = self.fc_cls(x.float())
-        return logits
-
-    def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of the rows of this process."""
-        loss: Tensor = self.loss_cls(cls_score, labels)
-        return loss
-
-    def scores(self, cls_score: Tensor) -> Tensor:
-        """Return scores ``(n, K + 1)``, background last."""
-        return self.loss_cls.get_activation(cls_score)
-
-    def merge(
-        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
-    ) -> tuple[dict[str, Any], State]:
-        """Put the classifier and its loss in place of the detector's."""
-        return replace_classifier(
-            model,
-            state,
-            classifier={"type": "Linear"},
-            loss={"type": "ltpipe.ACSLLoss", **self.loss_config},
-            weights=self.state_dict(),
-            stage=stage,
-        )
+        classifier = nn.Linear(bbox_head.fc_cls.in_features, self.num_classes + 1)
+        nn.init.normal_(classifier.weight, std=0.01)
+        nn.init.constant_(classifier.bias, bias_init_with_prob(self.loss_cls.prior_prob))
+        self.head.fc_cls = classifier

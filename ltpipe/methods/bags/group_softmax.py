@@ -28,7 +28,7 @@ from ltpipe.methods.bags.functions import (
     group_scores,
     layout_from_groups,
 )
-from ltpipe.methods.calibration import Calibrator, State, replace_classifier
+from ltpipe.methods.calibration import LossCalibrator
 from ltpipe.methods.seeded_draws import SeededDraws
 from ltpipe.registry import method
 
@@ -180,7 +180,7 @@ def box_loss(bbox_head: Any, deltas: Tensor, labels: Tensor, boxes: Tensor, matc
 
 
 @method("calibrator", "bags")
-class BAGS(Calibrator):
+class BAGS(LossCalibrator):
     """Grouped classifier trained on the frozen detector, instead of its own.
 
     With the whole box head its layers and its regressor go on from the detector's own weights and are trained with the
@@ -210,10 +210,7 @@ class BAGS(Calibrator):
         reweight: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.trains_boxes = trained == "box_head"
-        self.loss_config: dict[str, Any] = {
+        options = {
             "num_classes": num_classes,
             "instance_counts": [int(n) for n in instance_counts],
             "edges": list(edges),
@@ -221,14 +218,8 @@ class BAGS(Calibrator):
             "reweight": reweight,
             "seed": seed,
         }
-        self.head: Any = nn.Module()
-        self.head.loss_cls = GroupSoftmaxLoss(**self.loss_config)
-
-    @property
-    def loss_cls(self) -> GroupSoftmaxLoss:
-        """The classification loss."""
-        loss: GroupSoftmaxLoss = self.head.loss_cls
-        return loss
+        super().__init__(num_classes, GroupSoftmaxLoss, options)
+        self.trains_boxes = trained == "box_head"
 
     def initialise(self, bbox_head: Any) -> None:
         """Make the new classifier, N(0, 0.01) with zero bias as in the repository; copy what else is trained."""
@@ -242,7 +233,9 @@ class BAGS(Calibrator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(n, K + G + 1)`` of what is read: the last hidden layer after its ReLU, or pooled features."""
-        logits: Tensor = self.head(x)[0] if self.trains_boxes else self.head.fc_cls(x.float())
+        if not self.trains_boxes:
+            return super().forward(x)
+        logits: Tensor = self.head(x)[0]
         return logits
 
     def train_losses(self, x: Tensor, labels: Tensor, *boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,25 +244,3 @@ class BAGS(Calibrator):
             return super().train_losses(x, labels)
         cls_score, deltas = self.head(x)
         return cls_score, self.loss(cls_score, labels) + box_loss(self.head, deltas, labels, *boxes)
-
-    def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
-        """Return the group softmax loss."""
-        loss: Tensor = self.loss_cls(cls_score, labels)
-        return loss
-
-    def scores(self, cls_score: Tensor) -> Tensor:
-        """Return probabilities ``(n, K + 1)``, background last."""
-        return self.loss_cls.get_activation(cls_score)
-
-    def merge(
-        self, model: Mapping[str, Any], state: Mapping[str, Tensor], stage: int | None = None
-    ) -> tuple[dict[str, Any], State]:
-        """Put the grouped classifier and its loss in place of the detector's."""
-        return replace_classifier(
-            model,
-            state,
-            classifier={"type": "Linear"},
-            loss={"type": "ltpipe.GroupSoftmaxLoss", **self.loss_config},
-            weights=self.head.state_dict(),
-            stage=stage,
-        )

@@ -14,17 +14,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ltpipe.methods.adjusted_scores import OffsetCalibrator
 from ltpipe.methods.frequency_links import Floats, seen_counts
 from ltpipe.registry import method
 
 Form = Literal["power", "effective_number"]
-Scaled = Literal["exps", "probs", "logits"]
 
 
 def norcal_log_weights(
@@ -45,24 +41,6 @@ def norcal_log_weights(
     return np.log1p(-beta) - np.log(-np.expm1(n * np.log(beta))) if beta else np.zeros_like(n)
 
 
-def norcal_scores(logits: Tensor, log_weights: Tensor, scaled: Scaled = "exps", *, renormalised: bool = True) -> Tensor:
-    """Return the scores of all options of the code, ``(N, K + 1)``; the calibrator has those that are published.
-
-    Args:
-        logits: ``(N, K + 1)`` float, background last.
-        log_weights: ``(K,)`` float.
-        scaled: What is multiplied by the weights: ``exps`` of the logits, ``probs``, or the logits themselves, which
-            raises those below 0.
-        renormalised: Divide every row by its sum. Otherwise ``exps`` are unbounded and ``probs`` do not sum to 1.
-    """
-    shift = F.pad(log_weights, (0, 1))
-    if scaled == "logits":
-        logits, shift = logits * shift.exp(), torch.zeros_like(shift)
-    if renormalised:
-        return F.softmax(logits + shift, dim=-1)
-    return (logits + shift).exp() if scaled == "exps" else F.softmax(logits, dim=-1) * shift.exp()
-
-
 @method("calibrator", "norcal")
 class NorCal(OffsetCalibrator):
     """Scores divided by a power of the number of training images, without training anything.
@@ -74,8 +52,6 @@ class NorCal(OffsetCalibrator):
         gamma: Exponent of the number of images; 0 leaves the detector as it is.
         beta: Of the effective number, in [0, 1).
     """
-
-    sweeps = {"gamma": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]}
 
     def __init__(
         self,

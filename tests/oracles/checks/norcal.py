@@ -7,16 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
-from ltpipe.methods.norcal.calibrator import NorCal, norcal_log_weights, norcal_scores
+from ltpipe.methods.norcal.calibrator import NorCal, norcal_log_weights
 from tests.helpers.post_hoc import scores_of
 
 METHOD = "norcal"
 
 
+def code_scores(logits: torch.Tensor, log_weights: torch.Tensor, scaled: str, *, renormalised: bool) -> torch.Tensor:
+    """Scores of all options of the code, of which the calibrator has those that are published."""
+    shift = F.pad(log_weights, (0, 1))
+    if scaled == "logits":
+        logits, shift = logits * shift.exp(), torch.zeros_like(shift)
+    if renormalised:
+        return F.softmax(logits + shift, dim=-1)
+    return (logits + shift).exp() if scaled == "exps" else F.softmax(logits, dim=-1) * shift.exp()
+
+
 def check_scores(path: Path) -> None:
-    """Every mode from logits and image counts; the published one also through the calibrator."""
+    """Every mode of the code from the calibrator's weights; the published ones through the calibrator itself."""
     with np.load(path, allow_pickle=False) as z:
         logits, counts = torch.from_numpy(z["logits"]), z["image_counts"]
         found = {name: torch.from_numpy(z[name]) for name in z.files if name.startswith("scores_")}
@@ -29,7 +40,7 @@ def check_scores(path: Path) -> None:
         form = {"gamma": "power", "cb": "effective_number"}[method]
         option = {"gamma": "gamma", "cb": "beta"}[method]
         weights = torch.from_numpy(norcal_log_weights(counts, form, **{option: values[method][int(index)]})).float()
-        ours = norcal_scores(logits, weights, scaled, renormalised=norm == "renorm")
+        ours = code_scores(logits, weights, scaled, renormalised=norm == "renorm")
         assert_close(ours, expected, rtol=2e-5, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
         if norm == "renorm" and scaled != "logits":
             calibrator = NorCal(len(counts), counts.tolist(), form, **{option: values[method][int(index)]})
