@@ -297,12 +297,19 @@ class Executor(stock.Executor):  # type: ignore[misc]
 
     def _only_full(self, why: str) -> bool:
         """Whether a refusal without its limit's name means the number of jobs: some of ours are there to end."""
-        return "job submit limit" in why and "QOS" not in why.replace("accounting/QOS", "") and bool(self._ours)
+        return submission.names_no_limit(why) and bool(self._ours)
 
     def _submitted_all_the_same(self, job: JobExecutorInterface) -> str | None:
-        """Id of the job that sbatch submitted without being able to say so; None if it did not."""
-        self._stopping.wait(LOST_SECONDS)
-        found = jobs_named(self.run_uuid, submission.comment_of(job)) or []
+        """Id of the job that sbatch submitted without being able to say so; None if it did not.
+
+        Raises:
+            _Stopped: Snakemake is stopped; all jobs of its name are cancelled then.
+        """
+        pause, found = LOST_SECONDS, None
+        while found is None:
+            if self._stopping.wait(pause):
+                raise _Stopped
+            pause, found = RETRY_SECONDS, jobs_named(self.run_uuid, submission.comment_of(job))
         lost = sorted((number for number in found if number not in self._seen), key=int)
         if len(lost) > 1:
             cancel(*lost[1:])
@@ -345,10 +352,15 @@ class Executor(stock.Executor):  # type: ignore[misc]
         super().cancel()
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
-        """Cancel all jobs of this run, also those that Snakemake does not count as submitted yet."""
+        """Cancel all jobs of this run, also those that Snakemake does not count as submitted, and adopted ones."""
         numbers = sorted({job.external_jobid for job in active_jobs if job.external_jobid} | self._ours)
-        if numbers and not cancel(*numbers):
-            self.logger.warning(f"Slurm did not answer; stop the jobs yourself: scancel {' '.join(numbers)}")
+        # By name, too: of a job whose sbatch got no answer nobody knows the id.
+        told = [cancel(*what) for what in (numbers, [f"--name={self.run_uuid}"]) if what]
+        if not all(told):
+            ids = " ".join(numbers)
+            self.logger.warning(
+                f"Slurm did not answer; stop the jobs yourself: scancel {ids}; scancel --name={self.run_uuid}"
+            )
 
     def _wait_for_slurm(self) -> None:
         """Wait until slurmctld answers, so that its restart costs no attempt.

@@ -195,6 +195,11 @@ def submit(call: str, script: str | None) -> Answer:
     return Answer(None, why, unclear or _FULL.search(done.stderr) is not None, unclear)
 
 
+def names_no_limit(why: str) -> bool:
+    """Whether sbatch says that some limit is met, the number of jobs or another, without the name of one."""
+    return "job submit limit" in why and re.search(r"\b(QOS|Assoc)\w", why) is None
+
+
 def _shortly(text: str) -> str:
     """sbatch's errors without its name and without the command, which Snakemake makes kilobytes long."""
     lines = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in text.splitlines() if line.strip()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from io import BytesIO
 from itertools import islice
 from typing import Any
@@ -64,13 +63,12 @@ def _check_whole(content: bytes) -> None:
     Raises:
         Broken: It is.
     """
-    with suppress(UnidentifiedImageError):
-        try:
-            Image.open(BytesIO(content)).load()
-        except UnidentifiedImageError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Broken(str(error)) from error
+    try:
+        Image.open(BytesIO(content)).load()
+    except UnidentifiedImageError:
+        return
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Broken(str(error)) from error
 
 
 def prediction_pipeline(steps: Sequence[Mapping[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -404,6 +404,29 @@ def test_a_submit_limit_is_waited_for_and_costs_no_attempt(
     assert caplog.text.count("QOSMaxSubmitJobPerUserLimit") == 1, "said once"
 
 
+POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user size)"
+
+
+@pytest.mark.parametrize(
+    ("said", "ours", "submitted"),
+    [
+        (POLICY, {"20"}, ["21"]),
+        (POLICY, set(), []),
+        (f"sbatch: error: AssocMaxWallDurationPerJobLimit\n{POLICY}", {"20"}, []),
+        (f"sbatch: error: QOSMinGRES\n{POLICY}", {"20"}, []),
+    ],
+)
+def test_a_limit_without_a_name_is_waited_for_while_jobs_of_ours_may_end(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, ours: set[str], submitted: list[str]
+) -> None:
+    """Limits that do not pass are refused at once, whatever else runs."""
+    recorder = _submitting(slurm, tmp_path, monkeypatch)
+    recorder.executor._ours = ours
+    _refuse_first(slurm, 2, said)
+    recorder.executor.run_job(_job("m.pth", slurm_partition="gpu"))
+    assert recorder.submitted == submitted and bool(recorder.said) == (not submitted)
+
+
 def test_a_refusal_is_short_and_the_stage_knows(
     slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,7 +445,9 @@ def test_a_job_whose_sbatch_got_no_answer_is_adopted(
 ) -> None:
     recorder = _submitting(slurm, tmp_path, monkeypatch)
     recorder.executor._seen = {"30"}
-    slurm.says("squeue", "30|rule_base\n31|rule_base\n32|rule_split\n33|rule_base")
+    # squeue gives no answer at first: that is none, and no reason to submit the job again.
+    silence = f"if [ ! -e {slurm.folder}/once ]; then touch {slurm.folder}/once; exit 1; fi"
+    slurm.does("squeue", f"{silence}; printf '30|rule_base\\n31|rule_base\\n32|rule_split\\n33|rule_base\\n'")
     _refuse_first(slurm, 1, "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     recorder.executor.run_job(_job("m.pth", slurm_partition="gpu"))
     assert recorder.submitted == ["31"] and slurm.cancelled == ["33"]
@@ -458,7 +483,7 @@ def test_ctrl_c_stops_submissions_first_and_leaves_no_job(
     go.touch()
     stopping.join(60)
     assert len(asked.read_text().split()) == 2, "two at a time: those are still taken, and no other"
-    assert sorted(slurm.cancelled) == sorted(asked.read_text().split()) and recorder.said == []
+    assert sorted(slurm.cancelled) == sorted([*asked.read_text().split(), "--name=run"]) and recorder.said == []
 
 
 def test_sigterm_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
