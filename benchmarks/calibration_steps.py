@@ -34,7 +34,7 @@ from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
 from ltpipe.engine.calibrator_training import HeadSchedule, train_head
 from ltpipe.engine.dataset_configs import class_counts
-from ltpipe.engine.features import LiveRows, StoredRows
+from ltpipe.engine.feature_rows import LiveRows, StoredRows
 from ltpipe.engine.model_config import build_component
 from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import read_features

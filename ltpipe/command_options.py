@@ -1,4 +1,4 @@
-"""Options of the commands that are no stages."""
+"""Options of the commands, except what the table of stages says of a stage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,66 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.frequency import BIN_EDGES
+
+
+def experiment_options(verb: argparse.ArgumentParser, *, required: bool = True) -> Any:
+    """Add the options that name an experiment; return their group, of which one is given."""
+    where = verb.add_mutually_exclusive_group(required=required)
+    where.add_argument(
+        "experiment", nargs="?", metavar="EXP", help="name in configs/experiments, or path of a YAML file"
+    )
+    where.add_argument("--experiment", dest="option", metavar="EXP", help="the same, as an option")
+    results_option(verb)
+    return where
+
+
+def results_option(verb: argparse.ArgumentParser) -> None:
+    """Add the folder of results."""
+    verb.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
+
+
+def status_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe status``."""
+    experiment_options(verb, required=False)
+    verb.add_argument("--watch", action="store_true", help="look again every few seconds")
+
+
+def toy_data_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe toy-data``."""
+    target = verb.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--experiment", dest="option", metavar="EXP", help="draw what the experiment's dataset.generate asks for"
+    )
+    target.add_argument("--folder", type=Path, help="draw with the default options into this folder")
+    verb.set_defaults(experiment=None)
+    results_option(verb)
+
+
+def schema_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe schema``."""
+    verb.add_argument(
+        "--write", action="store_true", help="write the generated files: descriptions of the methods and the schema"
+    )
+
+
+def export_options(verb: argparse.ArgumentParser, checkpoint: str) -> None:
+    """Add the options of ``ltpipe export``; ``checkpoint`` says which there are."""
+    experiment_options(verb)
+    verb.add_argument("--checkpoint", required=True, help=checkpoint)
+    target = verb.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", type=Path, metavar="DIR", help="write config.py and model.pth for mmdet there")
+    target.add_argument("--detections", type=Path, metavar="JSON", help="write the evaluated detections there")
+    verb.add_argument("--plain", action="store_true", help="only if mmdet can run it without ltpipe")
+    verb.add_argument("--iou-type", choices=("bbox", "segm"), default="bbox", help="of the JSON; default: %(default)s")
+
+
+def cross_check_options(verb: argparse.ArgumentParser, where: Any) -> None:
+    """Add what ``ltpipe evaluate`` can do instead of measuring."""
+    verb.add_argument(
+        "--cross-check",
+        action="store_true",
+        help="compute the stored evaluation again with a second engine; every cell must be equal",
+    )
 
 
 def score_options(verb: argparse.ArgumentParser) -> None:
@@ -38,6 +98,10 @@ def score_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--bins", type=_listed(float), default=BIN_EDGES, metavar="A,B", help="edges of the bins; default: 10,100,1000"
     )
+    _calibration_options(verb)
+
+
+def _calibration_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--calibrate",
         type=_listed(str),
@@ -103,6 +167,7 @@ def predict_options(verb: argparse.ArgumentParser, checkpoint: str) -> None:
     verb.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame of videos; default: all")
     verb.add_argument("--no-pictures", action="store_true", help="write no drawn pictures")
     verb.add_argument("--crops", action="store_true", help="write a picture of every object, in a folder per class")
+    results_option(verb)
 
 
 def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -82,13 +82,13 @@ def test_interrupts_and_defects(root: None, monkeypatch: pytest.MonkeyPatch) -> 
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_stage", stop)
+    monkeypatch.setattr(cli, "run_stage", stop)
     assert cli.main(["validate", "toy"]) == 130
 
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_stage", fail)
+    monkeypatch.setattr(cli, "run_stage", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["validate", "toy"])
 

@@ -42,7 +42,7 @@ FORBIDDEN = {
     "engine": (set(), {"stages", "metrics", "report", "interop"}),
     "interop": (set(), {"report"}),
 }
-LIMIT_LINES, LIMIT_FUNCTION = 400, 80
+LIMIT_LINES, LIMIT_FUNCTION = 320, 45
 
 
 def modules(package: str) -> list[Path]:
@@ -162,12 +162,16 @@ def test_rules_import_nothing_heavy() -> None:
 
 
 def test_modules_and_functions_stay_readable() -> None:
+    """Docstrings of functions do not count: a long list of described arguments is no long function."""
     long = []
     for file in modules("."):
         text = file.read_text(encoding="utf-8")
         if text.count("\n") > LIMIT_LINES:
             long.append(f"{file.name}: {text.count(chr(10))} lines")
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= LIMIT_FUNCTION:  # type: ignore[operator]
-                long.append(f"{file.name}: {node.name}")
+            if isinstance(node, ast.FunctionDef):
+                described = (ast.get_docstring(node, clean=False) or "").count("\n") + bool(ast.get_docstring(node))
+                length = node.end_lineno - node.lineno + 1 - described  # type: ignore[operator]
+                if length > LIMIT_FUNCTION:
+                    long.append(f"{file.name}: {node.name}: {length} lines")
     assert not long

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ltpipe.config.blocks import Source
 from ltpipe.config.class_list import annotation_categories, generated_classes, read_class_list
-from ltpipe.config.combinations import COMBINATIONS, where
+from ltpipe.config.combinations import COMBINATIONS
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import read_merged
@@ -48,7 +48,7 @@ def check_settings(exp: Experiment, experiments: Sequence[str] = ()) -> tuple[st
     Raises:
         UserError: The first thing found wrong.
     """
-    detector = resolve_detector(exp.detector.config, where(exp, "detector.config"))
+    detector = resolve_detector(exp.detector.config, exp.where("detector.config"))
     for check in COMBINATIONS:
         check(exp, detector)
     start_weights(exp, detector)
@@ -78,10 +78,10 @@ def check_data(exp: Experiment) -> tuple[list[str], int]:
         _check_source(exp, part, source)
     train = Categories.of_records(annotation_categories(data.train.annotations), "the training annotations")
     val = Categories.of_records(annotation_categories(data.val.annotations), "the validation annotations")
-    labels_in(train, val, where=where(exp, "dataset.val.annotations"), fix=ONE_LIST, part=True)
+    labels_in(train, val, where=exp.where("dataset.val.annotations"), fix=ONE_LIST, part=True)
     if listed is not None:
         known = Categories.of_records(listed, "the class list")
-        labels_in(known, train, where=where(exp, "dataset.class_list"), fix=ONE_LIST)
+        labels_in(known, train, where=exp.where("dataset.class_list"), fix=ONE_LIST)
     return [], len(train.ids)
 
 
@@ -94,7 +94,7 @@ def _check_source(exp: Experiment, part: str, source: Source) -> None:
             fix = f"set the environment variable {variable} to the data set's folder, or put the {kind} there"
         if key == "annotations" and exp.dataset.class_list is None:
             fix += "; a class list (dataset.class_list) is enough to validate without the data"
-        raise UserError(f"missing {kind} of the data set", where=where(exp, f"dataset.{part}.{key}"), got=path, fix=fix)
+        raise UserError(f"missing {kind} of the data set", where=exp.where(f"dataset.{part}.{key}"), got=path, fix=fix)
 
 
 def _path_variables(exp: Experiment, part: str, key: str) -> list[str]:
@@ -110,7 +110,7 @@ def _check_phases(exp: Experiment, num_classes: int) -> None:
     if last != num_classes:
         raise UserError(
             "the last boundary is not the number of classes",
-            where=where(exp, "split.boundaries"),
+            where=exp.where("split.boundaries"),
             got=last,
             allowed=str(num_classes),
         )
@@ -118,7 +118,7 @@ def _check_phases(exp: Experiment, num_classes: int) -> None:
     if steps is not None and len(steps) != phases:
         raise UserError(
             "one number of iterations per phase is needed",
-            where=where(exp, "lst.iterations_per_phase"),
+            where=exp.where("lst.iterations_per_phase"),
             got=f"{len(steps)} numbers",
             allowed=f"{phases}, the number of phases",
         )
@@ -128,13 +128,11 @@ def _check_report(exp: Experiment, experiments: Sequence[str]) -> None:
     evaluated = exp.evaluated_checkpoints()
     for name in exp.report.compare:
         if name == exp.name:
-            raise UserError(
-                "an experiment cannot be compared with itself", where=where(exp, "report.compare"), got=name
-            )
+            raise UserError("an experiment cannot be compared with itself", where=exp.where("report.compare"), got=name)
         if name not in experiments:
-            raise unknown_name("experiment", name, experiments, where=where(exp, "report.compare"))
+            raise unknown_name("experiment", name, experiments, where=exp.where("report.compare"))
     for index, expected in enumerate(exp.report.expected):
-        here = where(exp, f"report.expected[{index}]")
+        here = exp.where(f"report.expected[{index}]")
         if expected.checkpoint not in evaluated:
             raise unknown_name("checkpoint", expected.checkpoint, evaluated, where=f"{here}.checkpoint")
         if expected.iou_type not in exp.evaluate.iou_types:

@@ -54,6 +54,13 @@ def is_trained_on_features(calibrator_type: str, checkpoint: Path | None) -> boo
     return checkpoint is None and bool(catalogue.find("calibrator", calibrator_type).flags.get("needs_features", True))
 
 
+def holds(flag: bool | dict[str, list[str]], choice: Choice) -> bool:
+    """Whether a flag holds for a choice: true, or true for the values of one of its options."""
+    if isinstance(flag, dict):
+        return any(choice.options[option] in values for option, values in flag.items())
+    return flag
+
+
 def replace_choices(exp: Experiment, updates: Mapping[Key, Choice]) -> Experiment:
     """Return the experiment with the choices at these key paths replaced."""
 

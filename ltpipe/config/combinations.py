@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ltpipe.config import catalogue
+from ltpipe.config.calibrator_combinations import check_calibrators
+from ltpipe.config.choices import holds
 from ltpipe.config.detector import DENSE_HEADS, ResolvedDetector, class_name
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.fields import Choice
-from ltpipe.config.outside_checkpoints import check_taken_over
 from ltpipe.errors import UserError
-
-
-def where(exp: Experiment, key: str) -> str:
-    """``file: key`` for messages."""
-    return f"{exp.file or exp.name}: {key}"
 
 
 def _one_stage_detectors(exp: Experiment, detector: ResolvedDetector) -> None:
@@ -25,7 +19,7 @@ def _one_stage_detectors(exp: Experiment, detector: ResolvedDetector) -> None:
     if not any(detector.model.get(head) is not None for head in DENSE_HEADS):
         raise UserError(
             "this detector has no head that knows classes",
-            where=where(exp, "detector.config"),
+            where=exp.where("detector.config"),
             got=f"{detector.model.get('type', 'no type')} in {detector.source}",
             allowed=f"a roi_head, or one of {', '.join(DENSE_HEADS)}",
         )
@@ -49,7 +43,7 @@ def _one_stage_detectors(exp: Experiment, detector: ResolvedDetector) -> None:
         if given:
             raise UserError(
                 "this acts in the RoI head of two-stage detectors, and the detector has none",
-                where=where(exp, key),
+                where=exp.where(key),
                 got=f"{detector.model.get('type', 'no type')} in {detector.source}",
                 fix=f"leave out {key}, or choose Faster R-CNN, Mask R-CNN, a cascade or their like",
             )
@@ -66,14 +60,14 @@ def _one_stage_losses(exp: Experiment, detector: ResolvedDetector) -> None:
     if flags.get("background") != "none" or not flags.get("weighted", False):
         raise UserError(
             "this loss needs a background, or ignores the weights of anchors, which one-stage detectors rely on",
-            where=where(exp, "model.loss"),
+            where=exp.where("model.loss"),
             got=f"{name}, with {head or 'no bbox_head'} in {detector.source}",
             allowed="cross_entropy (the loss that the detector file names), or " + ", ".join(_one_stage_names()),
         )
     if head != "RetinaHead":
         raise UserError(
             "the head of this detector has targets of its own, which the loss does not know",
-            where=where(exp, "model.loss"),
+            where=exp.where("model.loss"),
             got=f"{name}, with {head or 'no bbox_head'} in {detector.source}",
             allowed="cross_entropy (the loss that the detector file names), or a detector with a RetinaHead",
         )
@@ -89,7 +83,7 @@ def _distillation_needs_cosine(exp: Experiment, detector: ResolvedDetector) -> N
         return
     raise UserError(
         "distillation compares cosine similarities, which this classifier does not compute",
-        where=where(exp, "lst.distill.teacher"),
+        where=exp.where("lst.distill.teacher"),
         got=f"model.classifier.type: {exp.model.classifier.type}",
         allowed="model.classifier.type: cosine, or lst.distill.teacher: none",
     )
@@ -101,7 +95,7 @@ def _cached_teacher_needs_fixed_scale(exp: Experiment, detector: ResolvedDetecto
         return
     raise UserError(
         "a cached teacher knows each image at one size, flipped or not; this pipeline changes its geometry at random",
-        where=where(exp, "lst.distill.teacher"),
+        where=exp.where("lst.distill.teacher"),
         got=f"{', '.join(moving)} in train_pipeline of {exp.detector.config}",
         allowed="teacher: online, or a pipeline of Resize and RandomFlip",
     )
@@ -112,7 +106,7 @@ def _masks_need_a_mask_head(exp: Experiment, detector: ResolvedDetector) -> None
     if masks and not detector.has_masks:
         raise UserError(
             "masks are evaluated, but the detector has no mask head",
-            where=where(exp, "evaluate.iou_types"),
+            where=exp.where("evaluate.iou_types"),
             got=f"{', '.join(masks)}, and no mask_head in {exp.detector.config}",
             allowed="iou_types: [bbox]",
         )
@@ -125,7 +119,7 @@ def _best_is_measured(exp: Experiment, detector: ResolvedDetector) -> None:
         if keep != "last" and keep.best.partition("/")[0] not in exp.evaluate.iou_types:
             raise UserError(
                 "the best weights would be chosen by what is not measured",
-                where=where(exp, f"{key}.schedule.validation.keep"),
+                where=exp.where(f"{key}.schedule.validation.keep"),
                 got=f"best: {keep.best}, with evaluate.iou_types: {', '.join(exp.evaluate.iou_types)}",
             )
 
@@ -134,7 +128,7 @@ def _parts_only_once(exp: Experiment, detector: ResolvedDetector) -> None:
     types = [part.type for part in exp.model.parts]
     for index, kind in enumerate(types):
         if kind in types[:index]:
-            raise UserError("a part is named twice", where=where(exp, f"model.parts[{index}]"), got=kind)
+            raise UserError("a part is named twice", where=exp.where(f"model.parts[{index}]"), got=kind)
 
 
 def _parts_need_their_loss(exp: Experiment, detector: ResolvedDetector) -> None:
@@ -143,7 +137,7 @@ def _parts_need_their_loss(exp: Experiment, detector: ResolvedDetector) -> None:
         if allowed and exp.model.loss.type not in allowed:
             raise UserError(
                 f"{part.type} changes what the loss is computed from, which fits another loss only",
-                where=where(exp, f"model.parts[{index}]"),
+                where=exp.where(f"model.parts[{index}]"),
                 got=f"model.loss.type: {exp.model.loss.type}",
                 allowed=f"model.loss.type: {' or '.join(allowed)}",
             )
@@ -152,11 +146,11 @@ def _parts_need_their_loss(exp: Experiment, detector: ResolvedDetector) -> None:
 def _parts_need_fixed_layers(exp: Experiment, detector: ResolvedDetector) -> None:
     """Parts that keep what the shared layers of the box head made need these layers as they are."""
     for index, part in enumerate(exp.model.parts):
-        needed = _holds(catalogue.find("part", part.type).flags.get("needs_fixed_layers", False), part)
+        needed = holds(catalogue.find("part", part.type).flags.get("needs_fixed_layers", False), part)
         if needed and (exp.base.trained is None or exp.incremental):
             raise UserError(
                 f"{part.type} keeps the output of layers that change in this training",
-                where=where(exp, f"model.parts[{index}]"),
+                where=exp.where(f"model.parts[{index}]"),
                 got="phases, which train them" if exp.incremental else "base.trained: null, which trains all",
                 fix="loce: set base.trained: [fc_cls, fc_reg, rpn_head, mask_head] as published, or memory: roi",
             )
@@ -167,7 +161,7 @@ def _parts_need_class_wise_heads(exp: Experiment, detector: ResolvedDetector) ->
     for index, part in enumerate(exp.model.parts):
         if not catalogue.find("part", part.type).flags.get("needs_class_wise", False):
             continue
-        here = where(exp, f"model.parts[{index}]")
+        here = exp.where(f"model.parts[{index}]")
         for kind, option in (("bbox_head", "reg_class_agnostic"), ("mask_head", "class_agnostic")):
             if any(head.get(option) for head in detector.heads(kind)):
                 raise UserError(
@@ -194,7 +188,7 @@ def _second_stage_needs_a_first(exp: Experiment, detector: ResolvedDetector) -> 
         if value and exp.detector.load_from is None:
             raise UserError(
                 "this needs a trained detector to start from",
-                where=where(exp, key),
+                where=exp.where(key),
                 got=f"{list(value) if isinstance(value, tuple) else value}, and no detector.load_from",
                 fix="set detector.load_from to a checkpoint, e.g. results/<experiment>/base/model.pth",
             )
@@ -203,14 +197,14 @@ def _second_stage_needs_a_first(exp: Experiment, detector: ResolvedDetector) -> 
     if "mask_head" in trained and not detector.has_masks:
         raise UserError(
             "the detector has no mask head to train",
-            where=where(exp, "base.trained"),
+            where=exp.where("base.trained"),
             got=f"mask_head in {exp.detector.config}",
             fix="leave mask_head out",
         )
     if "conv_logits" in trained and (transferred or not detector.has_masks):
         raise UserError(
             "the detector has no mask predictor to train",
-            where=where(exp, "base.trained"),
+            where=exp.where("base.trained"),
             got=f"conv_logits, with model.mask.type: {exp.model.mask.type} in {exp.detector.config}",
             fix="leave conv_logits out",
         )
@@ -222,131 +216,17 @@ def _hybrid_cascades(exp: Experiment, detector: ResolvedDetector) -> None:
     if exp.model.mask.type != "fcn":
         raise UserError(
             "a hybrid task cascade has mask heads of its own, which hand their features on",
-            where=where(exp, "model.mask.type"),
+            where=exp.where("model.mask.type"),
             got=exp.model.mask.type,
             allowed="fcn, or a cascade that is not hybrid",
         )
     for index, part in enumerate(exp.model.parts):
-        if _holds(catalogue.find("part", part.type).flags.get("needs_same_rois", False), part):
+        if holds(catalogue.find("part", part.type).flags.get("needs_same_rois", False), part):
             raise UserError(
                 f"{part.type} would give the mask head weights of other RoIs, which a hybrid task cascade draws anew",
-                where=where(exp, f"model.parts[{index}]"),
+                where=exp.where(f"model.parts[{index}]"),
                 fix="crat: set mask_weights_from: mask; or use a cascade that is not hybrid",
             )
-
-
-def _rows_in_label_order(exp: Experiment, detector: ResolvedDetector) -> None:
-    """Phases and transferred masks need one classifier row per class, in label order."""
-    if not catalogue.find("loss", exp.model.loss.type).flags.get("rows_in_label_order", True):
-        here, got = where(exp, "model.loss"), exp.model.loss.type
-        if exp.incremental:
-            raise UserError(
-                "this loss orders the classifier by groups, which new classes would shift",
-                where=here,
-                got=f"{got}, with incremental phases",
-                fix="use another loss in the phases, and the calibrator `bags` after the last one",
-            )
-        _no_transferred_masks(exp, here, got)
-    for name, calibrator in exp.calibrate.items():
-        if not catalogue.find("calibrator", calibrator.type).flags.get("rows_in_label_order", True):
-            _no_transferred_masks(exp, where(exp, f"calibrate.{name}"), calibrator.type)
-
-
-def _no_transferred_masks(exp: Experiment, here: str, got: str) -> None:
-    if catalogue.find("mask", exp.model.mask.type).flags.get("needs_class_weight", False):
-        raise UserError(
-            "this mask head makes its filters from the classifier's row of each class, which there would not be",
-            where=here,
-            got=f"{got}, with model.mask.type: {exp.model.mask.type}",
-            allowed="model.mask.type: fcn or normed",
-        )
-
-
-def _calibrators_need_their_inputs(exp: Experiment, detector: ResolvedDetector) -> None:
-    loss = catalogue.find("loss", exp.model.loss.type)
-    for name, calibrator in exp.calibrate.items():
-        flags = catalogue.find("calibrator", calibrator.type).flags
-        here = where(exp, f"calibrate.{name}")
-        if flags.get("needs_features", True) and exp.features is None and calibrator.checkpoint is None:
-            raise UserError(
-                "this calibrator is trained on RoI features, which the experiment does not extract",
-                where=here,
-                got="features: null",
-                fix="remove `features: null`",
-            )
-        if _holds(flags.get("needs_softmax", False), calibrator) and not loss.flags.get("softmax_scores", True):
-            raise UserError(
-                "this calibrator goes on from a classifier with softmax scores and one output per class and background",
-                where=here,
-                got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
-                fix="train with a softmax loss, or choose a calibrator (or head) that does not copy the classifier",
-            )
-        if flags.get("needs_cross_entropy", False) and exp.model.loss.type != "cross_entropy":
-            raise UserError(
-                "this calibrator reweights the logits of a detector trained with softmax cross entropy",
-                where=here,
-                got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
-                allowed="model.loss.type: cross_entropy",
-            )
-        in_order = loss.flags.get("rows_in_label_order", True)
-        if flags.get("needs_class_logits", False) and not in_order:
-            raise UserError(
-                "this calibrator changes the logit of every class, and this classifier scores classes in groups",
-                where=here,
-                got=f"{calibrator.type} after model.loss.type: {exp.model.loss.type}",
-                fix="train with a softmax, sigmoid or Seesaw loss, or choose another calibrator",
-            )
-        if flags.get("needs_linear", False) and exp.model.classifier.type != "linear":
-            raise UserError(
-                "this calibrator rescales a linear classifier",
-                where=here,
-                got=f"{calibrator.type} after model.classifier.type: {exp.model.classifier.type}",
-                allowed="model.classifier.type: linear",
-            )
-
-
-def _stored_level_is_exact(exp: Experiment, detector: ResolvedDetector) -> None:
-    spec = exp.features
-    if spec is None or spec.storage == "none":
-        return
-    levels = ("roi", "fc1", "last")
-    for name, calibrator in exp.calibrate.items():
-        flags = catalogue.find("calibrator", calibrator.type).flags
-        lowest: Any = flags.get("lowest_level", "last")
-        for option, by_value in lowest.items() if isinstance(lowest, dict) else ():
-            lowest = by_value[calibrator.options[option]]
-        if (
-            flags.get("needs_features", True)
-            and calibrator.checkpoint is None
-            and levels.index(spec.level) > levels.index(lowest)
-        ):
-            raise UserError(
-                "the stored features would not be those this calibrator trains on, because it trains layers below them",
-                where=where(exp, "features.level"),
-                got=f"{spec.level}; calibrate.{name} ({calibrator.type}) reads {lowest}",
-                allowed=", ".join(levels[: levels.index(lowest) + 1]),
-                fix="lower the level, or choose a calibrator (or head) that trains the classifier only",
-            )
-
-
-def _modes_need_two_classifiers(exp: Experiment, detector: ResolvedDetector) -> None:
-    asked = {key: getattr(exp.evaluate, key) for key in ("modes", "thresholds") if getattr(exp.evaluate, key)}
-    if not asked or any(catalogue.find("calibrator", c.type).flags.get("fuses_scores") for c in exp.calibrate.values()):
-        return
-    key, values = next(iter(asked.items()))
-    raise UserError(
-        "no checkpoint of this experiment has two classifiers whose scores could be combined",
-        where=where(exp, f"evaluate.{key}"),
-        got=f"{list(values)}; calibrators: {', '.join(c.type for c in exp.calibrate.values()) or 'none'}",
-        fix="add a calibrator of type simcal, or leave the option out",
-    )
-
-
-def _holds(flag: bool | dict[str, list[str]], choice: Choice) -> bool:
-    """Whether a flag holds for a choice: true, or true for the values of one of its options."""
-    if isinstance(flag, dict):
-        return any(choice.options[option] in values for option, values in flag.items())
-    return flag
 
 
 COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
@@ -361,9 +241,5 @@ COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
     _parts_need_class_wise_heads,
     _second_stage_needs_a_first,
     _hybrid_cascades,
-    _rows_in_label_order,
-    _calibrators_need_their_inputs,
-    _stored_level_is_exact,
-    lambda exp, _: check_taken_over(exp),
-    _modes_need_two_classifiers,
+    lambda exp, _: check_calibrators(exp),
 )

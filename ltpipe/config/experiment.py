@@ -101,6 +101,10 @@ class Experiment(Block):
         """Which experiment makes the results of a stage with its key, for stages that are shared."""
         return self._owners
 
+    def where(self, key: str) -> str:
+        """``file: key`` for messages."""
+        return f"{self.file or self.name}: {key}"
+
     def beside(self, name: str) -> Experiment:
         """Load an experiment that this one names: from the same folder, or from ``configs/experiments``.
 
@@ -134,7 +138,7 @@ class Experiment(Block):
         if self.split.base_classes >= total:
             raise UserError(
                 "the base takes all classes, no phase is left",
-                where=f"{self.file or self.name}: split.base_classes",
+                where=self.where("split.base_classes"),
                 got=self.split.base_classes,
                 allowed=f"1 to {total - 1} of the {total} classes of {self.dataset.name}",
             )
@@ -164,5 +168,5 @@ class Experiment(Block):
             return made
         for wanted in self.evaluate.checkpoints:
             if wanted not in made:
-                raise unknown_name("checkpoint", wanted, made, where=f"{self.file or self.name}: evaluate.checkpoints")
+                raise unknown_name("checkpoint", wanted, made, where=self.where("evaluate.checkpoints"))
         return [name for name in made if name in self.evaluate.checkpoints]

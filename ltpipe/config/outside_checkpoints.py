@@ -39,7 +39,7 @@ def check_given(exp: Experiment, *, data_missing: bool) -> list[str]:
             continue
         if not data_missing:
             fix = "put the checkpoint there, give another path, or null to train instead"
-            raise UserError("missing checkpoint", where=f"{exp.file or exp.name}: {key}", got=path, fix=fix)
+            raise UserError("missing checkpoint", where=exp.where(f"{key}"), got=path, fix=fix)
         remarks.append(f"the checkpoint that {key} names is not there yet: {path}")
     return remarks + _check_start_weights(exp, data_missing=data_missing)
 
@@ -57,7 +57,7 @@ def start_weights(exp: Experiment, detector: ResolvedDetector) -> dict[str, str 
 
 
 def _init_cfg(exp: Experiment) -> str:
-    return f"{exp.file or exp.name}: detector.config: {exp.detector.config}: init_cfg"
+    return exp.where(f"detector.config: {exp.detector.config}: init_cfg")
 
 
 def _check_start_weights(exp: Experiment, *, data_missing: bool) -> list[str]:
@@ -86,7 +86,7 @@ def check_taken_over(exp: Experiment) -> None:
     if exp.base.checkpoint is not None and exp.detector.load_from is not None:
         raise UserError(
             "the base is taken over as it is, so there is no training to start",
-            where=f"{exp.file or exp.name}: detector.load_from",
+            where=exp.where("detector.load_from"),
             got=f"{exp.detector.load_from}, with base.checkpoint: {exp.base.checkpoint}",
             fix="leave out one of the two",
         )
@@ -95,7 +95,7 @@ def check_taken_over(exp: Experiment) -> None:
         if calibrator.checkpoint is not None and not adds_head:
             raise UserError(
                 "only a calibrator with a head of its own can be taken over",
-                where=f"{exp.file or exp.name}: calibrate.{name}.checkpoint",
+                where=exp.where(f"calibrate.{name}.checkpoint"),
                 got=f"{calibrator.type}",
                 allowed="simcal",
                 fix="a detector whose classifier is calibrated already is a base: give base.checkpoint",

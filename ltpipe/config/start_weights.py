@@ -19,7 +19,7 @@ def starting_experiment(exp: Experiment) -> Experiment | None:
     file = exp.detector.load_from
     if file is None or len(file.parts) < 2 or file.parts[0] != RESULTS or file.parts[1] not in list_experiments():
         return None
-    here = f"{exp.file or exp.name}: detector.load_from"
+    here = exp.where("detector.load_from")
     if file.parts[1] == exp.name:
         raise UserError("an experiment cannot start from its own result", where=here, got=file)
     found = load_experiment(file.parts[1])

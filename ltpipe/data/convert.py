@@ -114,22 +114,20 @@ def store_records(
         usable: Refuse records without a single object that could be trained or measured.
         bar: Told how far it is.
     """
-    path = records.path
-    table = checked_columns(records, findings)
-    if classes is not None:
-        table = _with_classes(table, classes, path, findings)
+    checked = checked_columns(records, findings)
+    table = checked if classes is None else _with_classes(checked, classes, records.path, findings)
     columns, sizes = table.annotations, table.image_sizes
     names = [category.name for category in table.categories]
     frequency, frequency_from = _frequency(table)
     with atomic_path(target) as folder:
         folder.mkdir()
-        num_rle, without = _write_segments(folder, records, table, findings, bar or Progress(path.name, 0, shown=False))
-        findings.check(path, faults)
+        num_rle, without = _write_segments(
+            folder, records, table, findings, bar or Progress(records.path.name, 0, shown=False)
+        )
+        findings.check(records.path, faults)
         if usable:
-            check_usable(path, columns, sizes, findings)
-        _write_images(folder, table, _files(records, table, image_folder, findings))
-        _write(folder, "categories", [pa.array(table.category_ids), pa.array(names), pa.array(frequency)])
-        _write(folder, "annotations", [_column(columns[key]) for key in SCHEMAS["annotations"].names])
+            check_usable(records.path, columns, sizes, findings)
+        _write_tables(folder, table, _files(records, table, image_folder, findings), frequency)
         counts = annotation_counts(columns, sizes, len(names))
         remark_oddities(columns, sizes, counts, findings)
         groups = summary_groups(table.category_ids, columns, frequency, classes, limits)
@@ -142,11 +140,10 @@ def store_records(
             "counts": counts | {"rle": num_rle, "without_mask": without},
             "frequencies": {letter: groups.count(letter) for letter in "rcf"},
             "rarest": rarest(columns, names),
-            **findings.as_json(),
         }
         if records.renamed:
             write_json(folder / "ids.json", records.renamed)
-        write_json(folder / "info.json", info)
+        write_json(folder / "info.json", info | findings.as_json())
         if target.exists():
             shutil.rmtree(target)
 
@@ -178,6 +175,13 @@ def _frequency(table: CheckedColumns) -> tuple[list[str], str]:
     single = used(table.annotations)
     image, category = (table.annotations[key][single] for key in ("image", "category"))
     return frequency_groups(count_classes(image, category, len(given))[0]), "counts"
+
+
+def _write_tables(folder: Path, table: CheckedColumns, files: list[str], frequency: list[str]) -> None:
+    _write_images(folder, table, files)
+    names = [category.name for category in table.categories]
+    _write(folder, "categories", [pa.array(table.category_ids), pa.array(names), pa.array(frequency)])
+    _write(folder, "annotations", [_column(table.annotations[key]) for key in SCHEMAS["annotations"].names])
 
 
 def _write_images(folder: Path, table: CheckedColumns, files: Sequence[str]) -> None:

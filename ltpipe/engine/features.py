@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from mmdet.structures.bbox import bbox2roi, get_box_tensor
 from mmengine.dist import get_rank
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltpipe.checkpoints.torch_files import AFRESH, BROKEN_FILE
 from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.engine.distributed import wait_for_all
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.engine.shards import in_shards
 from ltpipe.errors import UserError
-from ltpipe.methods.box_layers import Level, hidden_layers, stored_features
+from ltpipe.methods.box_layers import Level
 from ltpipe.run.files import atomic_path, move
 
 _FILLED = "filled"
@@ -55,100 +53,6 @@ class UnitBoxes:
         """Return ground-truth boxes, their labels, and the proposals ``(S, p, 4)`` of a unit."""
         gt = slice(self.gt_ptr[unit], self.gt_ptr[unit + 1])
         return self.gt_boxes[gt], self.gt_labels[gt], self.proposals[:, self.ptr[unit] : self.ptr[unit + 1]]
-
-
-class FrozenDetector:
-    """A detector in evaluation mode and the images it is run on.
-
-    Args:
-        model: Two-stage detector on its device.
-        dataset: :class:`ltpipe.engine.dataset.AnnotatedDataset`.
-    """
-
-    def __init__(self, model: nn.Module, dataset: Any) -> None:
-        self.model: Any = model.eval()
-        self.dataset = dataset
-
-    def sample(self, row: int, flip: bool) -> dict[str, Any]:
-        """Return the preprocessed batch of one image."""
-        item = self.dataset[(row, flip)]
-        batch = {"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]}
-        return self.model.data_preprocessor(batch, False)
-
-    @torch.no_grad()
-    def proposals(self, row: int, flip: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(S, P, 4)`` with the training settings.
-
-        Class-wise cascades refine a box by its best-scoring class, as at test time.
-        """
-        batch = self.sample(row, flip)
-        samples = batch["data_samples"]
-        feats = self.model.extract_feat(batch["inputs"])
-        outputs = self.model.rpn_head(feats)
-        found = self.model.rpn_head.predict_by_feat(
-            *outputs,
-            batch_img_metas=[s.metainfo for s in samples],
-            cfg=self.model.train_cfg.rpn_proposal,
-            rescale=False,
-        )[0]
-        gt = samples[0].gt_instances
-        proposals = torch.stack(list(self._refined(feats, found.bboxes, samples[0].metainfo)))
-        return get_box_tensor(gt.bboxes).cpu().numpy(), gt.labels.cpu().numpy(), proposals.cpu().numpy()
-
-    def _refined(self, feats: tuple[Tensor, ...], boxes: Tensor, meta: dict[str, Any]) -> Iterator[Tensor]:
-        """Yield the boxes ``(P, 4)`` that every stage sees."""
-        heads, pool = self.model.roi_head.bbox_heads, self.model.roi_head.pooler(feats)
-        for stage, head in enumerate(heads):
-            yield boxes
-            if stage + 1 < len(heads):
-                for_cls, for_reg = head.predictor_inputs(pool(stage, bbox2roi([boxes])))
-                scores, deltas = head.fc_cls(for_cls), head.fc_reg(for_reg)
-                scores = head.loss_cls.get_activation(scores) if head.custom_activation else scores
-                boxes = get_box_tensor(head.regress_by_class(boxes, scores[:, :-1].argmax(dim=1), deltas, meta))
-
-    @property
-    def stages(self) -> int:
-        """Stages of the RoI head, one outside cascades."""
-        return len(self.model.roi_head.bbox_heads)
-
-    @property
-    def positive_ious(self) -> list[float]:
-        """Smallest overlap of a positive RoI in every stage: 0.5, in a cascade that of its training."""
-        cfg = self.model.roi_head.train_cfg
-        return [0.5] if self.stages == 1 else [stage.assigner.pos_iou_thr for stage in cfg]
-
-    @torch.no_grad()
-    def pool(
-        self, row: int, flip: bool, boxes: Mapping[int, NDArray[np.float32]], level: Level = "roi"
-    ) -> dict[int, Tensor]:
-        """Return by stage the features ``(n, *shape_at(level))`` of its boxes ``(n, 4)``.
-
-        Args:
-            row: Store row of the image.
-            flip: Whether it is mirrored.
-            boxes: By stage, xyxy in pixels of the network input.
-            level: What is stored.
-        """
-        feats = self.model.extract_feat(self.sample(row, flip)["inputs"])
-        heads, pool = self.model.roi_head.bbox_heads, self.model.roi_head.pooler(feats)
-        found = {}
-        for stage, of_stage in boxes.items():
-            rois = bbox2roi([torch.from_numpy(of_stage).to(feats[0].device)])
-            found[stage] = stored_features(heads[stage], pool(stage, rois), level)
-        return found
-
-    @property
-    def max_proposals(self) -> int:
-        """Most proposals of one image."""
-        most: int = self.model.train_cfg.rpn_proposal.max_per_img
-        return most
-
-    def shape_at(self, level: Level) -> tuple[int, ...]:
-        """Return the shape of one row: ``(c, h, w)`` of pooled features, ``(d,)`` of a hidden layer."""
-        head = self.model.roi_head.bbox_heads[0]
-        if level == "roi":
-            return (head.in_channels, *head.roi_feat_size)
-        return (hidden_layers(head)[0].out_features if level == "fc1" else head.fc_cls.in_features,)
 
 
 def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], work: Path) -> UnitBoxes:
@@ -306,90 +210,3 @@ def check_space(
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-class StoredRows:
-    """Mini-batches read from stored features.
-
-    Args:
-        path: The ``.npy`` file of :func:`write_features`.
-        step_ptr: ``(steps + 1,) int64``.
-        rows: ``(R,) int64`` row of the feature array, step after step.
-        labels: ``(R,) int64``, background last.
-
-    Raises:
-        UserError: The file is damaged, or belongs to another plan.
-    """
-
-    def __init__(
-        self, path: Path, step_ptr: NDArray[np.int64], rows: NDArray[np.int64], labels: NDArray[np.int64]
-    ) -> None:
-        self._ptr, self._rows, self._labels = step_ptr, rows, labels
-        try:
-            self._features = np.load(path, mmap_mode="r", allow_pickle=False)
-        except BROKEN_FILE as error:
-            raise UserError("unreadable features", where=path, got=error, fix="run the features stage again") from error
-        if len(self._features) != rows.max(initial=-1) + 1:
-            raise UserError(
-                "the features belong to another plan",
-                where=path,
-                got=f"{len(self._features)} rows",
-                allowed=f"{rows.max(initial=-1) + 1} rows",
-                fix="run the features stage again",
-            )
-
-    def __len__(self) -> int:
-        """Number of steps."""
-        return len(self._ptr) - 1
-
-    def step(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return features ``(R, c, h, w)`` or ``(R, d)`` in the stored precision, and labels ``(R,)`` of a step."""
-        part = slice(self._ptr[index], self._ptr[index + 1])
-        return torch.from_numpy(np.asarray(self._features[self._rows[part]])), torch.from_numpy(self._labels[part])
-
-
-class LiveRows:
-    """The same mini-batches with features computed anew in every step.
-
-    Args:
-        detector: The frozen detector.
-        units: (store row, flip).
-        boxes: ``(n, 4)`` per unit.
-        step_ptr: As :class:`StoredRows`.
-        rows: As :class:`StoredRows`.
-        labels: As :class:`StoredRows`.
-        stage: Stage of a cascade.
-    """
-
-    def __init__(
-        self,
-        detector: FrozenDetector,
-        units: Sequence[tuple[int, bool]],
-        boxes: Sequence[NDArray[np.float32]],
-        step_ptr: NDArray[np.int64],
-        rows: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        stage: int = 0,
-    ) -> None:
-        self._detector, self._units, self._boxes, self._stage = detector, units, boxes, stage
-        self._starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
-        self._ptr, self._rows, self._labels = step_ptr, rows, labels
-
-    def __len__(self) -> int:
-        """Number of steps."""
-        return len(self._ptr) - 1
-
-    def _pooled(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
-        unit_of = np.searchsorted(self._starts, rows, side="right") - 1
-        for unit in np.unique(unit_of):
-            local = rows[unit_of == unit] - self._starts[unit]
-            boxes = {self._stage: self._boxes[unit][local]}
-            row, flip = self._units[unit]
-            yield self._detector.pool(row, flip, boxes)[self._stage]
-
-    def step(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return features ``(R, c, h, w)`` float32 and labels ``(R,)`` of a step."""
-        part = slice(self._ptr[index], self._ptr[index + 1])
-        wanted, inverse = np.unique(self._rows[part], return_inverse=True)
-        pooled = torch.cat(list(self._pooled(wanted))) if len(wanted) else torch.zeros(0)
-        return pooled.cpu().float()[torch.from_numpy(inverse)], torch.from_numpy(self._labels[part])

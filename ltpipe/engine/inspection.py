@@ -65,8 +65,8 @@ def inspect_detector(exp: Experiment) -> Inspection:
                 where = f"{exp.detector.config}: custom_hooks[{index}]"
                 raise unknown_name("hook", hook.get("type"), MMENGINE_HOOKS.module_dict, where=where, shown=0)
     for key, schedule in [("base", exp.base.schedule), *([("lst", exp.lst.schedule)] if exp.lst is not None else [])]:
-        with_recomputation(model, schedule, f"{exp.file or exp.name}: {key}.schedule")
-        check_parts(schedule, detector, f"{exp.file or exp.name}: {key}.schedule")
+        with_recomputation(model, schedule, exp.where(f"{key}.schedule"))
+        check_parts(schedule, detector, exp.where(f"{key}.schedule"))
     for choice in exp.calibrate.values():
         for head in detector.roi_head.bbox_heads:
             MODELS.get(component("calibrator", choice)["type"]).check_head(head)

@@ -28,8 +28,9 @@ from ltpipe.config.catalogue import component
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
+from ltpipe.engine.box_heads import BoxCallPoints
 from ltpipe.engine.geometry import use_geometry
-from ltpipe.engine.heads import BoxCallPoints, as_list, class_of, with_call_points
+from ltpipe.engine.heads import as_list, class_of, with_call_points
 from ltpipe.engine.one_stage import is_one_stage, use_classes, use_loss
 from ltpipe.engine.roi_heads import RoICallPoints
 from ltpipe.errors import UserError

@@ -205,7 +205,7 @@ class RoICallPoints:
 
         Returns:
             ``bboxes``, ``priors``, ``scores`` and, with a calibrator, ``own_scores`` and ``calibrated_scores`` as of
-            :meth:`ltpipe.engine.heads.BoxCallPoints.predict_by_feat`.
+            :meth:`ltpipe.engine.box_heads.BoxCallPoints.predict_by_feat`.
         """
         hybrid = isinstance(self, HybridTaskCascadeRoIHead)
         more = {"semantic_feat": self.semantic(x)} if hybrid else {}

@@ -51,7 +51,6 @@ def training_config(
         hooks: Further hooks.
         imports: Modules with further components: plug-ins, ``custom_imports`` of the detector file.
     """
-    interval = max(1, min(1000, math.ceil(iterations / 10)))
     passes = iterations * schedule.accumulate
     environment = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
     return Config(
@@ -66,20 +65,8 @@ def training_config(
                 dataset=dataset,
             ),
             **optimization(schedule, iterations),
-            default_hooks=dict(
-                timer=dict(type="IterTimerHook"),
-                logger=dict(type="LoggerHook", interval=max(1, min(50, iterations // 20)) * schedule.accumulate),
-                param_scheduler=dict(type="ParamSchedulerHook"),
-                checkpoint=dict(type="ltpipe.ResumeHook", interval=interval * schedule.accumulate),
-            ),
-            custom_hooks=[
-                dict(type="ltpipe.StepSeedHook", seed=seed),
-                dict(type="ltpipe.DivergenceHook"),
-                dict(type="ltpipe.StopBeforeLimitHook"),
-                *schedule_hooks(schedule),
-                *detector.get("custom_hooks", []),
-                *hooks,
-            ],
+            default_hooks=_default_hooks(iterations, schedule.accumulate),
+            custom_hooks=[*_every_training(seed), *schedule_hooks(schedule), *detector.get("custom_hooks", []), *hooks],
             log_processor=dict(type="LogProcessor", window_size=20, by_epoch=False),
             visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
             randomness=dict(seed=seed),
@@ -92,6 +79,22 @@ def training_config(
         ),
         format_python_code=False,  # yapf takes a second per checkpoint, and much longer with many classes
     )
+
+
+def _default_hooks(iterations: int, accumulate: int) -> dict[str, Any]:
+    """Return mmengine's hooks, whose intervals count forward passes."""
+    return dict(
+        timer=dict(type="IterTimerHook"),
+        logger=dict(type="LoggerHook", interval=max(1, min(50, iterations // 20)) * accumulate),
+        param_scheduler=dict(type="ParamSchedulerHook"),
+        checkpoint=dict(type="ltpipe.ResumeHook", interval=max(1, min(1000, math.ceil(iterations / 10))) * accumulate),
+    )
+
+
+def _every_training(seed: int) -> list[dict[str, Any]]:
+    """Return the configs of our hooks that no training is without."""
+    steps = dict(type="ltpipe.StepSeedHook", seed=seed)
+    return [steps, dict(type="ltpipe.DivergenceHook"), dict(type="ltpipe.StopBeforeLimitHook")]
 
 
 def schedule_hooks(schedule: Schedule) -> list[dict[str, Any]]:

@@ -73,11 +73,7 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     fragment, config = model_of(exp, paths, Split.load(paths.split), checkpoint)
     check_same_detector(content["meta"], facts_of(fragment, config), paths.model(checkpoint))
     set_limits(config, exp.evaluate)
-    ours, state = without_parts(config.to_dict(), content["state_dict"])
-    state = reorder_classes(state, {"": without_weights(ConfigDict(ours))}, len(known.ids), order)
-    ours = reorder_config(ours, order)
-    model, plain_state = plain_detector(ours, state)
-    needed = sorted(set(foreign_types(model)))
+    model, state, needed = _for_mmdet(config, content["state_dict"], len(known.ids), order)
     if needed and plain:
         raise UserError(
             "mmdet alone cannot run this detector",
@@ -85,7 +81,6 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
             got=", ".join(needed),
             fix="leave out --plain: the config then imports ltpipe, which must be installed beside mmdet",
         )
-    model, state = (ours, state) if needed else (model, plain_state)
     meta = {
         **classes.meta(),
         "exported": {"experiment": exp.name, "checkpoint": checkpoint, "sha256": sha256_file(paths.model(checkpoint))},
@@ -107,6 +102,21 @@ def export_model(exp: Experiment, paths: Paths, checkpoint: str, folder: Path, *
     without = int((~val.ann_has_mask).sum())
     left_out = f"; {without} objects without a mask are only in {ANNOTATIONS}" if len(annotations) > 1 else ""
     return f"{folder}: {files}, {len(classes.ids)} classes in the order of the annotations; {needs}{left_out}"
+
+
+def _for_mmdet(
+    config: ConfigDict, state: dict[str, Any], num_classes: int, order: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Return model and weights with the classes in another order, plain where mmdet can run them so.
+
+    The last value names the components of ltpipe that it needs otherwise.
+    """
+    ours, state = without_parts(config.to_dict(), state)
+    state = reorder_classes(state, {"": without_weights(ConfigDict(ours))}, num_classes, order)
+    ours = reorder_config(ours, order)
+    model, plain_state = plain_detector(ours, state)
+    needed = sorted(set(foreign_types(model)))
+    return (ours, state, needed) if needed else (model, plain_state, needed)
 
 
 def _read(exp: Experiment, paths: Paths, checkpoint: str) -> list[Path]:

@@ -15,7 +15,8 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import toy_data_digest
 from ltpipe.pipeline.paths import RESULTS, Paths
 from ltpipe.pipeline.stage_files import of_parts
-from ltpipe.pipeline.stages import rule_names, stage_inputs, stage_keys, stage_outputs
+from ltpipe.pipeline.stage_rules import rule_names
+from ltpipe.pipeline.stages import stage_inputs, stage_keys, stage_outputs
 from ltpipe.run.changes import changes
 from ltpipe.run.earlier_results import keep, put_back
 from ltpipe.run.input_checks import check_annotations, check_outside, checked_input

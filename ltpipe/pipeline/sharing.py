@@ -27,7 +27,7 @@ def owners(exp: Experiment, load: Callable[[Experiment, str], Experiment], _seen
     if exp.share in (exp.name, *_seen):
         raise UserError(
             "experiments share results in a circle",
-            where=f"{exp.file or exp.name}: share",
+            where=exp.where("share"),
             got=" -> ".join((*_seen, exp.name, exp.share)),
         )
     other = load(exp, exp.share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,22 @@ class Option:
     help: str
     allowed: Callable[[Experiment], Sequence[int] | Sequence[str]]
     required: bool = True
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What the command of a stage does instead of running it, when one of its options is given.
+
+    Attributes:
+        option: Name of that option among the parsed arguments.
+        add: Adds the options to the command's parser; the group that it also gets, of which one is required, holds the
+            ways to name an experiment.
+        module: Where its ``run(arguments)`` is found.
+    """
+
+    option: str
+    add: Callable[[ArgumentParser, Any], None]
+    module: str
 
 
 @dataclass(frozen=True)
@@ -117,6 +134,7 @@ class Stage:
         more_outputs: What it leaves in some experiments in addition.
         keys: The keys of an experiment's runs; none where the experiment has no such stage.
         option: The key on the command line; None: there is one run per experiment.
+        alternative: What the command can do instead, with options of its own.
         each_phase: What the same command makes once for every phase.
         seed: Seed of everything random in it.
         batch_size: It trains a detector and may run in several processes, which share batches of this size; None for an
@@ -145,6 +163,7 @@ class Stage:
     more_outputs: Callable[[Experiment, Paths, Key], Sequence[Path]] = _no_more
     keys: Callable[[Experiment], Iterable[Key]] = _once
     option: Option | None = None
+    alternative: Alternative | None = None
     each_phase: Stage | None = None
     seed: Callable[[Experiment, Key], int] = _no_seed
     batch_size: Callable[[Experiment], int | None] | None = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.paths import RESULTS, Paths
 from ltpipe.pipeline.stage import Key, Stage
-from ltpipe.pipeline.stages import TABLE, entries, rule_name
+from ltpipe.pipeline.stages import TABLE, entries, stage_of
 
 
 @dataclass(frozen=True)
@@ -89,3 +89,14 @@ def _pattern(exp: Experiment) -> tuple[Experiment, Paths]:
     named = exp.model_copy(update={"name": "{experiment}", "dataset": dataset})
     named._owners = {}  # a rule makes what is the experiment's own
     return named, Paths(RESULTS, named)
+
+
+def rule_name(stage: str, key: Key = None, more: Iterable[Path] = ()) -> str:
+    """Return the name of the rule that runs a stage, where it leaves these files in addition."""
+    name = f"{stage}_phase_{key}" if isinstance(key, int) else stage
+    return "_".join((name, *(file.stem for file in more)))
+
+
+def rule_names(exp: Experiment, paths: Paths, stage: str, key: Key = None) -> set[str]:
+    """Return the names by which the user may mean a stage of this experiment."""
+    return {rule_name(stage, key), rule_name(stage, key, stage_of(stage, key).more_outputs(exp, paths, key))}

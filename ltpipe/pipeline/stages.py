@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ltpipe.config.choices import extra_images, needs_features
+from ltpipe.command_options import cross_check_options, pictures_options
+from ltpipe.config.choices import needs_features
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline import stage_files as files
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage import Key, Option, Reads, Shown, Slice, Stage, reading
+from ltpipe.pipeline.stage import Alternative, Key, Option, Shown, Stage, reading
+from ltpipe.pipeline.stage_reads import (
+    LENGTH,
+    calibrate_reads,
+    evaluate_reads,
+    index_reads,
+    with_holdout,
+    with_iterations,
+    with_validation,
+)
 
 Inputs = dict[str, Path]
 
@@ -47,60 +56,6 @@ CHECKPOINT = Option(
     "base, phase1 .., or a calibrator's name",
     lambda exp: exp.checkpoints(),
 )
-
-
-# ---- what is read of the experiment, where it is more than a list of keys --------------------------------------------
-
-# Replay lists (the stage `split` with a phase) hold as many epochs as the phases train.
-_LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch_size"))
-
-
-def _with_holdout(reads: Reads) -> Reads:
-    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
-        found = reads(exp, whole, key)
-        return {**found, "holdout": True} if extra_images(exp) == "holdout" else found
-
-    return read
-
-
-def _with_iterations(reads: Reads) -> Reads:
-    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
-        assert exp.lst is not None and isinstance(key, int)
-        steps = exp.lst.iterations_per_phase
-        return {**reads(exp, whole, key), "iterations": None if steps is None else steps[key - 1]}
-
-    return read
-
-
-def _with_validation(reads: Reads, block: str) -> Reads:
-    """Validation while training measures as `evaluate` does."""
-
-    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
-        found = reads(exp, whole, key)
-        if whole[block]["schedule"].get("validation") is None:
-            return found
-        kept = ("iou_types", "max_detections", "score_threshold", "nms")
-        return {**found, "evaluate": {name: whole["evaluate"][name] for name in kept}}
-
-    return read
-
-
-def _index_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
-    parts = ("format", "faults", "train", "val", "generate")
-    limits = () if exp.dataset.frequency_limits is None else ("frequency_limits",)
-    return reading(*(f"dataset.{part}" for part in (*parts, *limits)))(exp, whole, key)
-
-
-def _calibrate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
-    found = reading("features.storage", "features.dtype", "features.level")(exp, whole, key)
-    calibrator = whole["calibrate"][key]
-    return {**found, "calibrator": calibrator, **({"seed": whole["seed"]} if calibrator["seed"] is None else {})}
-
-
-def _evaluate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
-    # Only calibrated checkpoints can have a second classifier.
-    unread = ("checkpoints",) if key in exp.calibrate else ("checkpoints", "modes", "thresholds")
-    return reading("evaluate", without={"evaluate": unread})(exp, whole, key)
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
@@ -140,7 +95,7 @@ _STAGES = (
         "index",
         "annotations to columnar stores and class statistics, once per data set",
         title="annotation store",
-        reads=_index_reads,
+        reads=index_reads,
         inputs=files.index_inputs,
         outputs=files.index_outputs,
         torch=False,
@@ -152,7 +107,7 @@ _STAGES = (
         "class order, base and phases, replay lists",
         title="class order and phases",
         option=_REPLAY,
-        reads=_with_holdout(reading("split", without={"split": ["ignore_future_gt"]})),
+        reads=with_holdout(reading("split", without={"split": ["ignore_future_gt"]})),
         inputs=files.split_inputs,
         outputs=lambda paths, key: [paths.split],
         more_outputs=files.holdout,
@@ -164,7 +119,7 @@ _STAGES = (
             "replay list of one phase",
             title="replay list of phase {key}",
             keys=_phases,
-            reads=_with_holdout(_with_iterations(reading("lst.replay", *_LENGTH))),
+            reads=with_holdout(with_iterations(reading("lst.replay", *LENGTH))),
             inputs=files.replay_inputs,
             outputs=lambda paths, key: [paths.replay(int(key or 0))],
             seed=_replay_seed,
@@ -176,7 +131,7 @@ _STAGES = (
         "base",
         "base training",
         title="base training",
-        reads=_with_validation(reading("seed", "detector", "model", "split", "base"), "base"),
+        reads=with_validation(reading("seed", "detector", "model", "split", "base"), "base"),
         inputs=files.base_inputs,
         outputs=files.model_outputs("base"),
         seed=lambda exp, key: exp.seed,
@@ -209,8 +164,8 @@ _STAGES = (
         title="LST phase {key}",
         keys=_phases,
         option=PHASE,
-        reads=_with_validation(
-            _with_iterations(
+        reads=with_validation(
+            with_iterations(
                 reading(
                     *("seed", "detector", "model", "split.ignore_future_gt", "lst"),
                     without={"lst": ["replay", "iterations_per_phase"]},
@@ -250,7 +205,7 @@ _STAGES = (
         title="calibrator {key}",
         keys=lambda exp: exp.calibrate,
         option=CALIBRATOR,
-        reads=_calibrate_reads,
+        reads=calibrate_reads,
         inputs=files.calibrate_inputs,
         outputs=files.model_outputs("calibrate"),
         seed=_calibrator_seed,
@@ -266,7 +221,8 @@ _STAGES = (
         title="measurement of {key}",
         keys=lambda exp: exp.evaluated_checkpoints(),
         option=CHECKPOINT,
-        reads=_evaluate_reads,
+        alternative=Alternative("cross_check", cross_check_options, "ltpipe.stages.cross_check"),
+        reads=evaluate_reads,
         inputs=files.evaluate_inputs,
         outputs=files.evaluate_outputs,
         shares_images=True,
@@ -279,6 +235,7 @@ _STAGES = (
         "pictures",
         "pictures of the data, and of what complete checkpoints get right and wrong",
         title="pictures",
+        alternative=Alternative("annotations", pictures_options, "ltpipe.stages.pictures_of_files"),
         reads=reading("name", "seed", "detector", "split.ignore_future_gt", "base.sampler", "evaluate.checkpoints"),
         inputs=files.pictures_inputs,
         outputs=lambda paths, key: [paths.pictures],
@@ -354,14 +311,3 @@ def stage_outputs(exp: Experiment, paths: Paths, stage: str, key: Key = None) ->
     """
     entry = stage_of(stage, key)
     return [*entry.outputs(paths, key), *entry.more_outputs(exp, paths, key)]
-
-
-def rule_name(stage: str, key: Key = None, more: Iterable[Path] = ()) -> str:
-    """Return the name of the rule that runs a stage, where it leaves these files in addition."""
-    name = f"{stage}_phase_{key}" if isinstance(key, int) else stage
-    return "_".join((name, *(file.stem for file in more)))
-
-
-def rule_names(exp: Experiment, paths: Paths, stage: str, key: Key = None) -> set[str]:
-    """Return the names by which the user may mean a stage of this experiment."""
-    return {rule_name(stage, key), rule_name(stage, key, stage_of(stage, key).more_outputs(exp, paths, key))}

@@ -227,11 +227,8 @@ def _index(
     if more:
         yield html.note("Further pages:")
         yield f"<p>{' · '.join(html.link(title, name) for name, title in more.items())}</p>"
-    columns = [
-        Column("name", "class", "text"),
-        Column("frequency", "group", "text"),
-        Column("why", "why first", "text"),
-    ]
+    columns = [Column(key, title, "text") for key, title in (("name", "class"), ("frequency", "group"))]
+    columns.append(Column("why", "why first", "text"))
     columns += [Column("train_images", "images", "count"), Column("train_instances", album.counted, "count")]
     columns += [Column("phase", "phase", "count")] if "phase" in album.classes else []
     columns.append(Column("examples", "examples", "text"))

@@ -9,7 +9,8 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Part, Paths
 from ltpipe.pipeline.stage_files import of_parts
-from ltpipe.pipeline.stages import TABLE, Inputs, rule_name, stage_keys
+from ltpipe.pipeline.stage_rules import rule_name
+from ltpipe.pipeline.stages import TABLE, Inputs, stage_keys
 from ltpipe.run.changes import changes
 from ltpipe.run.checksums import checksum
 from ltpipe.run.records import RECORD, is_cut_off, maker_of, read_json, recorded_checksum

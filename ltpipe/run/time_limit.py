@@ -9,6 +9,8 @@ import time
 from ltpipe.run.slurm import squeue
 
 VARIABLE = "LTPIPE_DEADLINE"
+STOPPED = 75
+"""Exit code of a training that stopped before its time limit."""
 
 
 class Stopped(Exception):

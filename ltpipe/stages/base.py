@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from mmengine.config import ConfigDict
@@ -11,76 +10,37 @@ from mmengine.dist import is_main_process
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import check_masks, known_classes, stream_config, training_order
-from ltpipe.engine.detector_facts import facts_of
+from ltpipe.engine.dataset_configs import check_masks
 from ltpipe.engine.distributed import process_group
-from ltpipe.engine.extra_images import part_hooks
-from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.last_layers import check_fixed_layers, without_layers
-from ltpipe.engine.model_config import component_modules
 from ltpipe.engine.one_stage import is_one_stage, one_stage_start
 from ltpipe.engine.stage_models import model_of
-from ltpipe.engine.training import fitting_weights, train, write_checkpoint
-from ltpipe.engine.training_config import training_config
+from ltpipe.engine.training import fitting_weights, write_checkpoint
 from ltpipe.interop.finished_checkpoints import start_state, taken_over
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import stage_run
-from ltpipe.stages.measuring import validation_hooks
+from ltpipe.stages.detector_training import DetectorTraining
 
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Train from ``detector.load_from`` or from scratch, or take over ``base.checkpoint``."""
     with stage_run("base", exp, paths) as stage, process_group():
         split = Split.load(paths.split)
-        num_classes = split.classes_known(0)
         fragment, model = model_of(exp, paths, split, "base")
         check_masks(paths, model, exp.detector.config)
-        order = training_order(exp, paths, 0)
-        dataset = stream_config(exp, paths, fragment, phase=0, num_classes=num_classes, **order)
-        epoch_length = build_dataset(dataset).stream.epoch_length()
-        iterations = exp.base.schedule.total_iterations(epoch_length)
-        classes = known_classes(paths, split, num_classes)
-        start = starting_weights(exp, model, classes, stage.folder)
-        config = training_config(
-            model,
-            dataset,
-            exp.base.schedule,
-            iterations=iterations,
-            seed=exp.seed,
-            work_dir=stage.work,
-            detector=fragment,
-            imports=component_modules(exp, fragment),
-            load_from=str(start) if start else None,
-            hooks=part_hooks(
-                exp,
-                paths,
-                fragment,
-                phase=0,
-                num_classes=num_classes,
-                seed=exp.seed,
-                iterations_per_epoch=math.ceil(epoch_length / exp.base.schedule.images_per_pass),
-            ),
-        )
-        meta = {"experiment": exp.name, "stage": "base", "detector": facts_of(fragment, model), **classes.meta()}
+        training = DetectorTraining(exp, paths, split, 0, fragment, model)
+        iterations = exp.base.schedule.total_iterations(training.epoch_length)
+        start = starting_weights(exp, model, training.classes, stage.folder)
+        config = training.config(iterations, stage.work, start)
         if exp.base.checkpoint:
-            write_checkpoint(paths.model("base"), taken_over(exp, model, classes), meta)
+            write_checkpoint(paths.model("base"), taken_over(exp, model, training.classes), training.meta)
             with atomic_path(paths.config("base")) as temporary:
                 config.dump(str(temporary))
         else:
-            watching = validation_hooks(
-                exp,
-                paths,
-                exp.base.schedule,
-                model,
-                fragment,
-                checkpoint="base",
-                num_classes=num_classes,
-                seed=exp.seed,
-            )
             stage.notes["iterations"] = iterations
-            stage.notes |= train(config, paths.model("base"), paths.config("base"), meta=meta, watching=watching)
+            stage.notes |= training.run(config)
         stage.outputs += [start] if start else []
 
 

@@ -14,7 +14,8 @@ from ltpipe.data.split import Split
 from ltpipe.engine.calibrator_training import Batch, HeadSchedule, train_head
 from ltpipe.engine.dataset_configs import class_counts, known_classes
 from ltpipe.engine.detector_facts import facts_of
-from ltpipe.engine.features import FrozenDetector, LiveRows, StoredRows
+from ltpipe.engine.feature_rows import LiveRows, StoredRows
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.engine.model_config import build_component, component_modules, of_stage
 from ltpipe.engine.stage_models import loaded, model_of, write_config
 from ltpipe.engine.training import read_checkpoint, write_checkpoint

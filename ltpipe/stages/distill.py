@@ -17,7 +17,7 @@ from ltpipe.data.arrays import load_arrays, save_arrays
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.distributed import is_first, process_group
-from ltpipe.engine.features import FrozenDetector
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import read_detector
 from ltpipe.engine.shards import in_shards

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.calibration_rois import RoiSampling
-from ltpipe.data.calibration_rows import bound_rows, plan_features
+from ltpipe.data.calibration_rows import FeaturePlan, bound_rows, plan_features
 from ltpipe.data.id_rows import row_of
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.distributed import is_first, process_group
-from ltpipe.engine.features import FrozenDetector, check_space, collect_boxes, write_features
+from ltpipe.engine.features import check_space, collect_boxes, write_features
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import read_detector
 from ltpipe.engine.stage_models import detector_of
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard
 from ltpipe.run.stage_run import stage_run
+
+DRAWN = ("steps", "classes_per_step", "images_per_class", "tau", "seed", "draw")
+SAMPLED = ("rois", "positive_fraction", "neg_iou_min", "cap_before_filter")
 
 
 def run(exp: Experiment, paths: Paths) -> None:
@@ -30,31 +36,17 @@ def run(exp: Experiment, paths: Paths) -> None:
     with stage_run("features", exp, paths) as stage, process_group():
         detector = frozen_detector(exp, paths)
         view = detector.dataset.view
-        info = PlanInfo(
-            steps=spec.steps,
-            classes_per_step=spec.classes_per_step,
-            images_per_class=spec.images_per_class,
-            tau=spec.tau,
-            seed=spec.seed,
-            split=view.split.digest,
-            annotation_sha256=view.store.info["sha256"],
-            draw=spec.draw,
-        )
+        drawn = {name: getattr(spec, name) for name in DRAWN}
+        info = PlanInfo(**drawn, split=view.split.digest, annotation_sha256=view.store.info["sha256"])
         slots = draw_plan(view.class_images, info)
         image_id, flip, unit_of_slot = slots.units()
-        slot_label = slots.class_label.astype(np.int64)
-        rows = row_of(image_id, view.store.image_ids)
+        rows, slot_label = row_of(image_id, view.store.image_ids), slots.class_label.astype(np.int64)
         units = list(zip(rows.tolist(), flip.tolist(), strict=True))
-        sampling = RoiSampling(
-            rois=spec.rois,
-            positive_fraction=spec.positive_fraction,
-            neg_iou_min=spec.neg_iou_min,
-            cap_before_filter=spec.cap_before_filter,
-        )
+        sampling = RoiSampling(**{name: getattr(spec, name) for name in SAMPLED})
         if spec.storage == "cached" and is_first():
-            most = np.bincount(view.store.ann_image, minlength=len(view.store.image_ids))[rows] + detector.max_proposals
-            bounds = bound_rows(unit_of_slot, slot_label, info.slots_per_step, most, sampling, spec.bg_ratio)
-            bounds = (bounds[0] * detector.stages, bounds[1] * detector.stages)
+            slots_of = (unit_of_slot, slot_label, info.slots_per_step)
+            fewest, most = bound_rows(*slots_of, detector.most_boxes(rows), sampling, spec.bg_ratio)
+            bounds = (fewest * detector.stages, most * detector.stages)
             check_space(paths.features.parent, bounds, detector.shape_at(spec.level), spec.dtype)
         plans = plan_features(
             rows,
@@ -76,15 +68,21 @@ def run(exp: Experiment, paths: Paths) -> None:
             boxes = [plan.unit_boxes for plan in plans]
             write_features(detector, units, boxes, files, spec.dtype, stage.work, spec.level)
             stage.outputs += files
+        elif is_first():
+            discard(paths.features)
         if not is_first():
             return
-        if spec.storage != "cached":
-            discard(paths.features)
-        for k, plan in enumerate(plans):
-            plan.save(paths.of_stage(paths.plan, k))
-            stage.outputs.append(paths.of_stage(paths.plan, k))
-        size = {key: sum(len(getattr(plan, key)) for plan in plans) for key in ("boxes", "rows")}
-        stage.notes.update(images=len(units), **size)
+        stage.outputs += save_plans(plans, paths)
+        stage.notes["images"] = len(units)
+        stage.notes |= {key: sum(len(getattr(plan, key)) for plan in plans) for key in ("boxes", "rows")}
+
+
+def save_plans(plans: Sequence[FeaturePlan], paths: Paths) -> list[Path]:
+    """Write the plan of every stage of the detector; return the files."""
+    files = [paths.of_stage(paths.plan, k) for k in range(len(plans))]
+    for plan, file in zip(plans, files, strict=True):
+        plan.save(file)
+    return files
 
 
 def frozen_detector(exp: Experiment, paths: Paths) -> FrozenDetector:

@@ -90,7 +90,7 @@ def same_classes(exp: Experiment, measured: Sequence[Evaluation]) -> None:
     for largest, one in zip(known[:1] * len(known), known, strict=True):
         if one.pairs() != largest.pairs():
             fix = f"evaluate {one.source} again if its data have changed, or leave it out of report.compare"
-            labels_in(largest, one, where=f"{exp.file or exp.name}: report.compare", fix=fix, part=True)
+            labels_in(largest, one, where=exp.where("report.compare"), fix=fix, part=True)
 
 
 def _categories(item: Evaluation) -> Categories:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,15 @@ class Scores(Numbers):
     """
 
     differences: pd.DataFrame
+
+    @classmethod
+    def of(cls, measured: Sequence[Evaluation], stems: Iterable[str]) -> Scores:
+        """Return the numbers of these files, in their order."""
+        scores = cls({stem: {} for stem in stems})
+        scores.differences = differences_table(measured)
+        for item in measured:
+            scores.setdefault(item.checkpoint, {})[item.iou_type] = flatten(item.metrics) | flat_intervals(item.metrics)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,7 @@ def score(
     options = Options(protocol, kinds, tuple(bins), limits)
     files = _by_stem([detections] if isinstance(detections, str | Path) else detections)
     read = {"annotations": Path(annotations), "train": None if train is None else Path(train)}
-    read |= {f"detections:{stem}": path for stem, path in files.items()}
-    read |= {"held_out": settings.annotations}
+    read |= {f"detections:{stem}": path for stem, path in files.items()} | {"held_out": settings.annotations}
     read |= {f"held_out:{stem}": path for stem, path in zip(files, settings.detections, strict=False)}
     written = None if output is None else Output(Path(output), "score", inputs=read.values(), names=PAGE)
     with tempfile.TemporaryDirectory(prefix="ltpipe-score-") as name:
@@ -151,11 +159,7 @@ def score(
             facts = {"ltpipe": __version__, "inputs": _checksums(read), "options": used}
             with written.write(facts) as folder:
                 _write(folder, measured, Path(annotations), files, held_out.sentence())
-    scores = Scores({stem: {} for stem in files})
-    scores.differences = differences_table(measured)
-    for item in measured:
-        scores.setdefault(item.checkpoint, {})[item.iou_type] = flatten(item.metrics) | flat_intervals(item.metrics)
-    return scores
+    return Scores.of(measured, files)
 
 
 def _by_stem(detections: Sequence[str | Path]) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ltpipe.config.fields import Choice
-from ltpipe.engine.heads import BoxCallPoints
+from ltpipe.engine.box_heads import BoxCallPoints
 from ltpipe.engine.model_config import ClassCounts, assemble_model, build_component, read_detector
 from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import hidden_layers, read_features, stored_features

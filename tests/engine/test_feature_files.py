@@ -13,7 +13,8 @@ import torch
 from ltpipe.data.calibration_rois import RoiSampling
 from ltpipe.data.calibration_rows import bound_rows, plan_features
 from ltpipe.engine import features, shards
-from ltpipe.engine.features import StoredRows, write_features
+from ltpipe.engine.feature_rows import StoredRows
+from ltpipe.engine.features import write_features
 from ltpipe.errors import UserError
 
 

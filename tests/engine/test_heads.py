@@ -16,8 +16,8 @@ from ltpipe.config.catalogue import catalogue, names
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.data.split import Split
+from ltpipe.engine.box_heads import LTBBoxHead
 from ltpipe.engine.dataset_configs import class_counts
-from ltpipe.engine.heads import LTBBoxHead
 from ltpipe.engine.model_config import REPLACEMENTS, ClassCounts, assemble_model, build_component, read_detector
 from ltpipe.engine.roi_heads import LTRoIHead
 from ltpipe.methods.head_parts import BoxBatch, HeadPart, MaskBatch

@@ -13,7 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ltpipe.engine.heads import LTBBoxHead
+from ltpipe.engine.box_heads import LTBBoxHead
 from ltpipe.engine.roi_heads import LTRoIHead
 from ltpipe.errors import UserError
 from ltpipe.methods.box_layers import read_features

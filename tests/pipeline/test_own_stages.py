@@ -24,7 +24,7 @@ from tests.helpers.workspace import Workspace
 MODULE = '''
 """Stages of nobody."""
 
-from ltpipe.pipeline.stage import Stage, reading
+from ltpipe.pipeline.stage import Alternative, Stage, reading
 from ltpipe.pipeline.stages import CHECKPOINT, PHASE
 from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import stage_run
@@ -38,6 +38,11 @@ def probe_inputs(exp, paths, key):
     yield "split:replay", paths.replay(key)
 
 
+def frame_options(verb, where):
+    verb.add_argument("--frame", metavar="COLOUR", help="only say what the frames look like")
+    where.add_argument("--nobody", action="store_true")
+
+
 STAGES = [
     Stage(
         "gallery",
@@ -45,6 +50,7 @@ STAGES = [
         title="gallery of {key}",
         keys=lambda exp: exp.evaluated_checkpoints(),
         option=CHECKPOINT,
+        alternative=Alternative("frame", frame_options, "frames_of_nobody"),
         reads=reading("evaluate.score_threshold"),
         inputs=gallery_inputs,
         outputs=lambda paths, key: [paths.folder("gallery", key) / "gallery.txt"],
@@ -79,9 +85,11 @@ def own(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     table = dict(TABLE)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (project / "stages_of_nobody.py").write_text(MODULE)
+    (project / "frames_of_nobody.py").write_text("def run(arguments):\n    print(arguments.frame, 'frames')\n")
     (project / "configs" / "pipeline.yaml").write_text("experiments: [small]\nstages: [stages_of_nobody]\n")
     yield project
-    sys.modules.pop("stages_of_nobody", None)
+    for module in ("stages_of_nobody", "frames_of_nobody"):
+        sys.modules.pop(module, None)
     TABLE.clear()
     TABLE.update(table)
 
@@ -89,13 +97,15 @@ def own(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_commands(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--help"], ["gallery", "pictures of one checkpoint", "probe"]),
-        (["gallery", "--help"], ["--checkpoint", "Pictures of one checkpoint."]),
+        (["gallery", "--help"], ["--checkpoint", "Pictures of one checkpoint.", "--frame COLOUR"]),
         (["probe", "--help"], ["--phase", "phase, from 1"]),
     ):
         with pytest.raises(SystemExit):
             main(arguments)
         text = capsys.readouterr().out
         assert all(word in text for word in words)
+    assert main(["gallery", "--nobody", "--checkpoint", "any", "--frame", "red"]) == 0
+    assert capsys.readouterr().out == "red frames\n", "no experiment is read"
     assert main(["gallery", "small", "--checkpoint", "phase7"]) == 2
     assert "unknown checkpoint" in capsys.readouterr().err
 

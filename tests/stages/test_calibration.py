@@ -15,7 +15,7 @@ import torch
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.engine import features
-from ltpipe.engine.features import FrozenDetector
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.errors import UserError
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.table import flatten

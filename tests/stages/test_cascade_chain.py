@@ -16,7 +16,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_rois import box_iou
 from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.engine.dataset_configs import annotated_config
-from ltpipe.engine.features import FrozenDetector
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.engine.inference import build_dataset, load_model
 from ltpipe.engine.model_config import read_detector
 from ltpipe.errors import UserError

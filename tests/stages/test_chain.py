@@ -18,7 +18,7 @@ from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.calibrator_training import HeadSchedule, train_head
 from ltpipe.engine.dataset_configs import annotated_config
-from ltpipe.engine.features import FrozenDetector
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.engine.inference import build_dataset, load_model
 from ltpipe.engine.model_config import read_detector
 from ltpipe.errors import UserError

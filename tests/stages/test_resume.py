@@ -17,7 +17,7 @@ from ltpipe.checkpoints.torch_files import load_plain
 from ltpipe.config.experiment import Experiment
 from ltpipe.engine import shards
 from ltpipe.engine.calibrator_training import _step, train_head
-from ltpipe.engine.features import FrozenDetector
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.changes import is_current

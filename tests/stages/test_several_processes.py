@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltpipe.engine import shards
-from ltpipe.engine.features import FrozenDetector
+from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.pipeline.paths import Paths
 from tests.helpers.tiny_project import command_line, ended, in_child, kill_here, run_stages, together, torchrun
 from tests.stages.conftest import Chain

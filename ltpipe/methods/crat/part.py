@@ -125,8 +125,7 @@ class CRAT(HeadPart):
         chosen = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
         self.num_classes = num_classes
         self.sample_stat, self.temperature = chosen["sample_stat"], chosen["temperature"]
-        self.mask_temperature = mask_temperature
-        self.normalize = normalize
+        self.mask_temperature, self.normalize = mask_temperature, normalize
         self.box_weight = LOSS_WEIGHTS[normalize][0] if box_weight is None else box_weight
         self.mask_weight = LOSS_WEIGHTS[normalize][1] if mask_weight is None else mask_weight
         self.seen_mask_in_mask, self.exclude_unseen = seen_mask_in_mask, exclude_unseen

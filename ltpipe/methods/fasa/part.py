@@ -140,11 +140,9 @@ class FASA(HeadPart):
         if preset not in PRESETS:
             raise unknown_name("FASA preset", preset, PRESETS)
         if not 0 < decay_ratio <= 1 or min(dynamic_up, dynamic_down) < 0 or interval < 1:
-            raise UserError(
-                "FASA option out of range",
-                got=f"decay_ratio {decay_ratio}, dynamic {dynamic_up} / {dynamic_down}, interval {interval}",
-                allowed="0 < decay_ratio <= 1, dynamic_up and dynamic_down >= 0, interval >= 1",
-            )
+            got = f"decay_ratio {decay_ratio}, dynamic {dynamic_up} / {dynamic_down}, interval {interval}"
+            allowed = "0 < decay_ratio <= 1, dynamic_up and dynamic_down >= 0, interval >= 1"
+            raise UserError("FASA option out of range", got=got, allowed=allowed)
         choice = PRESETS[preset]
         self.similarity = similarity or choice["similarity"]
         self.sync = sync or choice["sync"]
@@ -155,12 +153,9 @@ class FASA(HeadPart):
         self.skip_var_single, self.seed = skip_var_single, seed
         self.epoch = 0  # set by the hook from the training loop's own counter
         self.hooked = self._warned = False
-
         if not len(image_counts) == len(instance_counts) == num_classes:
-            raise UserError(
-                "FASA needs one image and one instance count per class",
-                got=f"{num_classes} classes, {len(image_counts)} image and {len(instance_counts)} instance counts",
-            )
+            got = f"{num_classes} classes, {len(image_counts)} image and {len(instance_counts)} instance counts"
+            raise UserError("FASA needs one image and one instance count per class", got=got)
         letters = np.array(frequency_groups(image_counts) if class_frequency is None else class_frequency)
         self.frequency = {name: np.flatnonzero(letters == name) for name in FREQUENCY_NAMES}
         self._make_state(initial_probability(instance_counts, instance_prob_power, instance_prob_scale))

@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltpipe.engine.heads import LTBBoxHead
+from ltpipe.engine.box_heads import LTBBoxHead
 from ltpipe.interop.maskrcnn_benchmark import background_first, background_last
 from ltpipe.methods.cosine.classifier import CosineLinear
 from ltpipe.methods.lst.roi_sampler import ClassRestrictedSampler, paired_positives

@@ -1,0 +1,68 @@
+"""What stages read of the experiment, where it is more than a list of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ltpipe.config.choices import extra_images
+from ltpipe.config.experiment import Experiment
+from ltpipe.pipeline.stage import Key, Reads, Slice, reading
+
+LENGTH = tuple(f"lst.schedule.{key}" for key in ("epochs", "iterations", "batch_size"))
+"""Replay lists (the stage ``split`` with a phase) hold as many epochs as the phases train."""
+
+
+def with_holdout(reads: Reads) -> Reads:
+    """Add whether images are held out of the training."""
+
+    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+        found = reads(exp, whole, key)
+        return {**found, "holdout": True} if extra_images(exp) == "holdout" else found
+
+    return read
+
+
+def with_iterations(reads: Reads) -> Reads:
+    """Add the iterations of the phase, where the experiment gives them."""
+
+    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+        assert exp.lst is not None and isinstance(key, int)
+        steps = exp.lst.iterations_per_phase
+        return {**reads(exp, whole, key), "iterations": None if steps is None else steps[key - 1]}
+
+    return read
+
+
+def with_validation(reads: Reads, block: str) -> Reads:
+    """Add what validation while training reads: it measures as ``evaluate`` does."""
+
+    def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+        found = reads(exp, whole, key)
+        if whole[block]["schedule"].get("validation") is None:
+            return found
+        kept = ("iou_types", "max_detections", "score_threshold", "nms")
+        return {**found, "evaluate": {name: whole["evaluate"][name] for name in kept}}
+
+    return read
+
+
+def index_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``index`` reads."""
+    parts = ("format", "faults", "train", "val", "generate")
+    limits = () if exp.dataset.frequency_limits is None else ("frequency_limits",)
+    return reading(*(f"dataset.{part}" for part in (*parts, *limits)))(exp, whole, key)
+
+
+def calibrate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``calibrate`` reads."""
+    found = reading("features.storage", "features.dtype", "features.level")(exp, whole, key)
+    calibrator = whole["calibrate"][key]
+    return {**found, "calibrator": calibrator, **({"seed": whole["seed"]} if calibrator["seed"] is None else {})}
+
+
+def evaluate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``evaluate`` reads."""
+    # Only calibrated checkpoints can have a second classifier.
+    unread = ("checkpoints",) if key in exp.calibrate else ("checkpoints", "modes", "thresholds")
+    return reading("evaluate", without={"evaluate": unread})(exp, whole, key)
