@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ _TABLES = {
     "openmmlab": "openmmlab.json",
     "mmcls": "mmcls.json",
 }
-SCHEMES = ("http", "https", *_TABLES)
+_PACKAGE = "pip"
+SCHEMES = ("http", "https", _PACKAGE, *_TABLES)
 
 
 def named_weights(config: Any) -> list[str]:
@@ -67,6 +69,8 @@ def address(name: str, where: object) -> str | Path | None:
         return Path(name).expanduser()
     if scheme in ("http", "https"):
         return name
+    if scheme == _PACKAGE:
+        return _in_package(rest, where)
     if scheme not in _TABLES:
         raise UserError(
             "start weights that ltpipe cannot get",
@@ -92,6 +96,29 @@ def address(name: str, where: object) -> str | Path | None:
             "another name, or name a file",
         )
     return None
+
+
+def _in_package(name: str, where: object) -> Path:
+    """Return the file of weights that an installed Python package consists of; the package is not imported.
+
+    Raises:
+        UserError: It is not installed, or has no such file or several.
+    """
+    try:
+        package = metadata.distribution(name)
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            "these start weights are a Python package, which is not installed",
+            where=where, got=f"{_PACKAGE}://{name}", fix=f"pip install {name}",
+        ) from error  # fmt: skip
+    found = [file for file in package.files or () if file.suffix in (".pth", ".pt")]
+    if len(found) != 1:
+        raise UserError(
+            "a package without weights, or with several files of them",
+            where=where, got=f"{_PACKAGE}://{name}: {', '.join(map(str, found)) or 'none'}",
+            allowed="a package with one file that ends in .pth or .pt", fix="name the file itself",
+        )  # fmt: skip
+    return Path(str(package.locate_file(found[0])))
 
 
 @cache
