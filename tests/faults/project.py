@@ -8,9 +8,7 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +22,10 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.cores import VARIABLE
 from ltpipe.run.records import read_json
-from tests.faults.client import start
+from tests.helpers.commands import ROOT, Command, answers, program, server
 from tests.helpers.tiny_project import EXPERIMENT, write_project
 from tests.slurm.cluster import Cluster
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 FILE = "configs/experiments/tiny.yaml"
 CHANGING = ("results", "logs", ".snakemake", "data")
 # Of a record: when and how fast it was made, and what the data looked like before.
@@ -74,42 +70,6 @@ def children(pid: int) -> list[int]:
         return []
 
 
-class Command:
-    """A running command.
-
-    Args:
-        server: Socket of the fork server.
-        argv: Program and arguments.
-        folder: Working directory.
-        environment: Added to that of this process, which pretends two cores: stages start no loader processes.
-        output: File for what it prints.
-    """
-
-    def __init__(self, server: Path, argv: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
-        path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
-        full = {**os.environ, "PATH": path, VARIABLE: "2"} | environment
-        self.output = output
-        with open(os.devnull) as nothing, open(output, "w") as out:
-            fds = [nothing.fileno(), out.fileno(), out.fileno()]
-            program = str(folder / "bin" / "python")
-            self.connection, self._reader, self.pid = start(str(server), argv, full, str(folder), fds, program)
-
-    def wait(self, seconds: float = 900) -> int:
-        """Return its exit status, minus the signal if one killed it."""
-        self.connection.settimeout(seconds)
-        try:
-            status = int(self._reader.readline())
-        except TimeoutError:
-            self.connection.close()
-            raise TimeoutError(f"still running after {seconds} s:\n{self.text()[-2000:]}") from None
-        self.connection.close()
-        return status
-
-    def text(self) -> str:
-        """What it has printed so far."""
-        return self.output.read_text(errors="replace")
-
-
 class Project:
     """The tiny project, a server that runs its commands, and its finished results.
 
@@ -129,15 +89,15 @@ class Project:
         write_project(self.folder)
         shutil.rmtree(self.folder / "data")
         self._write_experiment()
-        (self.folder / "bin").mkdir()
-        for name, program in (("ltpipe", "ltpipe "), ("python", "")):
-            script = self.folder / "bin" / name
-            client = f"{sys.executable} -IS {HERE}/client.py {self.server} {self.folder}/bin/python {program}"
-            script.write_text(f'#!/bin/sh\nexec {client}"$@"\n')
-            script.chmod(0o755)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen([sys.executable, str(HERE / "server.py"), str(self.server)], env=environment)
+        # Of its own, so that it is known which commands are this project's; it needs no imports any more.
+        self._server = self._command(server(), ["serve", str(self.server)], {}, "server")
         self._wait_for_server()
+        (self.folder / "bin").mkdir()
+        self._python = self.folder / "bin" / "python"
+        for name, word in (("ltpipe", "ltpipe"), ("python", "")):
+            script = self.folder / "bin" / name
+            script.write_text(f'#!/bin/sh\nexec {program(self.server, word, **self._run_as())} "$@"\n')
+            script.chmod(0o755)
         self.exp = load_experiment(self.folder / FILE)
         self.paths = Paths(self.folder / "results", self.exp)
         self.finished: dict[int, dict[str, str]] = {}
@@ -156,22 +116,25 @@ class Project:
         (self.folder / "configs/pipeline.yaml").write_text("experiments: [tiny]\n")
 
     def _wait_for_server(self) -> None:
-        while True:
-            try:
-                with socket.socket(socket.AF_UNIX) as one:
-                    one.connect(str(self.server))
-                return
-            except (FileNotFoundError, ConnectionRefusedError):
-                assert self._process.poll() is None, "the server does not start"
-                time.sleep(0.1)
+        while not answers(self.server):
+            assert children(self._server.pid) or Path(f"/proc/{self._server.pid}").exists(), self._server.text()
+            time.sleep(0.01)
 
     def close(self) -> None:
         """End the server."""
         self.detach_disk()
-        self._process.kill()
-        self._process.wait()
+        self._server.end()
 
     # ---- commands ----------------------------------------------------------------------------------------------------
+
+    def _run_as(self) -> dict[str, Any]:
+        return {"prepare": "tests.faults.trigger", "python": self.folder / "bin" / "python"}
+
+    def _command(self, path: Path, argv: list[str], environment: dict[str, str], output: str) -> Command:
+        """Start a command; its environment is that of this process, which pretends two cores, with these changes."""
+        search = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
+        full = {**os.environ, "PATH": search, VARIABLE: "2"} | environment
+        return Command(path, argv, self.folder, full, self.folder / f"{output}.txt", **self._run_as())
 
     def snakemake(self, *targets: str, name: str = "snakemake", **environment: str) -> Command:
         """Start the user's command."""
@@ -180,7 +143,7 @@ class Project:
             argv[2:3] = ["slurm", "--latency-wait", "10", "--ltslurm-init-seconds-before-status-checks", "2"]
             path = os.pathsep.join([str(self.folder / "bin"), self.cluster.environment["PATH"]])
             environment |= {**self.cluster.environment, "PATH": path, "PYTHONPATH": str(ROOT)}
-        return Command(self.server, argv, self.folder, environment, self.folder / f"{name}.txt")
+        return self._command(self.server, argv, environment, name)
 
     def submit_to(self, partition: str) -> None:
         """Edit the line of the profile that a user edits."""
@@ -191,8 +154,7 @@ class Project:
 
     def ltpipe(self, line: str) -> Command:
         """Start a stage by hand."""
-        output = self.folder / "ltpipe.txt"
-        return Command(self.server, ["ltpipe", *line.split()], self.folder, {VARIABLE: MORE_CORES}, output)
+        return self._command(self.server, ["ltpipe", *line.split()], {VARIABLE: MORE_CORES}, "ltpipe")
 
     # ---- states ------------------------------------------------------------------------------------------------------
 
@@ -278,7 +240,7 @@ class Project:
 
     def end_leftovers(self) -> None:
         """End commands that are still running, whoever started them."""
-        for handler in children(self._process.pid):
+        for handler in children(self._server.pid):
             for command in children(handler):
                 with suppress(ProcessLookupError):
                     os.kill(command, signal.SIGKILL)

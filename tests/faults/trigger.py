@@ -22,10 +22,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ltpipe.engine import calibrator_training, shards
+
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 RESULTS = "results/"
 # What trainings are started with when a child of torchrun shall be killed.
 PROCESSES = "--processes 2"
+
+
+def prepare(program: str, arguments: list[str]) -> None:
+    """Get a forked command ready: its number of processes, states often enough, and the trap."""
+    if program == "snakemake":
+        os.environ["FAULT_SNAKEMAKE"] = str(os.getpid())
+    if program != "ltpipe":
+        return
+    if arguments[0] in ("base", "lst") and os.environ.get("PROCESSES", "1") != "1" and "RANK" not in os.environ:
+        arguments += ["--processes", os.environ["PROCESSES"]]
+    # The project is tiny: states at every few steps and images, so that there is something to continue from.
+    shards.SIZE = 3
+    calibrator_training.train_head.__kwdefaults__["save_every"] = 2
+    install(arguments)
 
 
 def install(arguments: list[str]) -> None:

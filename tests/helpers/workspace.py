@@ -1,4 +1,7 @@
-"""A folder with the real Snakefile and experiments, in which a stub stands for the command ``ltpipe``."""
+"""A folder with the real Snakefile and experiments, in which a stub stands for the command ``ltpipe``.
+
+Commands are forks of the test run's server, unless a cluster starts them or a test asks for a program of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from ltpipe.run.cores import VARIABLE
+from tests.helpers.commands import ROOT, Command, program, server
+
 EXPERIMENTS = ROOT / "tests" / "workflow" / "experiments"
 STUB = ROOT / "tests" / "workflow" / "stub_ltpipe.py"
 
@@ -22,9 +28,10 @@ class Workspace:
     Args:
         folder: A new or empty folder.
         stub: Whether the stub stands for the stages; otherwise they are real.
+        forked: Whether the stages are forks; otherwise they are programs as users start them.
     """
 
-    def __init__(self, folder: Path, *, stub: bool = True) -> None:
+    def __init__(self, folder: Path, *, stub: bool = True, forked: bool = True) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for name in ("workflow", "configs"):
@@ -37,8 +44,9 @@ class Workspace:
             (folder / profile).symlink_to(Path("workflow") / "profiles" / profile)
         command = folder / "bin" / "ltpipe"
         command.parent.mkdir()
-        program = f'"{STUB}"' if stub else "-m ltpipe.cli"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {program} "$@"\n')
+        own = STUB if stub else "-m ltpipe.cli"
+        line = program(server(), "stub" if stub else "ltpipe") if forked else f'"{sys.executable}" {own}'
+        command.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
         command.chmod(0o755)
 
     def snakemake(self, *arguments: str, ok: bool = True) -> str:
@@ -48,7 +56,7 @@ class Workspace:
             *arguments: Its arguments.
             ok: Whether it must succeed; otherwise it must fail.
         """
-        return self._run([sys.executable, "-m", "snakemake", *arguments], 0 if ok else 1)
+        return self._forked(["snakemake", *arguments], 0 if ok else 1)
 
     def on_slurm(
         self, environment: Mapping[str, str], *arguments: str, seconds: float
@@ -68,14 +76,14 @@ class Workspace:
 
     def ltpipe(self, *arguments: str, code: int = 0) -> str:
         """Run ``ltpipe``, which must exit with ``code``; return standard output and error together."""
-        return self._run([str(self.folder / "bin" / "ltpipe"), *arguments], code)
+        return self.program(str(self.folder / "bin" / "ltpipe"), *arguments, code=code)
 
-    def _run(self, command: list[str], code: int) -> str:
-        path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    def program(self, *command: str, code: int = 0) -> str:
+        """Run a program, no fork of the server, which must exit with ``code``; return what it prints."""
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "LTPIPE_CORES": "4"},  # two loader processes
+            env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -84,6 +92,17 @@ class Workspace:
         )
         assert done.returncode == code, done.stdout[-6000:]
         return done.stdout
+
+    def _forked(self, command: list[str], code: int) -> str:
+        with tempfile.NamedTemporaryFile() as output:
+            running = Command(server(), command, self.folder, self._environment(), Path(output.name))
+            found, text = running.wait(1200), running.text()
+        assert found == code, text[-6000:]
+        return text
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), VARIABLE: "4"}  # two loader processes
 
     def dry_run(self, *arguments: str) -> dict[str, int]:
         """Return how often each rule would run, targets left out."""

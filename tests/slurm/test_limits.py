@@ -30,7 +30,7 @@ rule one:
 def test_fourteen_phases_under_a_submit_limit_and_a_short_partition(start_cluster: Start, tmp_path: Path) -> None:
     """All trainings get a GPU and no more time than the partition allows; refused submissions cost no attempt."""
     cluster = start_cluster(cpus=16, memory=200000, accounting=True, max_submit=3, max_time="1:00:00")
-    workspace = Workspace(tmp_path / "w")
+    workspace = Workspace(tmp_path / "w", forked=False)
     chain = workspace.folder / "configs" / "experiments" / "chain.yaml"
     chain.write_text(
         chain.read_text().replace("base_classes: 12, step: 12", f"base_classes: {36 - 2 * PHASES}, step: 2")

@@ -28,7 +28,7 @@ fi
 @pytest.mark.parametrize("accounting", [False, True], ids=["squeue-only", "slurmdbd"])
 def test_phase_1_with_a_retry(start_cluster: Start, tmp_path: Path, accounting: bool) -> None:
     cluster = start_cluster(cpus=16, memory=200000, accounting=accounting)
-    workspace = Workspace(tmp_path / "w")
+    workspace = Workspace(tmp_path / "w", forked=False)
     command = workspace.folder / "bin" / "ltpipe"
     command.write_text(command.read_text().replace("exec", FAIL_ONCE + "exec"))
     wait = ("--ltslurm-init-seconds-before-status-checks", "3")

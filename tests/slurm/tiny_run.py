@@ -24,7 +24,7 @@ class Project(Workspace):
     """
 
     def __init__(self, folder: Path, cluster: Cluster, iterations: int = 2, processes: int = 1) -> None:
-        super().__init__(folder, stub=False)
+        super().__init__(folder, stub=False, forked=False)
         self.cluster = cluster
         self.running: list[subprocess.Popen[str]] = []
         file = folder / "configs/experiments/tiny.yaml"

@@ -133,7 +133,7 @@ def test_a_killed_snakemake_leaves_what_was_finished(own: Workspace) -> None:
     command.write_text(stub.replace("exec", "kill -9 $(cat snakemake.pid)\nexit 1\nexec", 1))
     file.write_text(text.swapcase())
     shell = f'echo $$ > snakemake.pid; exec "{sys.executable}" -m snakemake {" ".join(ALL)}'
-    own._run(["sh", "-c", shell], -9)
+    own.program("sh", "-c", shell, code=-9)
     assert not (own.folder / "results/datasets/own/stage.json").exists()
     command.write_text(stub)
     file.write_text(text)

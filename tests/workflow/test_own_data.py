@@ -23,10 +23,9 @@ def workspace_in(folder: Path) -> Workspace:
     """A workspace with an experiment that inherits toy data, where files of the user may lie."""
     workspace = Workspace(folder)
     command = workspace.folder / "bin" / "ltpipe"
-    real = command.read_text().replace("exec", '[ "$1" = toy-data ] && exec').splitlines()[1]
-    start = real.index(' "', real.index("exec") + 6)
-    real = f'{real[:start]} -m ltpipe.cli "$@"'
-    command.write_text(command.read_text().replace("exec", f"{real}\nexec"))
+    stub = command.read_text().splitlines()[1]
+    real = stub.replace(" stub ", " ltpipe ")
+    command.write_text(f'#!/bin/sh\n[ "$1" = toy-data ] && {real}\n{stub}\n')
     parts = {p: {"annotations": f"data/own/{p}.json", "images": f"data/own/{p}"} for p in ("train", "val")}
     content = {"extends": "joint.yaml", "dataset": {"name": "own", "generate": {"seed": 0, **OPTIONS}, **parts}}
     (workspace.folder / FILE).write_text(yaml.safe_dump(content))

@@ -1,23 +1,25 @@
 """A process that has imported everything and is forked for each command, so that a command costs its own work only.
 
-``python server.py SOCKET`` listens on a Unix socket as long as the process that started it lives. A client sends the
-arguments and the environment of a command and its open files; it gets the process id, and in the end the exit status. A
-command of a client that is killed is killed, as it would be without this detour. The environment may ask for a fault
-inside a command, see :mod:`trigger`.
+``python fork_server.py SOCKET PID FD`` listens on a Unix socket, which lies in a folder of its own, as long as the
+process PID lives, and says so by a byte in the open file FD. A client sends the arguments and the environment of a
+command and its open files; it gets the process id, and in the end the exit status. A command of a client that is killed
+is killed, as it would be without this detour. Commands are ``snakemake``, ``ltpipe``, ``stub``, which is the stub for
+``ltpipe`` of the tests of the workflow, and ``serve SOCKET``: another server, which needs no imports and ends with its
+client.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
 import traceback
-
-from tests.faults import trigger
 
 
 def work(request: dict) -> int:
@@ -25,20 +27,27 @@ def work(request: dict) -> int:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.path[0] = request["cwd"]  # as `python -m` does
     program, *arguments = request["argv"]
     sys.argv = [program, *arguments]
     try:
-        if program == "snakemake":
-            os.environ["FAULT_SNAKEMAKE"] = str(os.getpid())
+        if request["prepare"]:
+            importlib.import_module(request["prepare"]).prepare(program, arguments)
+        if program == "serve":
+            serve(arguments[0], os.getppid())
+        elif program == "snakemake":
             from snakemake.cli import main as snakemake
 
             snakemake(arguments)
+        elif program == "stub":
+            from tests.workflow.stub_ltpipe import main as stub
+
+            stub()
         else:
-            from ltpipe.cli import main
+            from ltpipe.cli import main as ltpipe
 
             sys.executable = request["python"]
-            trigger.install(arguments)
-            return main(arguments)
+            return ltpipe(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -75,8 +84,28 @@ def serve_one(connection: socket.socket) -> None:
         connection.sendall(f"{status}\n".encode())
 
 
-def main() -> None:
-    """Import, then serve until killed."""
+def serve(path: str, parent: int, ready: int | None = None) -> None:
+    """Answer clients on a socket as long as a process lives."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    end = os.pidfd_open(parent)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(32)
+        if ready is not None:
+            os.write(ready, b"x")
+            os.close(ready)
+        while end not in select.select([listener, end], [], [])[0]:
+            connection, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                os.close(end)
+                serve_one(connection)
+                os._exit(0)
+            connection.close()
+
+
+def load() -> None:
+    """Import what the commands need, and fill what is read once."""
     import mmdet.models  # noqa: F401
     import snakemake.cli
     import snakemake.executors.local
@@ -85,43 +114,22 @@ def main() -> None:
     from mmengine.registry import init_default_scope
 
     import ltpipe.cli
-    import ltpipe.engine.calibrator_training
-    import ltpipe.engine.shards
-    import ltpipe.pipeline.rules
-    import ltpipe.stages.base
-    import ltpipe.stages.calibrate
-    import ltpipe.stages.distill
-    import ltpipe.stages.evaluate
-    import ltpipe.stages.lst
-    import ltpipe.stages.report  # noqa: F401
+    import ltpipe.pipeline.rules  # noqa: F401
     from ltpipe.config.catalogue import catalogue
+    from ltpipe.pipeline.stages import TABLE
 
+    for stage in TABLE:
+        importlib.import_module(f"ltpipe.stages.{stage}")
+    importlib.import_module("ltpipe.stages.toy_data")
+    importlib.import_module("tests.workflow.stub_ltpipe")
     init_default_scope("mmdet")
-    # The project is tiny: states at every few steps and images, so that there is something to continue from.
-    ltpipe.engine.shards.SIZE = 3
-    ltpipe.engine.calibrator_training.train_head.__kwdefaults__["save_every"] = 2
-    # Both keep what they have read.
     catalogue()
     snakemake.cli.get_argument_parser()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(sys.argv[1])
-        listener.listen(32)
-        listener.settimeout(5)
-        parent = os.getppid()
-        while os.getppid() == parent:
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                continue
-            connection.setblocking(True)
-            if not os.fork():
-                listener.close()
-                serve_one(connection)
-                os._exit(0)
-            connection.close()
 
 
 if __name__ == "__main__":
-    main()
+    load()
+    place, watched, started = sys.argv[1:]
+    serve(place, int(watched), int(started))
+    shutil.rmtree(os.path.dirname(place))

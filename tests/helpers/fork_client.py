@@ -1,4 +1,7 @@
-"""Run a command in a fork of the server, as if it ran here: ``python client.py SOCKET PYTHON PROGRAM ARGUMENTS...``."""
+"""Run a command in a fork of the server, as if it ran here.
+
+``python fork_client.py SOCKET PREPARE PYTHON PROGRAM ARGUMENTS...``: see :class:`tests.helpers.commands.Command`.
+"""
 
 import json
 import os
@@ -7,23 +10,21 @@ import socket
 import sys
 
 
-def start(path, argv, env, cwd, fds, python):
+def start(path, argv, env, cwd, fds, python="", prepare=""):
     """Start a command; return the connection and its process id."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
-    request = {"argv": argv, "env": env, "cwd": cwd, "python": python}
+    request = {"argv": argv, "env": env, "cwd": cwd, "python": python, "prepare": prepare}
     socket.send_fds(connection, [json.dumps(request).encode()], fds)
     reader = connection.makefile()
     return connection, reader, int(reader.readline())
 
 
 def main():
-    path, python, *argv = sys.argv[1:]
+    path, prepare, python, *argv = sys.argv[1:]
     if argv[:3] == ["-u", "-m", "ltpipe.cli"]:
         argv = ["ltpipe", *argv[3:]]  # torchrun starts its processes with sys.executable
-    if argv[1] in ("base", "lst") and os.environ.get("PROCESSES", "1") != "1" and "RANK" not in os.environ:
-        argv += ["--processes", os.environ["PROCESSES"]]
-    _, reader, pid = start(path, argv, dict(os.environ), os.getcwd(), [0, 1, 2], python)
+    _, reader, pid = start(path, argv, dict(os.environ), os.getcwd(), [0, 1, 2], python, prepare)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: os.killpg(pid, got))  # as terminals and Slurm do: to all its processes
     status = int(reader.readline() or "-9")
