@@ -7,13 +7,14 @@ It is Python and runs when it is read: use files that you trust.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ltpipe.config.detector_keys import KNOWN, own_assignments, refuse_replaced, used_hooks
+from ltpipe.config.detector_keys import KNOWN, own_assignments, own_files, refuse_replaced, used_hooks
 from ltpipe.errors import UserError
 
 READ = ("model", "train_pipeline", "test_pipeline")
@@ -142,8 +143,12 @@ def _transforms(step: Any) -> Iterator[str]:
             yield from _transforms(inner)
 
 
+# By absolute path, or `mmdet::...`: the detector, and the user's files that it was read from as they were then.
+_RESOLVED: dict[str, tuple[ResolvedDetector, dict[Path, tuple[int, ...] | None]]] = {}
+
+
 def resolve_detector(source: str | Path, where: object = "detector.config") -> ResolvedDetector:
-    """Read a detector with all its bases.
+    """Read a detector with all its bases; a process reads one again only when its files have changed.
 
     Args:
         source: A config file, or ``mmdet::FOLDER/FILE.py``.
@@ -152,6 +157,25 @@ def resolve_detector(source: str | Path, where: object = "detector.config") -> R
     Raises:
         UserError: It is missing, cannot be read, or lacks a variable; or a variable is misspelt, or not heard.
     """
+    shipped = "::" in str(source)
+    place = str(source) if shipped else os.path.abspath(source)
+    known, files = _RESOLVED.get(place, (None, {}))
+    if known is None or known.source != str(source) or any(_stamp(file) != stamp for file, stamp in files.items()):
+        known = _resolve(source, where)
+        _RESOLVED[place] = known, {} if shipped else {file.absolute(): _stamp(file) for file in own_files(Path(source))}
+    return known
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """What differs after a file was edited or replaced; None without the file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _resolve(source: str | Path, where: object) -> ResolvedDetector:
     values = read_mmengine_config(source, where)
     for name in values:
         near = [] if name in KNOWN else get_close_matches(name, KNOWN, n=1, cutoff=0.85)

@@ -109,15 +109,24 @@ def refuse_replaced(source: str | Path, values: Mapping[str, Any]) -> tuple[str,
 def own_assignments(file: Path) -> dict[str, str]:
     """Return ``file:line`` of the variables that a config assigns itself or through bases outside mmdet."""
     found: dict[str, str] = {}
-    for base in _read(file, set()):
+    for base in _read(file, {}):
         found.update(base)
     return found
 
 
-def _read(file: Path, seen: set[Path]) -> Iterator[dict[str, str]]:
+def own_files(file: Path) -> list[Path]:
+    """Return a config and its bases outside mmdet, as far as their names are written down."""
+    seen: dict[Path, Path] = {}
+    for _ in _read(file, seen):
+        pass
+    return list(seen.values())
+
+
+def _read(file: Path, seen: dict[Path, Path]) -> Iterator[dict[str, str]]:
+    """Yield the assignments of a config and of its bases, these first; note the files by their resolved names."""
     if file.resolve() in seen or ".mim" in file.parts:
         return
-    seen.add(file.resolve())
+    seen[file.resolve()] = file
     names: dict[str, str] = {}
     for node in _statements(ast.parse(file.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.ImportFrom):

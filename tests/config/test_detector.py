@@ -42,6 +42,18 @@ def test_configs_of_classes(project: Path) -> None:
     assert resolve_detector("lazy.py").backbone == "R-18"
 
 
+def test_files_that_have_not_changed_are_read_once(project: Path) -> None:
+    Path("parent.py").write_text(DETECTOR + "model['backbone'] = dict(type='ResNet', depth=50)\n")
+    Path("ours.py").write_text("_base_ = 'parent.py'\n")
+    first = resolve_detector("ours.py")
+    assert resolve_detector("ours.py") is first and first.backbone == "R-50"
+    Path("parent.py").write_text(DETECTOR + "model['backbone'] = dict(type='ResNet', depth=18)\n")
+    assert resolve_detector("ours.py").backbone == "R-18"
+    Path("ours.py").unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        resolve_detector("ours.py")
+
+
 def test_nothing_heavy_is_imported() -> None:
     code = f"import sys; from ltpipe.config.detector import resolve_detector as r; r({MASK_RCNN!r})"
     code += "; print([m for m in ('torch', 'mmdet', 'mmcv') if m in sys.modules])"
