@@ -30,9 +30,10 @@ from torch import Tensor
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import load_experiment
+from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
-from ltpipe.engine.calibrator_training import HeadSchedule, train_head
+from ltpipe.engine.calibrator_training import train_head
 from ltpipe.engine.dataset_configs import class_counts
 from ltpipe.engine.feature_rows import LiveRows, StoredRows
 from ltpipe.engine.model_config import build_component
@@ -84,7 +85,7 @@ def _block(calibrator: Any, rows: StoredRows | LiveRows, level: Any, head: Any, 
     def block(first: int, length: int) -> float:
         """Return the loss of the last step."""
         losses = [float("nan")]  # stays if that step has no rows
-        schedule = HeadSchedule(iterations=length, lr=lr, drops=())
+        schedule = CalibrationSchedule(iterations=length, lr=lr, drops=())
         train_head(calibrator, lambda _: batches(first), schedule, report=lambda _, f: losses.append(f["loss"]))
         return losses[-1]
 

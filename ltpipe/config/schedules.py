@@ -176,3 +176,33 @@ class CalibrationSchedule(Steps):
     drops: tuple[PositiveFloat, ...] = Field(
         (0.58333, 0.83333), description="where lr is multiplied by gamma: fractions below 1, or iterations"
     )
+
+    @model_validator(mode="after")
+    def _plain_sgd(self) -> CalibrationSchedule:
+        if self.optimizer != "sgd" or (self.bias_lr_mult, self.bias_decay_mult) != (1.0, 1.0):
+            raise ValueError(
+                "a calibrator is trained by sgd with one learning rate and weight decay for all parameters: "
+                "leave out optimizer, bias_lr_mult and bias_decay_mult"
+            )
+        return self
+
+    def of_plan(self, steps: int) -> CalibrationSchedule:
+        """Return the schedule with its length in iterations.
+
+        Args:
+            steps: Steps of the calibration plan, which are one epoch.
+        """
+        if self.iterations is not None:
+            return self
+        assert self.epochs is not None
+        return self.model_copy(update={"iterations": max(1, math.ceil(self.epochs * steps)), "epochs": None})
+
+    def learning_rates(self) -> list[float]:
+        """Learning rate of every step ``i``, counted from 0: ``lr * gamma ** |{d <= i}|`` times the warm-up."""
+        assert self.iterations is not None, "epochs have a length with a plan only"
+        drops, rates = self.drop_iterations(self.iterations), []
+        for step in range(self.iterations):
+            rise = min(1.0, (step + 1) / self.warmup_iterations) if self.warmup_iterations else 1.0
+            warmup = 1.0 if rise == 1 else self.warmup_factor + (1 - self.warmup_factor) * rise
+            rates.append(self.lr * self.gamma ** sum(step >= drop for drop in drops) * warmup)
+        return rates

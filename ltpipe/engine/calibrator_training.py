@@ -6,9 +6,7 @@ optimiser's state; a run continued from there takes the same steps as one that w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +15,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ltpipe.checkpoints.torch_files import AFRESH, Refused, load_plain
+from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.engine.training import save_atomically
 from ltpipe.errors import UserError
 from ltpipe.methods.calibration import Calibrator
 from ltpipe.methods.reductions import all_reduce_sum, world_size
 
 Batch = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class HeadSchedule:
-    """Schedule of plain SGD; the defaults are SimCal's.
-
-    Attributes:
-        iterations: Steps.
-        lr: Learning rate.
-        drops: Steps after which the learning rate is multiplied by ``gamma``.
-        gamma: Factor of a drop.
-        momentum: SGD momentum.
-        weight_decay: Weight decay.
-        clip_norm: Largest gradient norm, or None.
-        warmup_iterations: Steps W of a linear warm-up.
-        warmup_factor: Factor f the warm-up rises from.
-    """
-
-    iterations: int = 12000
-    lr: float = 0.01
-    drops: tuple[int, ...] = (7000, 10000)
-    gamma: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    warmup_iterations: int = 0
-    warmup_factor: float = 1 / 3
-
-    @classmethod
-    def of(cls, schedule: Any, plan_steps: int) -> HeadSchedule:
-        """Return the schedule of an experiment's ``calibrate.<name>.schedule``.
-
-        Args:
-            schedule: The block; its batch size is that of the plan.
-            plan_steps: Steps in the plan, one epoch.
-
-        Raises:
-            UserError: It asks for something that heads are not trained with.
-        """
-        if schedule.optimizer != "sgd" or (schedule.bias_lr_mult, schedule.bias_decay_mult) != (1.0, 1.0):
-            raise UserError(
-                "this schedule does not suit a calibrator",
-                where="calibrate: schedule",
-                got=f"{schedule.optimizer}, biases x{schedule.bias_lr_mult}, decay x{schedule.bias_decay_mult}",
-                allowed="sgd with one learning rate and weight decay for all parameters",
-            )
-        length = schedule.iterations or max(1, math.ceil(schedule.epochs * plan_steps))
-        names = ("lr", "gamma", "momentum", "weight_decay", "clip_norm", "warmup_iterations", "warmup_factor")
-        common = {name: getattr(schedule, name) for name in names}
-        return cls(iterations=length, drops=tuple(schedule.drop_iterations(length)), **common)
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a 0-based step: ``lr * gamma ** |{d <= step}|`` times the warm-up."""
-        rise = min(1.0, (step + 1) / self.warmup_iterations) if self.warmup_iterations else 1.0
-        warmup = 1.0 if rise == 1 else self.warmup_factor + (1 - self.warmup_factor) * rise
-        return self.lr * self.gamma ** sum(step >= drop for drop in self.drops) * warmup
 
 
 def row_accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -97,7 +40,7 @@ def row_accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
 def train_head(
     calibrator: Calibrator,
     batches: Callable[[int], Iterator[Batch]],
-    schedule: HeadSchedule,
+    schedule: CalibrationSchedule,
     *,
     state: Path | None = None,
     save_every: int = 1000,
@@ -114,7 +57,7 @@ def train_head(
         batches: ``batches(step)`` yields rows and labels from that 0-based step on: ``x`` in the feature the calibrator
             reads, any float type, and ``labels`` ``(n,)`` int64 with background K; where the calibrator trains boxes
             also the rows' boxes and their ground truths ``(n, 4)``. Best on the CPU.
-        schedule: Length and learning rate.
+        schedule: With its length in iterations.
         state: File to resume from, written every ``save_every`` steps by the first process.
         save_every: Steps between two states.
         report: Called with the number of steps done and ``lr``, ``loss``, ``acc``, ``acc_bg``, ``acc_fg``.
@@ -128,16 +71,17 @@ def train_head(
         trained or [torch.zeros(1)], schedule.lr, schedule.momentum, weight_decay=schedule.weight_decay
     )
     first, skipped = _load(state, calibrator, optimizer)
+    rates = schedule.learning_rates()
     calibrator.train()
     rows, device = batches(first), _device(calibrator)
-    for step in range(first, schedule.iterations):
+    for step in range(first, len(rates)):
         batch = (part.to(device, non_blocking=True) for part in next(rows))
-        facts = _step(calibrator, optimizer, trained, schedule, step, *batch)
+        facts = _step(calibrator, optimizer, trained, rates[step], schedule.clip_norm, *batch)
         skipped += facts is None
         done = step + 1
-        if facts is not None and report and (done % report_every == 0 or done == schedule.iterations):
+        if facts is not None and report and (done % report_every == 0 or done == len(rates)):
             report(done, facts())
-        if state is not None and (done % save_every == 0 or done == schedule.iterations):
+        if state is not None and (done % save_every == 0 or done == len(rates)):
             _save(state, done, skipped, calibrator, optimizer)
     calibrator.eval()
     return skipped
@@ -147,8 +91,8 @@ def _step(
     calibrator: Calibrator,
     optimizer: torch.optim.Optimizer,
     trained: Sequence[Tensor],
-    schedule: HeadSchedule,
-    step: int,
+    lr: float,
+    clip_norm: float | None,
     x: Tensor,
     labels: Tensor,
     *boxes: Tensor,
@@ -163,14 +107,13 @@ def _step(
     x = x.float()
     calibrator.observe(x, labels)
     cls_score, loss = calibrator.train_losses(x, labels, *boxes)
-    lr = schedule.learning_rate(step)
     if trained:
         for parameter in trained:
             parameter.grad = None  # what zero_grad does, at a fraction of its time
         torch.autograd.backward(loss)
         _average_gradients(trained)
-        if schedule.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trained, schedule.clip_norm)
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()

@@ -13,19 +13,15 @@ middle 95 % of the resamples moved to where their mean is the number itself.
 from __future__ import annotations
 
 import hashlib
-import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltpipe.errors import UserError
-from ltpipe.run.files import atomic_path
+from ltpipe.data.arrays import load_arrays, save_arrays
 
 COUNT, SEED, LEVEL = 1000, 0, 0.95
 RESAMPLED = ("AP", "AP50", "APr", "APc", "APf")
@@ -111,9 +107,8 @@ def save_resamples(path: Path, resamples: Mapping[str, Resamples]) -> None:
     arrays: dict[str, Any] = {
         f"{kind}.{key}": values for kind, one in resamples.items() for key, values in one.values.items()
     }
-    info = json.dumps({kind: one.images for kind, one in resamples.items()})
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, info=np.array(info), **arrays)
+    images = {kind: one.images for kind, one in resamples.items()}
+    save_arrays(path, arrays, {"images": images}, compressed=True)
 
 
 def load_resamples(path: Path) -> dict[str, Resamples]:
@@ -122,15 +117,11 @@ def load_resamples(path: Path) -> dict[str, Resamples]:
     Raises:
         UserError: The file is missing or damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = json.loads(str(file["info"]))
-            return {
-                kind: Resamples({key: file[f"{kind}.{key}"] for key in RESAMPLED}, one) for kind, one in images.items()
-            }
-    except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
-        fix = "evaluate the checkpoint again"
-        raise UserError("cannot read the resamples", where=path, got=error, fix=fix) from error
+    arrays, about = load_arrays(path, kind="file of resamples", fix="evaluate the checkpoint again")
+    return {
+        kind: Resamples({key: arrays[f"{kind}.{key}"] for key in RESAMPLED}, images)
+        for kind, images in about.get("images", {}).items()
+    }
 
 
 def draw_images(image_ids: NDArray[np.int64], count: int = COUNT, seed: int = SEED) -> tuple[NDArray[np.uint8], str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ltpipe.data.id_rows import row_of
 from ltpipe.metrics.error_kinds import Errors
 from ltpipe.metrics.error_matching import CLS, IGNORED, RIGHT, WRONG
 from ltpipe.metrics.error_names import KINDS
@@ -36,9 +37,7 @@ class DetectionPictures:
         store = shelf.store
         names = dict(zip(store.category_ids.tolist(), store.category_names, strict=True))
         self._names = [names[i] for i in errors.category_ids.tolist()]
-        order = np.argsort(store.image_ids)
-        ids = predictions.image_ids[errors.dets]
-        self._image = order[np.searchsorted(store.image_ids, ids, sorter=order)]
+        self._image = row_of(predictions.image_ids[errors.dets], store.image_ids)
         self._by_class = np.lexsort((-errors.scores, errors.det_category))
         self._first = np.searchsorted(errors.det_category[self._by_class], np.arange(len(self._names) + 1))
         # Objects that detections of other classes lie on, the most confident first.

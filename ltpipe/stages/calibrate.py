@@ -11,7 +11,7 @@ from ltpipe.config.choices import is_trained_on_features
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
-from ltpipe.engine.calibrator_training import Batch, HeadSchedule, train_head
+from ltpipe.engine.calibrator_training import Batch, train_head
 from ltpipe.engine.dataset_configs import class_counts, known_classes
 from ltpipe.engine.detector_facts import facts_of
 from ltpipe.engine.feature_rows import LiveRows, StoredRows
@@ -74,7 +74,7 @@ def train_calibrator(
     rows = open_rows(exp, paths, plan, k)
     assert exp.features is not None
     level = exp.features.level if exp.features.storage == "cached" else "roi"
-    schedule = HeadSchedule.of(exp.calibrate[name].schedule, len(rows))
+    schedule = exp.calibrate[name].schedule.of_plan(len(rows))
     device = head.fc_cls.weight.device
 
     def batches(step: int) -> Iterator[Batch]:

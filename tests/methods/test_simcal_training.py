@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ltpipe.config.schedules import CalibrationSchedule
-from ltpipe.engine.calibrator_training import Batch, HeadSchedule, row_accuracies, train_head
+from ltpipe.engine.calibrator_training import Batch, row_accuracies, train_head
 from ltpipe.errors import UserError
 from ltpipe.methods.bags.group_softmax import BAGS
 from ltpipe.methods.box_layers import LEVELS, read_features, stored_features
@@ -26,7 +26,7 @@ from tests.helpers.pairs import run_pair
 
 K, STEPS = 5, 6
 COUNTS = [3, 500, 12, 300, 0]
-SCHEDULE = HeadSchedule(iterations=STEPS, lr=0.1, drops=(3, 5))
+SCHEDULE = CalibrationSchedule(iterations=STEPS, lr=0.1, drops=(3, 5))
 
 
 def box_head() -> nn.Module:
@@ -102,7 +102,8 @@ def test_trajectory_of_plain_sgd() -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_resumed_training_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     whole, first, second = (make(name) for _ in range(3))
-    schedule = HeadSchedule(iterations=STEPS, lr=0.1, drops=(3, 5), momentum=0.9, weight_decay=1e-3, clip_norm=5.0)
+    changes = {"momentum": 0.9, "weight_decay": 1e-3, "clip_norm": 5.0}
+    schedule = SCHEDULE.model_copy(update=changes)
     state = tmp_path / "work" / "head.pth"
     train_head(whole, stream(reading(whole)), schedule)
 
@@ -208,15 +209,23 @@ def test_accuracies() -> None:
 
 
 def test_schedule_of_an_experiment() -> None:
-    assert HeadSchedule.of(CalibrationSchedule(), 12000) == HeadSchedule(warmup_factor=1 / 3)
-    short = HeadSchedule.of(CalibrationSchedule(iterations=120, warmup_iterations=10), 12000)
-    assert short.drops == (70, 100)
-    assert short.learning_rate(0) == pytest.approx(0.01 * (1 / 3 + 2 / 3 * 0.1))
-    assert short.learning_rate(9) == 0.01 and short.learning_rate(70) == pytest.approx(0.001)
-    epochs = CalibrationSchedule.model_validate({"epochs": 0.5})
-    assert HeadSchedule.of(epochs, 101).iterations == 51
-    with pytest.raises(UserError, match="does not suit"):
-        HeadSchedule.of(SimpleNamespace(optimizer="adamw", bias_lr_mult=1.0, bias_decay_mult=1.0), 10)
+    rates = CalibrationSchedule().of_plan(101).learning_rates()
+    assert [(step, rates[step]) for step in range(1, 12000) if rates[step] != rates[step - 1]] == [
+        (7000, pytest.approx(0.001)),
+        (10000, pytest.approx(0.0001)),
+    ], "SimCal's published schedule"
+    short = CalibrationSchedule(iterations=120, warmup_iterations=10)
+    rates = short.learning_rates()
+    assert len(rates) == 120 and short.drop_iterations(120) == [70, 100]
+    assert rates[0] == pytest.approx(0.01 * (1 / 3 + 2 / 3 * 0.1))
+    assert rates[9] == 0.01 and rates[70] == pytest.approx(0.001)
+    assert CalibrationSchedule.model_validate({"epochs": 0.5}).of_plan(101).iterations == 51
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"bias_lr_mult": 2.0}, {"bias_decay_mult": 0.0}])
+def test_a_schedule_that_does_not_suit_a_calibrator(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="sgd with one learning rate"):
+        CalibrationSchedule.model_validate(change)
 
 
 def gapped_rows(step: int) -> Batch:

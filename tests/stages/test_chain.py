@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from mmengine.config import Config
 from ltpipe.data.calibration_rows import FeaturePlan
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
-from ltpipe.engine.calibrator_training import HeadSchedule, train_head
+from ltpipe.engine.calibrator_training import train_head
 from ltpipe.engine.dataset_configs import annotated_config
 from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.engine.inference import build_dataset, load_model
@@ -240,5 +239,6 @@ def test_a_calibrated_checkpoint_loads_by_its_config_alone(chain: Chain, tmp_pat
 
 
 def test_schedules_of_heads_come_from_the_experiment(chain: Chain) -> None:
-    schedule = HeadSchedule.of(chain.exp.calibrate["simcal"].schedule, plan_steps=4)
-    assert schedule == replace(schedule, iterations=6, lr=0.02, momentum=0.0, weight_decay=0.0)
+    schedule = chain.exp.calibrate["simcal"].schedule
+    assert schedule.of_plan(4).iterations == 6
+    assert (schedule.lr, schedule.momentum, schedule.weight_decay) == (0.02, 0.0, 0.0)

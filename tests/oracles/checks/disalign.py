@@ -12,7 +12,8 @@ from mmdet.models.losses import CrossEntropyLoss
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ltpipe.engine.calibrator_training import HeadSchedule, train_head
+from ltpipe.config.schedules import CalibrationSchedule
+from ltpipe.engine.calibrator_training import train_head
 from ltpipe.methods.disalign.calibrator import DisAlign
 from ltpipe.registry import MODELS
 
@@ -92,7 +93,7 @@ def check_training(path: Path) -> None:
     z = read(path)
     calibrator, losses = calibrator_of(z), []
     steps = len(z["labels"])
-    schedule = HeadSchedule(
+    schedule = CalibrationSchedule(
         iterations=steps,
         lr=float(z["lr"]),
         drops=(),

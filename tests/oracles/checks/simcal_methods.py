@@ -11,6 +11,7 @@ from mmdet.models.roi_heads import Shared2FCBBoxHead
 from mmdet.models.task_modules.coders import LegacyDeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
+from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.data.calibration_rois import (
     RoiSampling,
     SlotRois,
@@ -20,7 +21,7 @@ from ltpipe.data.calibration_rois import (
     slot_generator,
     step_generator,
 )
-from ltpipe.engine.calibrator_training import HeadSchedule, train_head
+from ltpipe.engine.calibrator_training import train_head
 from ltpipe.interop.mmdet1 import background_last, convert_calibrated_head, convert_detector
 from ltpipe.methods.simcal.calibrator import DualHead, SimCal
 from ltpipe.methods.simcal.functions import average_stages, fuse_scores, tail_classes
@@ -168,7 +169,7 @@ def check_head(path: Path) -> None:
         train_head(
             calibrator,
             lambda step, x=x, y=y: iter(zip(x[step:], y[step:], strict=True)),
-            HeadSchedule(iterations=len(x), lr=float(case["lr"]), drops=()),
+            CalibrationSchedule(iterations=len(x), lr=float(case["lr"]), drops=()),
             report=lambda step, values, facts=facts: facts.append(values),
             report_every=1,
         )
@@ -225,11 +226,15 @@ def check_schedule(path: Path) -> None:
     """The learning rate of every epoch, at its first and last step."""
     with np.load(path, allow_pickle=False) as file:
         steps = int(file["steps_per_epoch"])
-        schedule = HeadSchedule(iterations=12 * steps, drops=(7 * steps, 10 * steps))
-        assert steps != 1000 or schedule == HeadSchedule(), "the default is the published schedule"
+        longest = int(file["epoch"].max()) * steps
+        rates = CalibrationSchedule(iterations=longest, drops=(7 * steps, 10 * steps)).learning_rates()
+        if steps == 1000:
+            assert CalibrationSchedule().of_plan(1).learning_rates() == rates[:12000], (
+                "the default is what is published"
+            )
         for epoch, lr in zip(file["epoch"].tolist(), file["lr"].tolist(), strict=True):
             for step in ((epoch - 1) * steps, epoch * steps - 1):
-                np.testing.assert_allclose(schedule.learning_rate(step), lr, rtol=1e-12)
+                np.testing.assert_allclose(rates[step], lr, rtol=1e-12)
 
 
 CHECKS = {
