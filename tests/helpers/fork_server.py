@@ -104,27 +104,45 @@ def serve(path: str, parent: int, ready: int | None = None) -> None:
             connection.close()
 
 
+# What stages would import while they run.
+LATE = (
+    "matplotlib.backends.backend_svg",
+    "mmdet.engine",
+    "mmdet.models",
+    "mmdet.visualization",
+    "multiprocessing.popen_fork",
+    "pandas.io.formats.csvs",
+    "pyarrow.pandas_compat",
+    "snakemake.executors.local",
+    "snakemake.workflow",
+    "torch._dynamo",
+    "torch.distributed.launcher.api",
+    "torch.onnx",
+    "torch.utils.serialization",
+    "yapf.yapflib.yapf_api",
+)
+
+
 def load() -> None:
     """Import what the commands need, and fill what is read once."""
-    import mmdet.models  # noqa: F401
+    import numpy as np
     import snakemake.cli
-    import snakemake.executors.local
-    import snakemake.workflow
-    import torch.distributed.launcher.api  # noqa: F401
     from mmengine.registry import init_default_scope
+    from PIL import Image
 
     import ltpipe.cli
     import ltpipe.pipeline.rules  # noqa: F401
     from ltpipe.config.catalogue import catalogue
+    from ltpipe.metrics.kernels import decode_ends
     from ltpipe.pipeline.stages import TABLE
 
-    for stage in TABLE:
-        importlib.import_module(f"ltpipe.stages.{stage}")
-    importlib.import_module("ltpipe.stages.toy_data")
-    importlib.import_module("tests.workflow.stub_ltpipe")
+    for module in (*LATE, *(f"ltpipe.stages.{name}" for name in ("toy_data", *TABLE)), "tests.workflow.stub_ltpipe"):
+        importlib.import_module(module)
     init_default_scope("mmdet")
     catalogue()
     snakemake.cli.get_argument_parser()
+    Image.init()
+    decode_ends(np.zeros(1, np.uint8), 0, 0, np.zeros(1, np.int64))  # numba starts with its first call
     gc.freeze()
 
 
