@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Spinning OpenMP threads make small tensors several times slower on shared machines.
@@ -22,3 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--annotation-cases", type=Path, help="folder with annotation files and expected.json")
     parser.addoption("--photographs", type=Path, help="folder with train.json, val.json, images/train and images/val")
     parser.addoption("--fix", action="store_true", help="write generated files (the JSON schema) anew")
+
+
+@pytest.fixture
+def forked_python(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have programs that are started with ``sys.executable`` forked, with everything imported: see its helper."""
+    from tests.helpers.commands import python_script
+
+    monkeypatch.setattr(sys, "executable", str(python_script(tmp_path_factory.mktemp("bin"))))

@@ -172,7 +172,9 @@ def test_plugins(load: Load, project: Path, forget_plugins: None) -> None:
     ("text", "words"),
     [(None, "cannot be found"), ("1 / 0", "ZeroDivisionError"), (PLUGIN.format(name="seesaw", tilt=1), "'seesaw' is")],
 )
-def test_plugins_that_cannot_be_used(load: Load, project: Path, text: str | None, words: str) -> None:
+def test_plugins_that_cannot_be_used(
+    load: Load, project: Path, text: str | None, words: str, forked_python: None
+) -> None:
     name = f"wrong_{abs(hash(text))}"  # modules are looked for once
     if text is not None:
         (project / f"{name}.py").write_text(text)

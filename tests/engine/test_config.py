@@ -217,23 +217,39 @@ def test_processes_and_cores_change_the_running_config_only(
 # ---- a config alone --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["base", "phase1"])
-def test_a_config_alone_repeats_the_training(project: Path, tmp_path: Path, stage: str) -> None:
+# Both have what takes long to import, but nothing of ltpipe.
+ALONE = """
+import os, sys
+import mmdet.datasets, mmdet.models, torch._dynamo
+from mmengine.config import Config
+from mmengine.runner import Runner
+assert not any(name.startswith("ltpipe") for name in sys.modules)
+children = []
+for file, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    children.append(os.fork())
+    if not children[-1]:
+        config = Config.fromfile(file)
+        config.work_dir = folder
+        Runner.from_cfg(config).train()
+        sys.exit()
+sys.exit(max(os.waitpid(child, 0)[1] for child in children) > 0)
+"""
+
+
+def test_a_config_alone_repeats_the_training(project: Path, tmp_path: Path) -> None:
     """What a stage writes beside its weights is all that mmengine needs to make them again, and to come to an end."""
     exp = experiment(project)
-    order = ["index", "split", "base", *([("distill", 1), ("lst", 1)] if stage == "phase1" else [])]
-    paths = run_stages(exp, tmp_path / "results", *order)
-    assert Config.fromfile(str(paths.config(stage))).train_dataloader.num_workers == 2
-    script = (
-        "from mmengine.config import Config\nfrom mmengine.runner import Runner\n"
-        f"config = Config.fromfile({str(paths.config(stage))!r})\nconfig.work_dir = {str(tmp_path / 'alone')!r}\n"
-        "Runner.from_cfg(config).train()\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    newest = saved_states(tmp_path / "alone")[0]
-    expected, found = state_of(paths.model(stage)), torch.load(newest, weights_only=False)["state_dict"]
-    assert expected.keys() == found.keys()
-    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    paths = run_stages(exp, tmp_path / "results", "index", "split", "base", ("distill", 1), ("lst", 1))
+    stages = {stage: tmp_path / f"{stage} alone" for stage in ("base", "phase1")}
+    assert Config.fromfile(str(paths.config("base"))).train_dataloader.num_workers == 2
+    asked = [str(word) for stage, folder in stages.items() for word in (paths.config(stage), folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", ALONE, *asked], check=True, timeout=240, env=environment)
+    for stage, folder in stages.items():
+        expected = state_of(paths.model(stage))
+        found = torch.load(saved_states(folder)[0], weights_only=False)["state_dict"]
+        assert expected.keys() == found.keys()
+        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
 def test_the_seed_changes_the_training(project: Path, paths: Paths, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.helpers.fork_client import start
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PYTHON = sys.executable  # tests may put another program in its place
 _STARTED: list[subprocess.Popen[bytes]] = []
 
 
@@ -35,7 +36,7 @@ def server() -> Path:
             path.unlink(missing_ok=True)  # of an earlier run with this process id
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", VARIABLE: "2"}
             ready, writing = os.pipe()
-            command = [sys.executable, str(HERE / "fork_server.py"), str(path), str(run), str(writing)]
+            command = [PYTHON, str(HERE / "fork_server.py"), str(path), str(run), str(writing)]
             files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [writing]}
             _STARTED.append(subprocess.Popen(command, env=environment, **files))
             os.close(writing)
@@ -59,12 +60,20 @@ def program(path: Path, name: str, *, prepare: str = "", python: Path | str = ""
 
     Args:
         path: Socket of the server.
-        name: ``ltpipe``, ``snakemake`` or ``stub``; nothing for a script that stands for the Python of torchrun.
+        name: ``ltpipe``, ``snakemake`` or ``stub``; nothing for a script that stands for Python.
         prepare: Module whose ``prepare`` gets the name and the list of arguments before the command begins.
         python: What ``ltpipe`` takes for the interpreter when it starts others.
     """
-    words = [sys.executable, "-IS", str(HERE / "fork_client.py"), str(path), prepare, str(python) or sys.executable]
+    words = [PYTHON, "-IS", str(HERE / "fork_client.py"), str(path), prepare, str(python) or PYTHON]
     return " ".join([*(f'"{word}"' for word in words), name])
+
+
+def python_script(folder: Path) -> Path:
+    """Write a program that is Python in a fork of the server; it takes ``-c`` and ``-u -m ltpipe.cli``."""
+    script = folder / "forked_python"
+    script.write_text(f'#!/bin/sh\nexec {program(server(), "", python=script)} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 class Command:
@@ -95,7 +104,7 @@ class Command:
         with open(os.devnull) as nothing, open(output, "w") as out:
             fds = [nothing.fileno(), out.fileno(), out.fileno()]
             self.connection, self._reader, self.pid = start(
-                str(path), list(argv), dict(environment), str(folder), fds, str(python) or sys.executable, prepare
+                str(path), list(argv), dict(environment), str(folder), fds, str(python) or PYTHON, prepare
             )
 
     def wait(self, seconds: float = 900) -> int:

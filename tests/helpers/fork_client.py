@@ -24,6 +24,8 @@ def main():
     path, prepare, python, *argv = sys.argv[1:]
     if argv[:3] == ["-u", "-m", "ltpipe.cli"]:
         argv = ["ltpipe", *argv[3:]]  # torchrun starts its processes with sys.executable
+    elif argv[0] == "-c":
+        argv = ["python", *argv]
     _, reader, pid = start(path, argv, dict(os.environ), os.getcwd(), [0, 1, 2], python, prepare)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: os.killpg(pid, got))  # as terminals and Slurm do: to all its processes

@@ -3,9 +3,9 @@
 ``python fork_server.py SOCKET PID FD`` listens on a Unix socket, which lies in a folder of its own, as long as the
 process PID lives, and says so by a byte in the open file FD. A client sends the arguments and the environment of a
 command and its open files; it gets the process id, and in the end the exit status. A command of a client that is killed
-is killed, as it would be without this detour. Commands are ``snakemake``, ``ltpipe``, ``stub``, which is the stub for
-``ltpipe`` of the tests of the workflow, and ``serve SOCKET``: another server, which needs no imports and ends with its
-client.
+is killed, as it would be without this detour. Commands are ``snakemake``, ``ltpipe``, ``python -c``, ``stub``, which is
+the stub for ``ltpipe`` of the tests of the workflow, and ``serve SOCKET``: another server, which needs no imports and
+ends with its client.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ import socket
 import sys
 import traceback
 
+# Without this folder and those of PYTHONPATH, which commands have of their own.
+SEARCHED = [folder for folder in sys.path[1:] if folder not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+
 
 def work(request: dict) -> int:
     """Be the command; return its exit code."""
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.path[0] = request["cwd"]  # as `python -m` does
+    search = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = [request["cwd"], *filter(None, search), *SEARCHED]  # as `python -m` has it
     program, *arguments = request["argv"]
     sys.argv = [program, *arguments]
     try:
@@ -39,6 +43,9 @@ def work(request: dict) -> int:
             from snakemake.cli import main as snakemake
 
             snakemake(arguments)
+        elif program == "python":
+            sys.argv = arguments[:1] + arguments[2:]
+            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
         elif program == "stub":
             from tests.workflow.stub_ltpipe import main as stub
 

@@ -75,7 +75,7 @@ def test_a_pass_cut_short_is_continued_by_another_number_of_processes(chain: Cha
     assert made(cut, "features", None) == made(whole, "features", None)
 
 
-def test_the_command_line_starts_them(chain: Chain, tmp_path: Path) -> None:
+def test_the_command_line_starts_them(chain: Chain, tmp_path: Path, forked_python: None) -> None:
     paths = chain.copy(tmp_path)
     file = chain.exp.file
     code, error = command_line("evaluate", file, "--results", paths.results, "--checkpoint", "base", "--processes", 2)

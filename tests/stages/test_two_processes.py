@@ -22,6 +22,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.run.changes import damages
 from ltpipe.run.cores import VARIABLE
 from ltpipe.run.launch import FAILED, launch_on_nodes
+from tests.helpers.commands import PYTHON
 from tests.helpers.tiny_project import (
     assert_same_state,
     command_line,
@@ -139,7 +140,7 @@ def test_a_phase_with_masks_and_distillation(chain: Chain, tmp_path: Path, avera
 
 
 @pytest.mark.timeout(240)
-def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path) -> None:
+def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path, forked_python: None) -> None:
     """With a loader process each, which changes nothing."""
     exp = experiment(chain.folder, detector={"config": str(chain.folder / "boxes.py")}, base=SCHEDULE)
     paths, alone, unloaded = (chain.copy(tmp_path / name, exp) for name in ("two", "one", "without loaders"))
@@ -157,7 +158,7 @@ def test_the_command_line_starts_several_processes(chain: Chain, tmp_path: Path)
     ), "the config does not depend on the number of processes"
 
 
-SRUN = """#!{python}
+SRUN = """#!{interpreter}
 import os, subprocess, sys
 tasks, per_node = (int(a.split("=")[1]) for a in sys.argv if a.startswith("--ntasks"))
 command = sys.argv[sys.argv.index("{python}"):]
@@ -171,12 +172,12 @@ sys.exit(max(one.wait() for one in running))
 
 
 @pytest.fixture
-def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_python: None) -> None:
     """Slurm's commands as in a job of two nodes, both of which are this machine."""
     programs = {
         "squeue": '#!/bin/sh\ncase $3 in *%D) echo 2;; *%N) echo "n[1-2]";; *RestartCnt) echo 0;; esac\n',
         "scontrol": '#!/bin/sh\n[ $2 = node ] && echo " NodeAddr=127.0.0.1 NodeHostName=n1" || printf "n1\\nn2\\n"\n',
-        "srun": SRUN.format(python=sys.executable),
+        "srun": SRUN.format(interpreter=PYTHON, python=sys.executable),
     }
     folder = tmp_path / "bin"
     folder.mkdir()
