@@ -5,19 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from ltpipe.command_options import import_options
+from ltpipe.config.blocks import Dataset
 from ltpipe.data import convert
 from ltpipe.data.convert import build_store
 from ltpipe.data.findings import Findings
 from ltpipe.data.image_names import image_files
 from ltpipe.data.readers import READERS
 from ltpipe.data.readers.records import ImageRecord
+from ltpipe.data.readers.sources import SOURCES
 from ltpipe.data.readers.text import quoted_words
 from ltpipe.data.store import AnnotationStore
 from ltpipe.data.summary import sentences
@@ -445,3 +449,11 @@ def test_every_reader_says_what_it_left_out(tmp_path: Path) -> None:
         columns = (records.ids, records.image_ids, records.category_ids, records.boxes, records.areas, records.masks)
         assert {len(column) for column in columns} == {7}
         assert records.boxes.dtype == np.float64 and records.has_box.all()
+
+
+def test_every_format_can_be_named() -> None:
+    verb = ArgumentParser()
+    import_options(verb)
+    (named,) = (action.choices for action in verb._actions if action.dest == "format")
+    assert set(named or ()) == set(SOURCES)
+    assert set(get_args(Dataset.model_fields["format"].annotation)) == set(READERS)
