@@ -59,6 +59,10 @@ class Paths:
         name = stage if key is None else f"{stage}.{f'phase{key}' if isinstance(key, int) else key}"
         return Path("logs") / self._experiment.owners.get((stage, key), self.root.name) / f"{name}.log"
 
+    def benchmark(self, stage: str, key: str | int | None = None) -> Path:
+        """What Snakemake measures of a stage: time, memory and load."""
+        return self.log(stage, key).with_suffix(".benchmark.tsv")
+
     # ---- artefacts ---------------------------------------------------------------------------------------------------
 
     @property

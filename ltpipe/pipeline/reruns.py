@@ -17,12 +17,13 @@ from ltpipe.pipeline.paths import RESULTS, Paths
 from ltpipe.pipeline.stage_files import of_parts
 from ltpipe.pipeline.stage_rules import rule_names
 from ltpipe.pipeline.stages import stage_inputs, stage_keys, stage_outputs
-from ltpipe.run.changes import changes
-from ltpipe.run.earlier_results import keep, put_back
+from ltpipe.run.changes import changes, is_current
+from ltpipe.run.earlier_results import is_asked, keep, put_back
 from ltpipe.run.input_checks import check_annotations, check_outside, checked_input
 from ltpipe.run.log_progress import holder
 from ltpipe.run.records import RECORD, is_cut_off, read_json, recorded_outputs
 from ltpipe.run.snakemake_lock import hold_run_lock
+from ltpipe.run.stage_lock import wait_for_holder
 
 _TOLD = 4
 
@@ -41,6 +42,7 @@ class Reruns:
     def __init__(self, experiments: Mapping[str, Experiment]) -> None:
         self._experiments = experiments
         self._workflow: Any = None
+        self._job: Any = None
         self._lock: IO[str] | None = None
         self._due: dict[Path, list[str]] = {}
         self._kept: list[Path] = []
@@ -140,12 +142,15 @@ class Reruns:
             return False
         asked = self._workflow.dag_settings
         names = {*asked.forcerun, *(asked.targets if asked.forcetargets else ())}
-        if record in self._drawn:
-            rules = {"toy_data"}
-        else:
-            exp, stage, key = self._made[record]
-            rules = rule_names(exp, Paths(RESULTS, exp), stage, key)
+        rules = self._rules(record)
         return asked.forceall or bool(rules & names) or any(self._of_output(Path(name)) == record for name in names)
+
+    def _rules(self, record: Path) -> set[str]:
+        """Names by which the user and Snakemake may mean a stage."""
+        if record in self._drawn:
+            return {"toy_data"}
+        exp, stage, key = self._made[record]
+        return rule_names(exp, Paths(RESULTS, exp), stage, key)
 
     def _of_output(self, file: Path) -> Path | None:
         """Return the record of the stage that a file belongs to, which may lie outside its folder."""
@@ -161,12 +166,26 @@ class Reruns:
         """
         self._workflow = workflow
 
+    def serve(self, workflow: Any) -> None:
+        """Stand by this Snakemake, one inside a job: the job was told to run, whatever has become of its stage since.
+
+        Args:
+            workflow: Snakemake's workflow.
+        """
+        self._job = workflow
+
     def consider(self, record: Path) -> None:
         """Have Snakemake, which is building its graph, run a stage if it is due.
 
         Args:
             record: As :meth:`why_due` takes it.
+
+        Raises:
+            SystemExit: With 0, inside a job that has nothing left to do.
         """
+        if self._job is not None and self._is_job_of(record) and self._is_done(record):
+            print(f"{self._shown(record)} is complete, with today's settings and inputs: nothing is left to do")
+            raise SystemExit(0)
         if self._workflow is None:
             return
         self._take_over()
@@ -176,6 +195,25 @@ class Reruns:
             forced.add(str(record))
             more = f" and {len(why) - _TOLD} more" if len(why) > _TOLD else ""
             print(f"{self._shown(record)} is made again: {'; '.join(why[:_TOLD])}{more}", file=sys.stderr)
+
+    def _is_job_of(self, record: Path) -> bool:
+        """Whether the job that this Snakemake runs makes this stage and no other."""
+        named = {spec.rulename for spec in self._job.dag_settings.target_jobs}
+        return len(named) == len(self._job.dag_settings.target_jobs) == 1 and named <= self._rules(record)
+
+    def _is_done(self, record: Path) -> bool:
+        """Whether another job has made what this one would make, perhaps after waiting for it; else it runs.
+
+        A job may start a second time, or late, beside another one for the same stage: Slurm queues it again, or nobody
+        knew that it was there. What Snakemake would remove now is read by the stages that follow.
+        """
+        if record in self._drawn:
+            return record.is_file() and not self._changes(record) and not self._lost(record)
+        exp, stage, key = self._made[record]
+        paths = Paths(RESULTS, exp)
+        wait_for_holder(record.parent, stage)
+        there = (*stage_outputs(exp, paths, stage, key), record, paths.benchmark(stage, key))
+        return all(file.exists() for file in there) and not is_asked(record.parent) and is_current(exp, paths, stage, key)
 
     def _take_over(self) -> None:
         """While the rules are read Snakemake knows neither its settings nor whether anything will run; now it does."""
@@ -205,6 +243,9 @@ class Reruns:
         for record in files.keys() & self._made.keys():
             self._check_inputs(record, files)
         bring_to_the_past()
+        for note in self._drawn.keys() & files.keys():
+            if self._is_asked_for(note):  # nothing is kept of it: without it the job knows that it has to run
+                note.unlink(missing_ok=True)
         for record, (exp, stage, key) in self._made.items():
             if self._is_asked_for(record):
                 _forget(Paths(RESULTS, exp).work(stage, key))

@@ -23,6 +23,7 @@ class Rule:
         wildcards: By wildcard what it may stand for.
         outputs: What it leaves, with wildcards; the record comes last.
         log: Its log.
+        benchmark: Snakemake's measurements of it.
         message: What Snakemake says of a job.
     """
 
@@ -32,6 +33,7 @@ class Rule:
     wildcards: Mapping[str, Sequence[str]]
     outputs: Sequence[Path]
     log: Path
+    benchmark: Path
     message: str
 
 
@@ -79,6 +81,7 @@ def _rules(entry: Stage, key: Key, having: Sequence[Experiment], experiments: Se
             wildcards=wildcards,
             outputs=[*entry.outputs(paths, inside), *more, record],
             log=paths.log(entry.name, inside),
+            benchmark=paths.benchmark(entry.name, inside),
             message=f"{what} of {{wildcards.{whose}}}{threads}; follow it in {{log}}",
         )
 

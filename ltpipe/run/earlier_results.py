@@ -75,6 +75,11 @@ def would_do(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -
     return all(name in files and checksum(files[name]) == before for name, before in record["outputs"].items())
 
 
+def is_asked(folder: Path) -> bool:
+    """Whether the user has asked for another run of a stage, in place of results that would do, and it has not ended."""
+    return bool(_kept(folder)[0].get("asked"))
+
+
 def record_of(folder: Path) -> Path | None:
     """Return the record of the finished stage, in its place or kept aside; None without any."""
     record = folder / RECORD

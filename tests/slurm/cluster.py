@@ -285,7 +285,7 @@ class Cluster:
             "JobAcctGatherFrequency": 2,
             "JobAcctGatherParams": "OverMemoryKill",
             "AccountingStorageType": "accounting_storage/none",
-            "MinJobAge": 300,
+            "MinJobAge": 7200,  # tests ask about all their jobs at the end
             "SchedulerType": "sched/backfill",
             "SchedulerParameters": "sched_interval=5,bf_interval=5,batch_sched_delay=0,sched_min_interval=0",
             "PreemptType": "preempt/partition_prio",

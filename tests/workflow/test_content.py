@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ltpipe.run.earlier_results import keep
 from tests.helpers.workspace import Workspace
 
 MINE = """\
@@ -23,6 +24,8 @@ dataset:
 """
 ALL = ("all", "--cores", "2")
 FILE = "configs/experiments/mine.yaml"
+# What Snakemake calls inside a Slurm job.
+JOB = ("--mode", "remote", "--target-jobs", "base:experiment=mine", "--allowed-rules", "base", "--force", "--no-hooks")
 FROM_BASE = {"base": 1, "evaluate": 1, "report": 1}
 FROM_INDEX = {"index": 1, "split": 1, **FROM_BASE}
 
@@ -123,6 +126,26 @@ def test_a_stage_that_fails_destroys_nothing(own: Workspace, stage: str, how: tu
     after = snapshot(own)
     same = {name for name in before if before[name] == after.get(name)}
     assert {name for name in before.keys() - same if "/validate/" not in name and "lock" not in name} == set()
+
+
+def test_a_job_that_starts_late_removes_nothing(own: Workspace) -> None:
+    """It ends before Snakemake removes its outputs, unless its stage is not finished or was asked for again."""
+    base, made = own.folder / "results/mine/base", snapshot(own)
+
+    def job() -> list[str]:
+        """Stages that a job for ``base`` runs."""
+        before = calls(own)
+        said = own.snakemake(*JOB, "--nolock", "--ignore-incomplete", "--cores", "1")
+        ran = [line.partition(" ")[0] for line in calls(own)[len(before) :]]
+        assert ("nothing is left to do" in said) == (not ran)
+        return ran
+
+    assert job() == [] and snapshot(own) == made
+    assert keep(base, [base / "model.pth"], asked=True)
+    assert job() == ["base"]
+    assert job() == []
+    with own.edited(FILE, "dataset:", "seed: 1\ndataset:"):
+        assert job() == ["base"]
 
 
 def test_a_killed_snakemake_leaves_what_was_finished(own: Workspace) -> None:

@@ -13,6 +13,8 @@ with clear_refusals():
     if workflow.is_main_process:
         check_owner()
         PIPELINE.reruns.steer(workflow)
+    else:
+        PIPELINE.reruns.serve(workflow)
 
 
 def reads(stage, key=None):

@@ -17,7 +17,7 @@ for one in RULES:
         log:
             str(one.log),
         benchmark:
-            str(one.log.with_suffix(".benchmark.tsv"))
+            str(one.benchmark)
         wildcard_constraints:
             **{wildcard: names(allowed) for wildcard, allowed in one.wildcards.items()},
         localrule: one.stage.local
