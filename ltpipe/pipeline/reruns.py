@@ -212,8 +212,9 @@ class Reruns:
         exp, stage, key = self._made[record]
         paths = Paths(RESULTS, exp)
         wait_for_holder(record.parent, stage)
-        there = (*stage_outputs(exp, paths, stage, key), record, paths.benchmark(stage, key))
-        return all(file.exists() for file in there) and not is_asked(record.parent) and is_current(exp, paths, stage, key)
+        if is_asked(record.parent) or not is_current(exp, paths, stage, key):
+            return False
+        return all(file.exists() for file in (*stage_outputs(exp, paths, stage, key), paths.benchmark(stage, key)))
 
     def _take_over(self) -> None:
         """While the rules are read Snakemake knows neither its settings nor whether anything will run; now it does."""

@@ -76,7 +76,7 @@ def would_do(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -
 
 
 def is_asked(folder: Path) -> bool:
-    """Whether the user has asked for another run of a stage, in place of results that would do, and it has not ended."""
+    """Whether the user has asked for another run of a stage, which has not ended well yet."""
     return bool(_kept(folder)[0].get("asked"))
 
 
