@@ -41,6 +41,7 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_executor_plugin_ltslurm import submission
 from snakemake_executor_plugin_ltslurm.ledger import Entry, Ledger
 from snakemake_executor_plugin_ltslurm.quoting import between_double_quotes, taken_literally
+from snakemake_executor_plugin_ltslurm.rhythm import LONGEST_SECONDS, RETRY_SECONDS, Rhythm
 from snakemake_executor_plugin_ltslurm.states import (
     ALIVE,
     HELD,
@@ -59,9 +60,8 @@ from snakemake_executor_plugin_ltslurm.states import (
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
-IDLE_SECONDS = 2
-RETRY_SECONDS = 10
-LONGEST_SECONDS = 60
+# How often is looked whether Slurm should be asked.
+TICK_SECONDS = 1
 # How long a submission waits for a slurmctld that is away.
 PATIENCE_SECONDS = 1800
 # How long a job needs to be seen whose sbatch got no answer.
@@ -99,7 +99,7 @@ class Executor(stock.Executor):  # type: ignore[misc]
         """Read which jobs earlier runs have left."""
         super().__post_init__(test_mode)
         self._watch, self._told = Watch(), dict[str, str]()
-        self._changed = time.monotonic()
+        self._rhythm = Rhythm(self.workflow.executor_settings.init_seconds_before_status_checks)
         self._stopping = threading.Event()
         self._ours, self._seen = set[str](), set[str]()
         self._partitions_asked, self._full = submission.Partitions(), ""
@@ -129,15 +129,17 @@ class Executor(stock.Executor):  # type: ignore[misc]
     # ---- watching ----------------------------------------------------------------------------------------------------
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
-        """Report the jobs that are over and yield the others."""
-        if not active_jobs:
-            self.next_seconds_between_status_checks = IDLE_SECONDS
+        """Report the jobs that are over and yield the others; all of them while it is too early to ask."""
+        numbers = [job.external_jobid for job in active_jobs]
+        if not self._rhythm.due(numbers, time.monotonic()):
+            for job in active_jobs:
+                yield job
             return
         async with self.status_rate_limiter:
-            states = await asyncio.to_thread(job_states, [job.external_jobid for job in active_jobs])
+            states = await asyncio.to_thread(job_states, numbers)
         if states is None:
             self.logger.warning(f"Slurm did not answer; will ask again in {RETRY_SECONDS} s.")
-            self.next_seconds_between_status_checks = RETRY_SECONDS
+            self._rhythm.unanswered(time.monotonic())
             for job in active_jobs:
                 yield job
             return
@@ -150,22 +152,13 @@ class Executor(stock.Executor):  # type: ignore[misc]
                 running.append(job)
             else:
                 self._finish(job, state, outcome)
-        if len(running) < len(active_jobs):
-            self._changed = time.monotonic()
-        self.next_seconds_between_status_checks = self._pause() if running else IDLE_SECONDS
+        self._rhythm.answered(time.monotonic(), ended=len(running) < len(active_jobs))
         for job in running:
             yield job
 
-    def _pause(self) -> float:
-        """Seconds to the next poll: a quarter of the time since a job was submitted or ended, within limits."""
-        first = self.workflow.executor_settings.init_seconds_before_status_checks
-        return min(max(first, (time.monotonic() - self._changed) / 4), max(first, LONGEST_SECONDS))
-
     async def sleep(self) -> None:
-        """Wait for the next poll; not longer than Snakemake runs."""
-        end = time.monotonic() + self.next_seconds_between_status_checks
-        while self.wait and time.monotonic() < end:
-            await asyncio.sleep(1)
+        """Wait until it may be time to ask; jobs that are submitted meanwhile may want it sooner than those before."""
+        await asyncio.sleep(TICK_SECONDS)
 
     def _tell_why_it_waits(self, job: SubmittedJobInfo, state: State | None) -> None:
         """Say once that a job waits for somebody, or for what does not come by itself."""
@@ -340,7 +333,6 @@ class Executor(stock.Executor):  # type: ignore[misc]
                 f"Slurm job {number} could not be noted in {self._ledger.folder} ({error.strerror}); "
                 + ("it was cancelled." if gone else f"stop it: scancel {number}")
             ) from error
-        self._changed = time.monotonic()
         super()._report_job_submission_threadsafe(job_info)
 
     # ---- stopping ----------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from tests.slurm.cluster import Cluster
 
 FILE = "configs/experiments/tiny.yaml"
 CHANGING = ("results", "logs", ".snakemake", "data")
-# Of a record: when and how fast it was made, and what the data looked like before.
-VOLATILE = ("started", "seconds", "peak_memory_mib", "remarks")
+# Of a record: when, where and how fast it was made, and what the data looked like before.
+VOLATILE = ("started", "seconds", "peak_memory_mib", "remarks", "place")
 # The report shows when each stage ran, how long and in how much memory.
 SHOWN_TIMES = re.compile(rb"\d+\.\d s|\d+\.\d GiB|\d+ min|\d{4}-\d\d-\d\d[T ][\d:.]+([+-]\d\d:\d\d|Z)?")
 # What the disturbed runs pretend to have: two loader processes in each of two processes, four in one.

@@ -19,6 +19,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from ltpipe.run.log_progress import failure
 from snakemake_executor_plugin_ltslurm import RETRY_SECONDS, Executor, ExecutorSettings, _Stopped
 from snakemake_executor_plugin_ltslurm.ledger import Ledger
+from snakemake_executor_plugin_ltslurm.rhythm import Rhythm
 from snakemake_executor_plugin_ltslurm.states import (
     FORGOTTEN_SECONDS,
     GRACE_SECONDS,
@@ -209,7 +210,7 @@ class Recorder:
         executor.logger = logging.getLogger("test")
         executor.status_rate_limiter = _NoLimit()
         executor._stopping = threading.Event()
-        executor._changed, executor._next_seconds_between_status_checks = time.monotonic(), 2
+        executor._rhythm = Rhythm(10)
         settings = ExecutorSettings(status_command=None, init_seconds_before_status_checks=10)
         executor.workflow = SimpleNamespace(executor_settings=settings, workdir_init=str(folder.parent))
         executor.format_job_exec = lambda job: "true"
@@ -220,8 +221,13 @@ class Recorder:
         executor.report_job_error = lambda job, msg=None, **_: self.said.append((msg, job.external_jobid))
         self.executor = executor
 
+    def pause(self) -> int:
+        """Seconds to the next poll."""
+        return round(self.executor._rhythm.ask_at - time.monotonic())
+
     def poll(self, *numbers: str) -> list[str]:
-        """Ids that are watched further."""
+        """Ids that are watched further after Slurm was asked."""
+        self.executor._rhythm.ask_at = 0.0
         log = {"slurm_logfile": Path("missing.log")}
         jobs = [SubmittedJobInfo(_job(number), number, log) for number in numbers]
 
@@ -241,19 +247,31 @@ def test_polls(slurm: FakeSlurm, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     recorder = Recorder(tmp_path / "ledger")
     assert recorder.poll("1", "2") == ["1", "2"] and recorder.said == []
     assert "Slurm did not answer; will ask again" in caplog.text
-    assert recorder.executor.next_seconds_between_status_checks == RETRY_SECONDS
+    assert recorder.pause() == RETRY_SECONDS
     slurm.says("squeue", "1|RUNNING\n2|COMPLETED\n3|CANCELLED")
     assert recorder.poll("1", "2", "3") == ["1"]
     assert recorder.said[0] == ("ok", "2") and recorder.said[1][1] == "3" and "CANCELLED" in recorder.said[1][0]
-    assert recorder.executor.next_seconds_between_status_checks == 10
-    waits = []
-    for minutes in (0.5, 2, 60):
-        recorder.executor._changed -= 60 * minutes
-        assert recorder.poll("1") == ["1"]
-        waits.append(round(recorder.executor.next_seconds_between_status_checks))
-    assert waits == [10, 38, 60]
-    slurm.says("squeue", "1|COMPLETED")
-    assert recorder.poll("1") == [] and recorder.executor.next_seconds_between_status_checks == 2
+    assert recorder.pause() == 10
+    slurm.silent("squeue")
+    assert not recorder.executor._rhythm.due(["1"], time.monotonic()), "not asked again before that"
+
+
+def test_when_slurm_is_asked() -> None:
+    rhythm = Rhythm(3)
+    assert not rhythm.due([], 0)
+    assert not rhythm.due(["1"], 100) and not rhythm.due(["1"], 102.9) and rhythm.due(["1"], 103)
+    rhythm.answered(103, ended=False)
+    assert not rhythm.due(["1"], 105.9) and rhythm.due(["1"], 106)
+    pauses = []
+    for now in (112, 140, 340, 3700):
+        rhythm.answered(now, ended=False)
+        pauses.append(rhythm.ask_at - now)
+    assert pauses == [3, 10, 60, 60], "a quarter of the time since something happened, a minute at most"
+    assert not rhythm.due(["1", "2"], 3710) and rhythm.due(["1", "2"], 3713), "another job was submitted"
+    assert rhythm.due(["1", "2", "3"], 3713.5), "which puts nothing off"
+    rhythm.answered(3714, ended=True)
+    assert rhythm.ask_at == 3717
+    assert not rhythm.due([], 3800) and not rhythm.due(["4"], 3801) and rhythm.due(["4"], 3804)
 
 
 def test_a_job_that_slurm_could_not_start_fails_and_never_starts(slurm: FakeSlurm, tmp_path: Path) -> None:
