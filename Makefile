@@ -4,6 +4,8 @@
 # make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
 # make lint     ruff, formatting, mypy
+# make docs     the documentation site in site/, every warning an error
+# make test-tutorial  follows docs/tutorial.md literally (half an hour on two cores)
 # make clean    remove results and logs; data and the environment stay
 #
 # PYTHON, CORES and TORCH_BUILD may be given: make run CORES=8; docs/install.md says when
@@ -32,7 +34,7 @@ endif
 endif
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-browser test-slurm install lint clean
+.PHONY: run test test-browser test-slurm test-tutorial docs install lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -48,6 +50,13 @@ test-browser: $(VENV)/.installed
 
 test-slurm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -m slurm
+
+test-tutorial: $(VENV)/.installed
+	python -m pytest -m tutorial
+
+# Material announces its end of life in every build; a warning of MkDocs itself ends the build.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 lint: $(VENV)/.installed
 	ruff check .
