@@ -101,6 +101,16 @@ def _cached_teacher_needs_fixed_scale(exp: Experiment, detector: ResolvedDetecto
     )
 
 
+def _images_are_mixed_by_the_pipeline(exp: Experiment, detector: ResolvedDetector) -> None:
+    if detector.hidden_mixing:
+        raise UserError(
+            "a transform of several images stands inside another transform, where it gets none",
+            where=f"{exp.detector.config}: train_pipeline",
+            got=", ".join(detector.hidden_mixing),
+            fix="put it into train_pipeline itself; it has a chance of its own: prob",
+        )
+
+
 def _masks_need_a_mask_head(exp: Experiment, detector: ResolvedDetector) -> None:
     masks = [iou_type for iou_type in exp.evaluate.iou_types if iou_type != "bbox"]
     if masks and not detector.has_masks:
@@ -233,6 +243,7 @@ COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
     _one_stage_detectors,
     _distillation_needs_cosine,
     _cached_teacher_needs_fixed_scale,
+    _images_are_mixed_by_the_pipeline,
     _masks_need_a_mask_head,
     _best_is_measured,
     _parts_only_once,

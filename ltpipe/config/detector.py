@@ -27,6 +27,7 @@ _HEADS_WITH_MASKS = frozenset({"RTMDetInsHead", "RTMDetInsSepBNHead"})
 RANDOM_GEOMETRY = frozenset(
     {
         "Albu",
+        "AutoAugment",
         "CachedMixUp",
         "CachedMosaic",
         "CopyPaste",
@@ -34,6 +35,8 @@ RANDOM_GEOMETRY = frozenset(
         "MinIoURandomCrop",
         "MixUp",
         "Mosaic",
+        "PasteObjects",
+        "RandAugment",
         "RandomAffine",
         "RandomChoice",
         "RandomChoiceResize",
@@ -48,6 +51,10 @@ RANDOM_GEOMETRY = frozenset(
         "TranslateY",
     }
 )
+DROPPING = RANDOM_GEOMETRY | {"FilterAnnotations", "RandomApply", "RandomErasing"}
+"""Transforms after which an image may have fewer objects, or others."""
+MIXING = frozenset({"CachedMixUp", "CachedMosaic", "CopyPaste", "MixUp", "Mosaic", "PasteObjects"})
+"""Transforms of several images."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,12 @@ class ResolvedDetector:
     def random_geometry(self) -> list[str]:
         """Names of the transforms of training whose geometry differs from epoch to epoch."""
         return [name for step in self.train_pipeline for name in _transforms(step) if name in RANDOM_GEOMETRY]
+
+    @property
+    def hidden_mixing(self) -> list[str]:
+        """Names of the transforms of several images that stand inside others."""
+        inner = (value for step in self.train_pipeline if isinstance(step, Mapping) for value in step.values())
+        return [name for value in inner for name in _transforms(value) if name in MIXING]
 
     @property
     def backbone(self) -> str:

@@ -33,7 +33,7 @@ REPLACED: Mapping[str, str] = {
     "test_evaluator": _EVALUATE,
     "train_cfg": f"{_SCHEDULE}: epochs or iterations",
     "train_dataloader": _DATA,
-    "train_dataset": f"{_DATA}; transforms of several images have no place yet",
+    "train_dataset": f"{_DATA}; train_pipeline for the steps of both pipelines, those of several images among them",
     "tta_model": "nothing: there is no test-time augmentation",
     "tta_pipeline": "nothing: there is no test-time augmentation",
     "val_cfg": _EVALUATE,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
+from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.dataset_configs import stream_config, training_order
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import read_detector
@@ -28,6 +29,7 @@ class Sample:
         boxes: ``(G, 4)`` xyxy, absolute pixels of it.
         masks: ``(G, H, W) bool``, or None.
         names: ``G`` classes.
+        foreign: Of each object, whether it comes from another image.
         drawn_for: The class for which a replay list holds the image; None outside of phases.
     """
 
@@ -36,6 +38,7 @@ class Sample:
     boxes: NDArray[np.float64]
     masks: NDArray[np.bool_] | None
     names: list[str]
+    foreign: list[bool]
     drawn_for: str | None
 
 
@@ -56,10 +59,12 @@ def training_samples(exp: Experiment, paths: Paths, phase: int, count: int) -> I
     dataset: Any = build_dataset(stream_config(exp, paths, fragment, phase=phase, num_classes=classes, **order))
     rows = {int(number): row for row, number in enumerate(dataset.store.image_ids)}
     for place in range(count):
-        yield _sample(dataset[place], rows, dataset.metainfo["classes"], exp.detector.config)
+        yield _sample(dataset[place], rows, dataset.store, dataset.metainfo["classes"], exp.detector.config)
 
 
-def _sample(packed: dict[str, Any], rows: dict[int, int], classes: tuple[str, ...], where: object) -> Sample:
+def _sample(
+    packed: dict[str, Any], rows: dict[int, int], store: AnnotationStore, classes: tuple[str, ...], where: object
+) -> Sample:
     image, data = packed["inputs"].numpy().transpose(1, 2, 0), packed["data_samples"]
     if image.dtype != np.uint8 or image.shape[2] != 3:
         raise UserError(
@@ -72,4 +77,7 @@ def _sample(packed: dict[str, Any], rows: dict[int, int], classes: tuple[str, ..
     label = gt.metainfo.get("replay_label")
     names = [classes[i] for i in gt.labels.tolist()]
     drawn_for = None if label is None else classes[int(label)]
-    return Sample(rows[int(data.img_id)], np.ascontiguousarray(image), boxes, masks, names, drawn_for)
+    row = rows[int(data.img_id)]
+    own = store.ann_ids[store.image_ptr[row] : store.image_ptr[row + 1]]
+    foreign = [False] * len(names) if "ann_ids" not in gt else (~np.isin(gt.ann_ids.numpy(), own)).tolist()
+    return Sample(row, np.ascontiguousarray(image), boxes, masks, names, foreign, drawn_for)

@@ -5,6 +5,7 @@ No annotation is copied: every worker maps the same Arrow files, and a phase is 
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from functools import cached_property
@@ -13,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmdet.datasets.transforms import PackDetInputs, RandomFlip
 from mmengine.dataset import BaseDataset
 
 from ltpipe.data.holdout import load_holdout
@@ -24,49 +24,13 @@ from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.samplers import SAMPLERS
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.engine.augmentation import cannot_handle, may_drop, run_steps
 from ltpipe.engine.training_stream import EpochStream
 from ltpipe.errors import UserError
-from ltpipe.registry import DATASETS, TRANSFORMS
+from ltpipe.registry import DATASETS
 
-
-@TRANSFORMS.register_module()
-class PackLTInputs(PackDetInputs):
-    """mmdet's ``PackDetInputs`` that keeps annotation ids and hands on what RoI samplers and mask heads need.
-
-    ``gt_instances.ann_ids`` is ``(G,)`` int64, ``has_mask`` ``(G,)`` bool where masks are loaded. In the metainfo of
-    ``gt_instances``, training streams have ``sample_seed`` and replay streams also ``replay_label``, the paired class.
-    """
-
-    mapping_table = {**PackDetInputs.mapping_table, "gt_ann_ids": "ann_ids", "gt_has_mask": "has_mask"}
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pack one sample."""
-        boxes, ann_ids = results.get("gt_bboxes"), results.get("gt_ann_ids")
-        if boxes is not None and ann_ids is not None and len(ann_ids) != len(boxes):
-            raise UserError(
-                "the training pipeline drops or adds objects, which annotation ids cannot follow",
-                where=f"image {results['img_id']}",
-                got=f"{len(boxes)} boxes, {len(ann_ids)} annotation ids",
-                fix="use resizing, flipping and colour transforms only",
-            )
-        packed = super().transform(results)
-        gt = packed["data_samples"].gt_instances
-        gt.set_metainfo({key: int(results[key]) for key in ("replay_label", "sample_seed") if key in results})
-        return packed
-
-
-@TRANSFORMS.register_module()
-class FixedFlip(RandomFlip):
-    """mmdet's horizontal flip, decided by the sample's ``fixed_flip`` instead of chance."""
-
-    def __init__(self) -> None:
-        super().__init__(prob=1.0)
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Mirror image, boxes and masks if the sample asks for it."""
-        if results["fixed_flip"]:
-            return super().transform(results)
-        return {**results, "flip": False, "flip_direction": None}
+# Attempts on an image that transforms drop, and on others of the epoch after it.
+OF_ONE_IMAGE, ATTEMPTS = 10, 20
 
 
 @DATASETS.register_module()
@@ -143,18 +107,21 @@ class StoreDataset(BaseDataset):
             raise other_size(info["img_path"], info["img_id"], tuple(found[:2]), wanted)
         return sample
 
+    def transformed(self, info: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what the transforms make of an image; None: they drop it.
+
+        Raises:
+            UserError: One of them cannot handle it; names the image.
+        """
+        try:
+            sample: dict[str, Any] | None = self.pipeline(info)
+        except (cv2.error, AssertionError) as error:
+            raise cannot_handle(info, error) from error
+        return sample
+
     def __getitem__(self, idx: int) -> dict[str, Any]:
         info = self.get_data_info(idx)
-        try:
-            sample = self.pipeline(info)
-        except cv2.error as error:
-            raise UserError(
-                "a step of the pipeline cannot handle an image",
-                where=f"{info['img_path']}, image id {info['img_id']}",
-                got=f"height {info['height']}, width {info['width']}: {' '.join(str(error).split())}",
-                fix="leave the image out of the annotations, or choose another size in the detector's pipeline",
-            ) from error
-        return self.checked(idx, info, sample)
+        return self.checked(idx, info, self.transformed(info))
 
 
 @DATASETS.register_module()
@@ -195,6 +162,26 @@ class AnnotatedDataset(StoreDataset):
         rows, labels = rows[keep], labels[keep]
         return np.searchsorted(self.store.ann_image[rows], np.arange(len(self.store.image_ids) + 1)), rows, labels
 
+    @cached_property
+    def may_drop(self) -> bool:
+        """Whether the transforms may take objects away or add some."""
+        return may_drop(self.pipeline.transforms)
+
+    def transformed(self, info: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what the transforms make of an image; None: they drop it. What is random is drawn anew each time.
+
+        Raises:
+            UserError: One of them cannot handle it; names the image.
+        """
+        try:
+            return run_steps(self, self.pipeline.transforms, info)
+        except (cv2.error, AssertionError) as error:
+            raise cannot_handle(info, error) from error
+
+    def random_row(self) -> int:
+        """Draw the store row of a training image, by numpy's generator."""
+        return int(self.view.images[np.random.randint(len(self.view.images))])
+
     def annotated_info(self, row: int) -> dict[str, Any]:
         """Return the image in store row ``row`` with its objects, in mmdet's raw format (xyxy, absolute pixels)."""
         info = super().get_data_info(row)
@@ -215,24 +202,14 @@ class AnnotatedDataset(StoreDataset):
         """
         sample = super().checked(idx, info, sample)
         reached = len(sample["data_samples"].gt_instances)
-        if reached != info["counting"]:
+        if reached != info["counting"] and not self.may_drop:
             raise UserError(
                 "fewer objects reach the losses than the annotations hold",
                 where=f"{info['img_path']}, image id {info['img_id']}",
-                got=f"{reached} of {info['counting']} after {self._losing_step(idx)}",
+                got=f"{reached} of {info['counting']}",
                 fix="leave out the step of the pipeline that drops or ignores objects",
             )
         return sample
-
-    def _losing_step(self, idx: Any) -> str:
-        """Return the first step of the pipeline after which fewer objects count."""
-        results: Any = self.get_data_info(idx)
-        counting = results["counting"]
-        for step in self.pipeline.transforms:
-            results = step(results)
-            if np.count_nonzero(np.asarray(results.get("gt_ignore_flags", np.zeros(counting))) == 0) < counting:
-                return type(step).__name__
-        return "packing"
 
     def _instance(self, annotation: int, label: int) -> dict[str, Any]:
         x, y, w, h = self.store.ann_bbox[annotation].tolist()
@@ -258,7 +235,8 @@ class StreamDataset(AnnotatedDataset):
     """The training images of a phase as a stream of positions (see :mod:`ltpipe.engine.training_stream`).
 
     Random transforms depend on the seed and the position only, so any number of workers and processes, and a resumed
-    run, see the same augmented images.
+    run, see the same augmented images. An image that they drop, a crop without objects for instance, is tried again;
+    then another one of the epoch takes its place, as in mmdet.
 
     Args:
         seed: Seed of the order and of the augmentation.
@@ -297,12 +275,18 @@ class StreamDataset(AnnotatedDataset):
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """Return the sample at a stream position."""
-        entry = self.stream[idx]
+        return self._sample(idx, self.stream[idx])
+
+    def _sample(self, idx: int, entry: np.ndarray) -> dict[str, Any]:
         info = self.annotated_info(int(entry if entry.ndim == 0 else entry[0]))
         info["sample_seed"] = int(self._seeds(idx)[2])
         if entry.ndim:
             info["replay_label"] = int(entry[1])
         return info
+
+    def random_row(self) -> int:
+        """Draw the store row of a training image as often as the epoch at hand holds it, by numpy's generator."""
+        return int(np.atleast_1d(self.stream.any_entry())[0])
 
     def _seeds(self, idx: int) -> np.ndarray:
         """Return ``(3,)`` uint32: seeds of numpy and Python in the transforms, and of RoI sampling."""
@@ -312,4 +296,22 @@ class StreamDataset(AnnotatedDataset):
         state = self._seeds(idx)
         np.random.seed(state[0])
         random.seed(int(state[1]))
-        return super().__getitem__(idx)
+        if not self.may_drop:
+            return super().__getitem__(idx)
+        info = self.get_data_info(idx)
+        for attempt in range(ATTEMPTS):
+            fresh = info if attempt < OF_ONE_IMAGE else self._sample(idx, self.stream.any_entry())
+            try:
+                sample = self.transformed(copy.deepcopy(fresh))
+            except UserError as error:
+                if not isinstance(error.__cause__, cv2.error | AssertionError) or attempt == OF_ONE_IMAGE - 1:
+                    raise
+                continue
+            if sample is not None:
+                return self.checked(idx, fresh, sample)
+        raise UserError(
+            "the pipeline drops every image",
+            where=info["img_path"],
+            got=f"{ATTEMPTS} attempts on this image and others: nothing",
+            fix="allow crops without objects (allow_negative_crop=True), or filter less (FilterAnnotations)",
+        )

@@ -50,6 +50,11 @@ OUR_STEPS = {
     "LoadImageFromFile": "ltpipe.LoadImage",
     "LoadAnnotations": "ltpipe.LoadObjects",
     "PackDetInputs": "ltpipe.PackLTInputs",
+    "CopyPaste": "ltpipe.PasteObjects",
+    "CachedMixUp": "ltpipe.MixUpImages",
+    "CachedMosaic": "ltpipe.MosaicImages",
+    "MixUp": "ltpipe.MixUpImages",
+    "Mosaic": "ltpipe.MosaicImages",
 }
 
 
@@ -234,9 +239,14 @@ def _check_heads(model: ConfigDict, exp: Experiment) -> None:
 
 
 def with_our_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the pipeline with mmdet's reading and packing replaced by ours, which lose no object and no id."""
+    """Return the pipeline with mmdet's reading, mixing and packing replaced by ours, which lose no object and no id."""
     steps = [dict(step) for step in pipeline]
     for step in steps:
         if isinstance(step["type"], str):
-            step["type"] = OUR_STEPS.get(step["type"].removeprefix("mmdet."), step["type"])
+            name = step["type"].removeprefix("mmdet.")
+            step["type"] = OUR_STEPS.get(name, step["type"])
+            if name.startswith("Cached") and name in OUR_STEPS:
+                step["chained"] = True
+                for option in ("max_cached_images", "random_pop"):
+                    step.pop(option, None)
     return steps

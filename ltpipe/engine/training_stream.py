@@ -51,6 +51,12 @@ class EpochStream:
         self._load(0)
         return self._starts[1]
 
+    def any_entry(self) -> np.ndarray:
+        """Draw an entry of the epoch that was looked at last, by numpy's generator."""
+        self._load(max(self._epoch, 0))
+        found: np.ndarray = self._entries[np.random.randint(len(self._entries))]
+        return found
+
     def __getitem__(self, position: int) -> np.ndarray:
         """Return the entry at a stream position: shape ``()`` or ``(2,)``, int64."""
         while position >= self._starts[-1]:

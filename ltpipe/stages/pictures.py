@@ -81,11 +81,12 @@ def _pair(shelf: Shelf, sample: Sample) -> str:
     whole = [shelf.object(row, store.category_names[int(store.ann_category[row])]) for row in own]
     masks: Sequence[object] = [None] * len(sample.boxes) if sample.masks is None else list(sample.masks)
     seen = [
-        Outline(box, mask, name, TRUTH)  # type: ignore[arg-type]
-        for box, mask, name in zip(sample.boxes, masks, sample.names, strict=True)
+        Outline(box, mask, f"+ {name}" if foreign else name, TRUTH)  # type: ignore[arg-type]
+        for box, mask, name, foreign in zip(sample.boxes, masks, sample.names, sample.foreign, strict=True)
     ]
     height, width = sample.image.shape[:2]
     caption = f"in training: {width} x {height} pixels, {len(sample.boxes)} objects"
+    caption += f", {sum(sample.foreign)} of them (+) from other images" if any(sample.foreign) else ""
     caption += f"; drawn for {sample.drawn_for}" if sample.drawn_for is not None else ""
     before = shelf.scene(sample.row, whole, f"{store.image_file(sample.row)}: {len(whole)} objects")
     return shots([*before, Shot(drawn(sample.image, seen, SCENE), caption)], large=True)

@@ -306,8 +306,9 @@ def test_other_faults_of_a_pipeline_keep_their_traceback(exp: Experiment, paths:
         data[0]
 
 
-def test_transforms_that_drop_objects_are_refused(exp: Experiment, paths: Paths) -> None:
-    crop = [*LOAD, {"type": "RandomCrop", "crop_size": (24, 24)}, {"type": "ltpipe.PackLTInputs"}]
+def test_ids_do_not_follow_what_a_foreign_loader_reads(exp: Experiment, paths: Paths) -> None:
+    """Ours tells labels their ids; after another one, a crop would give ids of other objects."""
+    crop = [*OF_MMDET, {"type": "RandomCrop", "crop_size": (24, 24)}, {"type": "ltpipe.PackLTInputs"}]
     data = stream(exp, paths)
     data.pipeline.transforms = AnnotatedDataset(**options(exp, paths, pipeline=crop), phase=0).pipeline.transforms
     with pytest.raises(UserError, match="pipeline drops"):
