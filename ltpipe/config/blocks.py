@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from ltpipe.config.downloads import downloaded, published_checkpoint
 from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
@@ -80,12 +81,33 @@ class Detector(Block):
     config: str = Field(
         description="mmengine config with model, train_pipeline and test_pipeline: a file, or mmdet::FOLDER/FILE.py"
     )
-    load_from: Path | None = Field(None, description="checkpoint to start base training from")
+    load_from: Path | Annotated[str, Field(pattern=r"^(mmdet|https?://\S+)$")] | None = Field(
+        None,
+        description="checkpoint to start base training from: a file, an address that is downloaded once into "
+        "checkpoints/, or mmdet, the one that mmdet's model index publishes for config",
+    )
     geometry: Literal["modern", "mmdet1", "benchmark"] = Field(
         "modern",
         description="arithmetic of boxes: modern, or that of converted weights, mmdetection 0.6 and 1.x (SimCal, BAGS) "
         "or maskrcnn-benchmark (LST): anchors, box sizes with +1, RoIAlign without the half-pixel shift",
     )
+
+    @property
+    def address(self) -> str | None:
+        """Where the start checkpoint is downloaded from; None for files.
+
+        Raises:
+            UserError: mmdet publishes none for the config.
+        """
+        if not isinstance(self.load_from, str):
+            return None
+        return published_checkpoint(self.config) if self.load_from == "mmdet" else self.load_from
+
+    @property
+    def start(self) -> Path | None:
+        """The file of the start checkpoint, downloaded or not; None: there is none."""
+        address = self.address
+        return downloaded(address) if address is not None else None if self.load_from is None else Path(self.load_from)
 
 
 class Split(Block):

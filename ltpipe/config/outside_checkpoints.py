@@ -14,7 +14,7 @@ from ltpipe.errors import UserError
 
 def given_checkpoints(exp: Experiment) -> dict[str, Path]:
     """Checkpoints from outside that an experiment reads, by key."""
-    named = {"detector.load_from": exp.detector.load_from, "base.checkpoint": exp.base.checkpoint}
+    named = {"detector.load_from": exp.detector.start, "base.checkpoint": exp.base.checkpoint}
     named |= {f"calibrate.{name}.checkpoint": calibrator.checkpoint for name, calibrator in exp.calibrate.items()}
     return {key: path for key, path in named.items() if path is not None}
 
@@ -35,6 +35,13 @@ def check_given(exp: Experiment, *, data_missing: bool) -> list[str]:
     remarks = []
     made = starting_experiment(exp) is not None
     for key, path in given_checkpoints(exp).items():
+        if key == "detector.load_from" and exp.detector.address is not None:
+            if not path.is_file():
+                remarks.append(
+                    f"{path} is not there yet: the base training downloads {exp.detector.address}; "
+                    "where trainings have no network, put it there before"
+                )
+            continue
         if path.is_file() or (made and key == "detector.load_from"):
             continue
         if not data_missing:

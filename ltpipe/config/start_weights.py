@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_experiment
 from ltpipe.errors import UserError, unknown_name
@@ -17,7 +19,12 @@ def starting_experiment(exp: Experiment) -> Experiment | None:
         UserError: That experiment makes no such file, or is this one.
     """
     file = exp.detector.load_from
-    if file is None or len(file.parts) < 2 or file.parts[0] != RESULTS or file.parts[1] not in list_experiments():
+    if (
+        not isinstance(file, Path)
+        or len(file.parts) < 2
+        or file.parts[0] != RESULTS
+        or file.parts[1] not in list_experiments()
+    ):
         return None
     here = exp.where("detector.load_from")
     if file.parts[1] == exp.name:

@@ -65,7 +65,7 @@ def check_checkpoints(exp: Experiment, detector: nn.Module, num_classes: int) ->
     Raises:
         UserError: One does not fit.
     """
-    start, finished = exp.detector.load_from, exp.base.checkpoint
+    start, finished = exp.detector.start, exp.base.checkpoint
     if start is not None and start.is_file():
         fitting_weights(read_checkpoint(start)["state_dict"], detector, start)
     if finished is None or not finished.is_file():

@@ -90,7 +90,7 @@ def base_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _extra(exp, paths)
     if exp.base.schedule.validation is not None:
         yield from _store(paths, "val")
-    if exp.detector.load_from is not None:
+    if isinstance(exp.detector.load_from, Path):
         yield "detector.load_from", exp.detector.load_from
     if exp.base.checkpoint is not None:
         yield "base.checkpoint", exp.base.checkpoint

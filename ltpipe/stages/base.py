@@ -19,6 +19,7 @@ from ltpipe.engine.training import fitting_weights, write_checkpoint
 from ltpipe.interop.finished_checkpoints import start_state, taken_over
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
+from ltpipe.run.downloads import fetch
 from ltpipe.run.files import atomic_path
 from ltpipe.run.stage_run import stage_run
 from ltpipe.stages.detector_training import DetectorTraining
@@ -49,9 +50,11 @@ def starting_weights(exp: Experiment, model: ConfigDict, classes: Categories, fo
 
     They stay beside the results, so that the stage's config alone repeats it. None without such a detector.
     """
-    path, start = exp.detector.load_from, folder / "start.pth"
+    path, address, start = exp.detector.start, exp.detector.address, folder / "start.pth"
     if path is None or not is_main_process():
         return start if path else None
+    if address is not None:
+        fetch(address, path)
     detector = MODELS.build(model)
     one_stage = is_one_stage(model)
     state, kept = one_stage_start(path, classes, model) if one_stage else start_state(path, classes, detector)
