@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,27 +106,40 @@ def test_requests_by_handle_come_too_late(tmp_path: Path) -> None:
     os.close(handle)
 
 
-def test_an_attempt_that_goes_on_writing_is_shut_out(tmp_path: Path) -> None:
+def test_an_attempt_that_goes_on_writing_is_shut_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice a file comes between the last one of the folder and the folder: as fast as that no real attempt writes."""
     earlier, pause = tmp_path / f"{ATTEMPT}other-host", Pause()
     earlier.mkdir()
     handle = os.open(earlier, os.O_RDONLY)
+    remove_folder, refused = os.rmdir, []
 
     def write_on() -> None:
-        number = 0
-        while True:
-            try:
-                os.close(os.open(f"file{number}", os.O_CREAT | os.O_WRONLY, dir_fd=handle))
-            except FileNotFoundError:
-                return
-            number += 1
-            if number == 1:
-                pause.here()
+        for number in range(3):
+            os.close(os.open(f"file{number}", os.O_CREAT | os.O_WRONLY, dir_fd=handle))
+            pause.here()
+        with pytest.raises(FileNotFoundError):
+            os.open("file3", os.O_CREAT | os.O_WRONLY, dir_fd=handle)
+
+    def overtaken_by_a_file(path: str, **options: int) -> None:
+        if len(refused) < 2:
+            pause.go_on()
+            pause.until_reached()
+        try:
+            remove_folder(path, **options)
+        except OSError as error:
+            refused.append(error.errno)
+            raise
 
     child = in_child(write_on)
     pause.until_reached()
-    pause.go_on()
+    monkeypatch.setattr(os, "rmdir", overtaken_by_a_file)
     with attempt(tmp_path):
+        if refused != [errno.ENOTEMPTY] * 2:
+            os.kill(child, signal.SIGKILL)  # it waits
+            raise AssertionError(refused)
+        pause.go_on()
         assert ended(child) == 0
+    os.close(handle)
     assert list(tmp_path.iterdir()) == []
 
 
