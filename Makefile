@@ -41,7 +41,7 @@ run: $(VENV)/.installed
 	snakemake --profile workflow/profiles/ci --cores $(CORES) all
 
 test: lint
-	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 # A Chromium of this machine (LTPIPE_CHROMIUM, or on the path), else the one that playwright downloads.
 test-browser: $(VENV)/.installed

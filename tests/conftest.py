@@ -14,6 +14,25 @@ os.environ.setdefault("LTPIPE_CORES", "2")
 
 import pytest  # noqa: E402
 
+# Files of more than 20 seconds, the longest first: whoever starts one at the very end has the others wait.
+SLOW = (
+    "workflow/test_dag.py",
+    "faults/test_recovery.py",
+    "workflow/test_content.py",
+    "stages/test_export.py",
+    "workflow/test_tiny_chain.py",
+    "stages/test_resume.py",
+    "workflow/test_own_data.py",
+    "engine/test_combinations.py",
+    "stages/test_one_stage.py",
+    "stages/test_data_kinds.py",
+    "metrics/test_score.py",
+    "stages/test_resume_methods.py",
+    "metrics/test_official.py",
+    "workflow/test_names.py",
+    "engine/test_config.py",
+    "stages/test_strangers_files.py",
+)
 DEFAULT_ORACLES = Path(__file__).parent / "oracles" / "data"
 
 
@@ -23,6 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--annotation-cases", type=Path, help="folder with annotation files and expected.json")
     parser.addoption("--photographs", type=Path, help="folder with train.json, val.json, images/train and images/val")
     parser.addoption("--fix", action="store_true", help="write generated files (the JSON schema) anew")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow files where files are shared out to several processes."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(SLOW)}
+        items.sort(key=lambda item: ranks.get(item.path, len(SLOW)))
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ def test_two_processes(
     undisturbed: tuple[Experiment, dict[str, torch.Tensor]],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    forked_python: None,
 ) -> None:
     exp, _ = undisturbed
     paths = prepared(exp, "two")

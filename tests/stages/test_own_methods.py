@@ -179,7 +179,7 @@ def own_experiment(project: Path, **changes: Any) -> Any:
     return experiment(project, **blocks | changes)
 
 
-def test_a_method_is_one_module(project: Path, plugin: Path, tmp_path: Path) -> None:
+def test_a_method_is_one_module(project: Path, plugin: Path, tmp_path: Path, forked_python: None) -> None:
     exp = own_experiment(project)
     paths = run_stages(exp, tmp_path / "results", *CHAIN)
     assert "methods_of_nobody" in read_config(paths.config("base")).custom_imports["imports"]
