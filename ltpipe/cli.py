@@ -221,6 +221,14 @@ def _schema(arguments: Namespace) -> None:
 def _methods(arguments: Namespace) -> None:
     from ltpipe.config.catalogue import SLOTS, catalogue
 
+    if arguments.detectors:
+        from ltpipe.config.families import as_text
+
+        rows, reasons = as_text()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        print("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
+        print("\n".join(f"no {number}: {reason}" for number, reason in enumerate(reasons, 1)))
+        return
     for slot in SLOTS:
         print(f"{slot}:")
         for (where, name), entry in sorted(catalogue().items()):
@@ -272,7 +280,11 @@ COMMANDS = {
         "experiments with published numbers: hardware, time and disk they take", lambda verb: None, _recipes
     ),
     "schema": Command("JSON schema of experiment files", command_options.schema_options, _schema),
-    "methods": Command("what can be chosen in experiments, with all options", lambda verb: None, _methods),
+    "methods": Command(
+        "what can be chosen in experiments, with all options, or with which kinds of detectors it works",
+        command_options.methods_options,
+        _methods,
+    ),
 }
 """The commands that are no stages, in the order of ``--help``."""
 

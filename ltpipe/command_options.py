@@ -32,6 +32,13 @@ def status_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--watch", action="store_true", help="look again every few seconds")
 
 
+def methods_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe methods``."""
+    verb.add_argument(
+        "--detectors", action="store_true", help="a table of methods and kinds of detectors, with reasons"
+    )
+
+
 def toy_data_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of ``ltpipe toy-data``."""
     target = verb.add_mutually_exclusive_group(required=True)

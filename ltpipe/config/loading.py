@@ -161,7 +161,7 @@ def _load(path: Path) -> Experiment:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
         raise user_error(error, Experiment, document, path) from error
-    experiment = _complete(experiment, document, path)
+    experiment = complete(experiment, document, path)
     experiment._file = path
     return experiment
 
@@ -177,7 +177,7 @@ def _without_nulls(values: dict[str, Any], keep: frozenset[str] = frozenset()) -
     }
 
 
-def _complete(experiment: Experiment, document: Document, path: Path) -> Experiment:
+def complete(experiment: Experiment, document: Document, path: Path) -> Experiment:
     """Check every method choice against the catalogue and fill in the options' defaults; so for the toy options."""
     updates: dict[Key, Choice] = {}
     catalogue.add_plugins(experiment.plugins, document.where(("plugins",), path))
