@@ -52,13 +52,14 @@ def refusal(slot: str, name: str, family: str) -> str | None:
 def _experiments(slot: str, name: str, family: str) -> Iterator[dict[str, Any]]:
     """Yield experiments with a method: plain, with the loss that it needs, and as a second stage."""
     method: dict[str, Any] = {"type": name, **_NEEDED.get(name, {})}
-    detector = {"config": FAMILIES[family]}
+    detector: dict[str, Any] = {"config": FAMILIES[family]}
     data = {p: {"annotations": f"{p}.json", "images": p} for p in ("train", "val")}
     common: dict[str, Any] = {"name": "any", "dataset": {"name": "any", **data}, "evaluate": {"iou_types": ["bbox"]}}
-    chosen: dict[str, Any] = {
+    elsewhere: dict[str, dict[str, Any]] = {
         "part": {"model": {"parts": [method]}}, "calibrator": {"calibrate": {"any": method}},
         "sampler": {"base": {"sampler": method}},
-    }.get(slot, {"model": {slot: method}})  # fmt: skip
+    }  # fmt: skip
+    chosen: dict[str, Any] = elsewhere.get(slot, {"model": {slot: method}})
     yield {**common, "detector": detector, **chosen}
     for loss in catalogue.find(slot, name).flags.get("losses", []):
         yield {**common, "detector": detector, "model": {**chosen.get("model", {}), "loss": {"type": loss}}}
