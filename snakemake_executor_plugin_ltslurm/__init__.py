@@ -30,7 +30,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import snakemake_executor_plugin_slurm as stock
 from snakemake_executor_plugin_slurm import common_settings
@@ -95,11 +95,15 @@ class ExecutorSettings(stock.ExecutorSettings):
 class Executor(stock.Executor):  # type: ignore[misc]
     """Slurm executor that loses no job."""
 
+    def __init__(self, workflow: Any, logger: Any) -> None:
+        """Polls may begin before ``__post_init__`` has run: what they need is there first."""
+        self._rhythm = Rhythm(workflow.executor_settings.init_seconds_before_status_checks)
+        super().__init__(workflow, logger)
+
     def __post_init__(self, test_mode: bool = False) -> None:
         """Read which jobs earlier runs have left."""
         super().__post_init__(test_mode)
         self._watch, self._told = Watch(), dict[str, str]()
-        self._rhythm = Rhythm(self.workflow.executor_settings.init_seconds_before_status_checks)
         self._stopping = threading.Event()
         self._ours, self._seen = set[str](), set[str]()
         self._partitions_asked, self._full = submission.Partitions(), ""

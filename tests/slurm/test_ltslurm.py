@@ -256,6 +256,19 @@ def test_polls(slurm: FakeSlurm, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert not recorder.executor._rhythm.due(["1"], time.monotonic()), "not asked again before that"
 
 
+def test_polls_may_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake starts the thread that polls before ``__post_init__``; a thread that ends would be waited for for ever."""
+    polled = []
+
+    async def poll(executor: Executor) -> None:
+        polled.extend([job async for job in executor.check_active_jobs([])])
+
+    started = lambda executor, *_: asyncio.run(poll(executor))  # noqa: E731
+    monkeypatch.setattr("snakemake_executor_plugin_slurm.Executor.__init__", started)
+    Executor(SimpleNamespace(executor_settings=ExecutorSettings(status_command=None)), logging.getLogger("test"))
+    assert polled == []
+
+
 def test_when_slurm_is_asked() -> None:
     rhythm = Rhythm(3)
     assert not rhythm.due([], 0)
