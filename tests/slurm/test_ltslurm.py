@@ -257,7 +257,7 @@ def test_polls(slurm: FakeSlurm, tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 
 def test_polls_may_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Snakemake starts the thread that polls before ``__post_init__``; a thread that ends would be waited for for ever."""
+    """Snakemake starts the thread that polls before ``__post_init__``, and waits for ever for one that has ended."""
     polled = []
 
     async def poll(executor: Executor) -> None:
