@@ -1,4 +1,4 @@
-"""The experiments that the README tells people to write."""
+"""The experiments that the README, and the page it goes on with, tell people to write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.helpers.workspace import ROOT
 
 
 def test_the_experiments_of_the_readme_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = (ROOT / "README.md", ROOT / "docs" / "daily_use.md")
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     written = dict(re.findall(r"```yaml\n# configs/experiments/(\w+)\.yaml\n(.*?)```", text, re.DOTALL))
     assert written.keys() == {"my_data", "my_phases"}
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
