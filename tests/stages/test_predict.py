@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+import ltpipe
 from ltpipe.cli import main
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
@@ -167,3 +168,33 @@ def test_refusals(
     assert main(["predict", *named, *options]) == 2
     assert message in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_the_same_in_python(chain: Chain, measured: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page on Python tells of results and detectors."""
+    folder = chain.folder / "data/val"
+    predict(chain, measured, tmp_path / "out", folder, "--score", 0, "--no-pictures", "--batch-size", 1)
+    found, _ = written(tmp_path / "out")
+    exp = ltpipe.load_experiment(chain.exp.file)
+    detector = ltpipe.load_detector(chain.exp.file, "phase2", results=measured.results)
+    files = sorted(folder.iterdir())
+    table = detector(files, score=0.0)
+    assert table["score"].tolist() == [r["score"] for r in found]
+    assert table["category"].tolist() == [r["category"] for r in found]
+    sides = np.stack([table["x2"] - table["x1"], table["y2"] - table["y1"]], axis=1)
+    assert np.array_equal(np.column_stack([table["x1"], table["y1"], sides]), np.array([r["bbox"] for r in found]))
+    assert [mask["counts"].decode() for mask in table["mask"]] == [r["segmentation"]["counts"] for r in found]
+    pixels = detector(cv2.imread(str(files[0])), score=0.0)
+    assert pixels["score"].tolist() == table[table["image"] == str(files[0])]["score"].tolist()
+    assert pixels["image"].unique().tolist() == [0]
+    (tmp_path / "broken.jpg").write_bytes(files[0].read_bytes()[:100])
+    with pytest.raises(ltpipe.UserError, match="broken.jpg"):
+        detector(tmp_path / "broken.jpg")
+    with pytest.raises(ltpipe.UserError, match=r"images\[0\]"):
+        detector(np.zeros((4, 4), np.uint8))
+    assert ltpipe.read_metrics(exp, "phase2", results=measured.results)["bbox"]["AP"] is not None
+    rows = ltpipe.read_per_class(exp, "phase2", results=measured.results)
+    tensors = ltpipe.read_tensors(exp, "phase2", results=measured.results)
+    for kind, numbers in tensors.items():
+        assert sorted(rows[rows["iou_type"] == kind]["category_id"]) == numbers.category_ids.tolist()
+    assert ltpipe.plot_class_curve({"phase2": rows[rows["iou_type"] == "bbox"]}, tmp_path / "curve").is_file()
