@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 EXIT_CODE = 2
+_LONGEST = 4000
 
 
 class UserError(Exception):
@@ -41,8 +42,15 @@ class UserError(Exception):
         lines = [self.what]
         for label, value in (("where", self.where), ("got", self.got), ("allowed", self.allowed), ("fix", self.fix)):
             if value is not None:
-                lines.append(f"  {label + ':':9s}{value}")
+                lines.append(f"  {label + ':':9s}{_shown(str(value))}")
         return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Return what a terminal can show of a text, which may be the content of any file."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ... ({len(text):,} characters)"
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 class PeerLost(UserError):

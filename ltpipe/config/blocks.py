@@ -9,11 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ltpipe.config.downloads import downloaded, published_checkpoint
-from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
+from ltpipe.config.fields import Block, Choice, Fraction, InMemory, NonNegativeFloat, Number, Positive, Real, Seed
 from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
 
 IouType = Literal["bbox", "segm", "boundary"]
+
+
+# The workflow has a rule for each.
+MOST_PHASES = 1000
 
 
 def _not_periodic(name: str) -> str:
@@ -116,7 +120,9 @@ class Split(Block):
     base_classes: Positive | None = Field(None, description="classes of the base, with step")
     step: Positive | None = Field(None, description="classes per phase; the last phase takes the remainder")
     boundaries: tuple[Positive, ...] | None = Field(
-        None, description="classes known after base, phase 1, ...; instead of base_classes and step"
+        None,
+        max_length=MOST_PHASES,
+        description="classes known after base, phase 1, ...; instead of base_classes and step",
     )
     ignore_future_gt: bool = Field(
         False,
@@ -163,20 +169,22 @@ class Features(Block):
         description="classes: an image is drawn for a class and gives objects of that class (SimCal); images: each "
         "image once per pass, with the objects of all classes, as in a detector's training (BAGS)",
     )
-    classes_per_step: Positive = Field(16, description="classes drawn per mini-batch")
-    images_per_class: Positive = Field(
+    classes_per_step: InMemory = Field(16, description="classes drawn per mini-batch")
+    images_per_class: InMemory = Field(
         1, description="images drawn per drawn class; with draw: images a mini-batch has classes_per_step times as many"
     )
-    steps: Positive = Field(12000, description="mini-batches in the plan")
-    rois: Positive = Field(512, description="RoIs sampled per image")
+    steps: Annotated[int, Field(gt=0), Number(10**7, "the plan of all steps is in memory")] = Field(
+        12000, description="mini-batches in the plan"
+    )
+    rois: InMemory = Field(512, description="RoIs sampled per image")
     positive_fraction: Fraction = Field(0.25, description="largest share of positives per image")
     neg_iou_min: Fraction = Field(0.1, description="smallest overlap of a negative with its best ground truth")
-    bg_ratio: Annotated[float, Field(ge=0)] | None = Field(
+    bg_ratio: NonNegativeFloat | None = Field(
         1.0, description="background rows per foreground row; null: all that were sampled"
     )
     cap_before_filter: bool = Field(True, description="cap positives before those of other classes are discarded")
-    tau: Annotated[float, Field(ge=0)] = Field(0.0, description="exponent of min(count, 100) in the class draw")
-    seed: NonNegative = Field(0, description="seed of the plan")
+    tau: NonNegativeFloat = Field(0.0, description="exponent of min(count, 100) in the class draw")
+    seed: Seed = Field(0, description="seed of the plan")
 
 
 class Calibrator(Choice):
@@ -186,7 +194,7 @@ class Calibrator(Choice):
     checkpoint: Path | None = Field(
         None, description="trained calibrator to take over instead of training: a file of `ltpipe convert`"
     )
-    seed: NonNegative | None = Field(None, description="seed of random layers; null: the experiment's")
+    seed: Seed | None = Field(None, description="seed of random layers; null: the experiment's")
 
 
 class Evaluate(Block):
@@ -197,16 +205,18 @@ class Evaluate(Block):
         min_length=1,
         description="what to match: boxes, masks, masks and their contours (Boundary AP, arXiv 2103.16562, band 0.02)",
     )
-    max_detections: Positive = Field(300, description="detections kept per image")
+    max_detections: InMemory = Field(300, description="detections kept per image")
     score_threshold: Fraction = Field(1e-4, description="detections with this score or less are dropped")
     nms: Fraction = Field(0.5, description="overlap above which the weaker detection of a class is dropped")
-    bins: tuple[Positive, ...] = Field(BIN_EDGES, description="limits of the training instance count bins")
+    bins: tuple[Positive, ...] = Field(
+        BIN_EDGES, max_length=100, description="limits of the training instance count bins"
+    )
     checkpoints: Literal["all"] | tuple[str, ...] = Field("all", description="all, or base, phase1, calibrator names")
     modes: tuple[Literal["base", "cal", "dual", "avg"], ...] = Field(
         (), description="checkpoints with two classifiers: also these ways to combine their scores, from the same run"
     )
-    thresholds: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (), description="and dual at these instance counts, below which the calibrated score is taken"
+    thresholds: tuple[NonNegativeFloat, ...] = Field(
+        (), max_length=1000, description="and dual at these instance counts, below which the calibrated score is taken"
     )
     detections_per_class: Positive | None = Field(
         None,
@@ -239,8 +249,8 @@ class Expected(Block):
     checkpoint: str = Field(description="checkpoint it is compared with")
     iou_type: IouType = Field(description="bbox, segm or boundary")
     metric: str = Field(description="name in metrics.json, e.g. APr")
-    value: float = Field(description="published value")
-    tolerance: Annotated[float, Field(ge=0)] = Field(description="accepted difference")
+    value: Real = Field(description="published value")
+    tolerance: NonNegativeFloat = Field(description="accepted difference")
     source: str = Field(description="where it was published")
 
 

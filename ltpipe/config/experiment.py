@@ -22,7 +22,7 @@ from ltpipe.config.blocks import (
     Split,
 )
 from ltpipe.config.class_list import count_classes
-from ltpipe.config.fields import Block, Choice, NonNegative
+from ltpipe.config.fields import Block, Choice, Seed
 from ltpipe.config.schedules import CalibrationSchedule, Schedule
 from ltpipe.config.training import Base, Distill, Lst, Model, Replay
 from ltpipe.errors import UserError, unknown_name
@@ -58,7 +58,7 @@ class Experiment(Block):
 
     name: Name = Field(description="folder below results; the file's stem unless given")
     description: str = Field("", description="one line for the report")
-    seed: NonNegative = Field(0, description="seed of initialisation and data order")
+    seed: Seed = Field(0, description="seed of initialisation and data order")
     plugins: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] = Field(
         (), description="Python modules with components of your own, found from the working directory; they are run"
     )

@@ -2,27 +2,87 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
+from pydantic_core import core_schema
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+# What Linux takes.
+PATH_BYTES, NAME_BYTES = 4095, 255
+
+
+class Number:
+    """What a number must be beside its type: neither true nor false, and not above a limit that has a reason.
+
+    Args:
+        most: The limit; its negative is the lowest value.
+        why: The reason, for the error.
+        told: Whether editors are told the limit, too.
+    """
+
+    def __init__(self, most: float, why: str, *, told: bool = True) -> None:
+        self.most, self.why, self.told = most, why, told
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Add the check to that of the type."""
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Tell the limit."""
+        return {**handler(schema), "maximum": self.most} if self.told else handler(schema)
+
+    def _check(self, value: Any, inner: core_schema.ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("true and false are no numbers")
+        found = inner(value)
+        if not -self.most <= found <= self.most:
+            raise ValueError(f"the number is too large: at most {self.most:,} ({self.why})")
+        return found
+
+
+_WHOLE = Number(2**31 - 1, "counts have 32 bits", told=False)
+_REAL = Number(1e30, "trainings compute in 32 bits", told=False)
+Whole = Annotated[int, _WHOLE]
+Real = Annotated[float, Field(allow_inf_nan=False), _REAL]
+Fraction = Annotated[float, Field(ge=0, le=1), _REAL]
+PositiveFraction = Annotated[float, Field(gt=0, le=1), _REAL]
+Positive = Annotated[int, Field(gt=0), _WHOLE]
+NonNegative = Annotated[int, Field(ge=0), _WHOLE]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), _REAL]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), _REAL]
+Seed = Annotated[int, Field(ge=0), Number(2**32 - 1, "random generators take seeds of 32 bits")]
+InMemory = Annotated[int, Field(gt=0), Number(2**16, "so many are in memory at once")]
+Iterations = Annotated[int, Field(gt=0), Number(10**8, "at a step a second that takes three years")]
+Passes = Annotated[float, Field(gt=0, allow_inf_nan=False), Number(10**5, "no training needs more passes")]
 
 
 def printable(value: Any) -> Any:
-    """Return a value; a path must be one that fits into one line of a log, a record or a command.
+    """Return a value; a path must be one that a disk can hold, and that fits into one line of a log or a command.
 
     Raises:
-        ValueError: A path has a line break or another control character, or is no valid UTF-8.
+        ValueError: A path has a line break or another control character, is no valid UTF-8, or too long.
     """
-    if isinstance(value, Path) and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in str(value)):
-        raise ValueError("a path has a line break, another control character, or bytes that are no UTF-8: rename it")
+    if isinstance(value, Path):
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in str(value)):
+            raise ValueError(
+                "a path has a line break, another control character, or bytes that are no UTF-8: rename it"
+            )
+        if len(os.fsencode(value)) > PATH_BYTES or any(len(os.fsencode(part)) > NAME_BYTES for part in value.parts):
+            raise ValueError(f"a path has more than {PATH_BYTES} bytes, or a name of more than {NAME_BYTES}")
     return value
 
 

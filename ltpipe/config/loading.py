@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ltpipe.errors import UserError
 from ltpipe.pipeline.sharing import owners
 
 FOLDER = Path("configs") / "experiments"
+_MOST_PARENTS = 20
 _NULLABLE = frozenset({"features"})
 # A child that gives one of these replaces the parent's other one.
 _EXCLUSIVE = (({"epochs"}, {"iterations"}), ({"base_classes", "step"}, {"boundaries"}))
@@ -34,7 +36,7 @@ def find_experiment(ref: str | Path) -> Path:
     Raises:
         UserError: There is no such file.
     """
-    found = Path(ref) if Path(ref).is_file() else _by_name(str(ref), FOLDER)
+    found = Path(ref) if _is_file(Path(ref)) else _by_name(str(ref), FOLDER)
     if found is not None:
         return found
     names = list_experiments()
@@ -53,6 +55,14 @@ def list_experiments() -> list[str]:
     return sorted(file.stem for file in FOLDER.rglob("*.yaml"))
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; there is none whose name is longer than a disk can hold."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _by_name(name: str, folder: Path) -> Path | None:
     """Return the file of this name, with or without ``.yaml``, in a folder or below it.
 
@@ -60,7 +70,7 @@ def _by_name(name: str, folder: Path) -> Path | None:
         UserError: There are several.
     """
     file = f"{name.removesuffix('.yaml')}.yaml"
-    found = sorted(folder.rglob(file)) if "/" not in name else []
+    found = sorted(folder.rglob(escape(file))) if "/" not in name and "\0" not in name else []
     if len(found) > 1:
         raise UserError("several experiments have one name", where=folder, got=", ".join(map(str, found)))
     return found[0] if found else None
@@ -90,6 +100,8 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
     Raises:
         UserError: A file cannot be read, or the parents form a circle.
     """
+    if len(_seen) == _MOST_PARENTS:
+        raise UserError("experiments extend each other", where=_seen[0], got=f"more than {_MOST_PARENTS} times")
     if path.resolve() in _seen:
         raise UserError("experiments extend each other in a circle", where=path, got=" -> ".join(map(str, _seen)))
     document = read_yaml(path)
@@ -101,9 +113,9 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
     # Beside the file, or anywhere below the folder of experiments that holds it.
     folders = [folder for folder in path.absolute().parents if folder.name == FOLDER.name] or [path.parent]
     above = path.parent / parent
-    if not above.is_file():
+    if not _is_file(above):
         above = _by_name(parent, folders[0]) or above
-    if not above.is_file():
+    if not _is_file(above):
         names = sorted(f.name for f in folders[0].rglob("*.yaml") if f != path)
         near = get_close_matches(parent, names, n=1)
         raise UserError(

@@ -70,7 +70,7 @@ def _accepted(finding: ErrorDetails) -> list[str]:
 
 
 def _suggestion(got: str, allowed: list[str]) -> str | None:
-    near = get_close_matches(got, allowed, n=1)
+    near = get_close_matches(got, allowed, n=1) if len(got) < 200 else []
     return f"did you mean {near[0]!r}?" if near else None
 
 

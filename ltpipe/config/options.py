@@ -17,6 +17,8 @@ from typing import Any, Literal, Union, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.errors import PydanticSchemaGenerationError
 
+from ltpipe.config.fields import Real, Whole
+
 INJECTED = frozenset(
     {
         "num_classes",
@@ -36,7 +38,7 @@ INJECTED = frozenset(
 """Constructor parameters that the pipeline fills in from the data and the detector; users cannot set them."""
 
 Description = dict[str, Any]
-_PLAIN: Mapping[str, Any] = {"boolean": bool, "integer": int, "number": float, "string": str, "object": dict[str, Any]}
+_PLAIN: Mapping[str, Any] = {"boolean": bool, "integer": Whole, "number": Real, "string": str, "object": dict[str, Any]}
 _FOREIGN = ("builtins", "torch", "mmdet", "mmengine", "mmcv")
 
 

@@ -7,7 +7,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ltpipe.config.fields import Block, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from ltpipe.config.fields import (
+    Block,
+    Fraction,
+    InMemory,
+    Iterations,
+    NonNegative,
+    NonNegativeFloat,
+    Passes,
+    Positive,
+    PositiveFloat,
+    PositiveFraction,
+)
 
 
 class Steps(Block):
@@ -15,9 +26,9 @@ class Steps(Block):
 
     default_length: ClassVar[dict[str, float]] = {"epochs": 12}
 
-    epochs: PositiveFloat | None = Field(None, description="passes over the stage's own epoch list")
-    iterations: Positive | None = Field(None, description="optimiser steps, instead of epochs")
-    batch_size: Positive = Field(16, description="images per optimiser step, over all processes")
+    epochs: Passes | None = Field(None, description="passes over the stage's own epoch list")
+    iterations: Iterations | None = Field(None, description="optimiser steps, instead of epochs")
+    batch_size: InMemory = Field(16, description="images per optimiser step, over all processes")
     lr: PositiveFloat = Field(0.01, description="learning rate after warm-up, used as it is for every batch size")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
     momentum: Fraction = Field(0.9, description="SGD momentum")
@@ -25,11 +36,11 @@ class Steps(Block):
     bias_lr_mult: NonNegativeFloat = Field(1.0, description="learning rate of biases relative to lr")
     bias_decay_mult: NonNegativeFloat = Field(1.0, description="weight decay of biases relative to weight_decay")
     warmup_iterations: NonNegative = Field(500, description="linear warm-up steps")
-    warmup_factor: Annotated[float, Field(gt=0, le=1)] = Field(1 / 3, description="learning rate factor at the start")
+    warmup_factor: PositiveFraction = Field(1 / 3, description="learning rate factor at the start")
     drops: tuple[PositiveFloat, ...] = Field(
-        (0.6, 0.8), description="where lr is multiplied by gamma: fractions below 1, or iterations"
+        (0.6, 0.8), max_length=1000, description="where lr is multiplied by gamma: fractions below 1, or iterations"
     )
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="factor of each drop")
+    gamma: PositiveFraction = Field(0.1, description="factor of each drop")
     clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm; null: no clipping")
 
     @model_validator(mode="before")
@@ -174,7 +185,9 @@ class CalibrationSchedule(Steps):
     weight_decay: NonNegativeFloat = Field(0.0, description="weight decay")
     warmup_iterations: NonNegative = Field(0, description="linear warm-up steps")
     drops: tuple[PositiveFloat, ...] = Field(
-        (0.58333, 0.83333), description="where lr is multiplied by gamma: fractions below 1, or iterations"
+        (0.58333, 0.83333),
+        max_length=1000,
+        description="where lr is multiplied by gamma: fractions below 1, or iterations",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, NonNegativeFloat, Positive
+from ltpipe.config.fields import Block, Choice, Fraction, InMemory, Iterations, NonNegativeFloat, Seed
 from ltpipe.config.schedules import IncrementalSchedule, Schedule
 
 
@@ -68,19 +68,19 @@ class Replay(Block):
         description="how the old part is drawn: resample, cyclic and fixed as in JoyHuYY1412/LST_LVIS; "
         "none: plain fine-tuning on the new classes, for comparison",
     )
-    seed: NonNegative = Field(0, description="seed of epoch 0; epoch e uses seed + e (0 gives the lists of LST_LVIS)")
+    seed: Seed = Field(0, description="seed of epoch 0; epoch e uses seed + e (0 gives the lists of LST_LVIS)")
     layout: Literal["batch", "legacy"] = Field(
         "batch",
         description="batch: every optimiser step takes the next pairs of the epoch; legacy: the stream is cut into "
         "`rows` contiguous rows and a step takes the next pairs of each, the order of LST_LVIS",
     )
-    rows: Positive = Field(8, description="rows of the legacy layout: the GPUs of LST_LVIS (8)")
+    rows: InMemory = Field(8, description="rows of the legacy layout: the GPUs of LST_LVIS (8)")
 
 
 class PairedRois(Block):
     """RoI sampling restricted to the class an image is paired with."""
 
-    num: Positive = Field(200, description="RoIs per image (LST_LVIS, step configs: 200)")
+    num: InMemory = Field(200, description="RoIs per image (LST_LVIS, step configs: 200)")
     positive_fraction: Fraction = Field(0.25, description="largest share of positives (LST_LVIS: 0.25)")
 
 
@@ -103,7 +103,7 @@ class Lst(Block):
 
     replay: Replay = Field(Replay(), description="balanced replay")
     schedule: IncrementalSchedule = Field(IncrementalSchedule(), description="length and optimiser of each phase")
-    iterations_per_phase: tuple[Positive, ...] | None = Field(
+    iterations_per_phase: tuple[Iterations, ...] | None = Field(
         None, description="steps of phase 1, 2, ...; replaces the schedule's length (blank in LST_LVIS)"
     )
     rois: PairedRois = Field(PairedRois(), description="class-restricted RoI sampling (LST, arXiv 2004.00900)")

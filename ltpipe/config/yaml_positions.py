@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from ltpipe.errors import UserError
+from ltpipe.yaml_files import load_yaml
 
 Key = tuple[str | int, ...]
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
@@ -49,19 +49,9 @@ def read_yaml(path: Path) -> Document:
     """Read one experiment file.
 
     Raises:
-        UserError: The file is missing, is not YAML, holds no mapping, or repeats a key.
+        UserError: The file is missing, is not YAML, holds no mapping, repeats a key, or has one that is no text.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError("cannot read the experiment file", where=path, got=error.strerror) from error
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
-        raise UserError("the file is not valid YAML", where=where, got=getattr(error, "problem", error)) from error
+    node, values = load_yaml(path, "the experiment file")
     if not isinstance(values, dict) or node is None:
         raise UserError("an experiment file is a mapping of blocks", where=path, got=type(values).__name__)
     origin: dict[Key, str] = {}
@@ -75,6 +65,9 @@ def _walk(node: yaml.Node, key: Key, path: Path, origin: dict[Key, str]) -> None
         for name, value in node.value:
             child: Key = (*key, str(name.value))
             here = f"{path}:{name.start_mark.line + 1}"
+            if name.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                fix = f'in quotes it is one: "{name.value}"'
+                raise UserError("a key is no text", where=f"{here}: {dotted(child)}", got=name.value, fix=fix)
             if child in origin:
                 raise UserError("a key is given twice", where=f"{here}: {dotted(child)}", got=f"also {origin[child]}")
             origin[child] = here

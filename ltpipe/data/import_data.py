@@ -8,8 +8,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ltpipe.data.annotation_json import write_dataset
 from ltpipe.data.convert import store_records
 from ltpipe.data.findings import Findings, Policy
@@ -21,6 +19,7 @@ from ltpipe.data.summary import lines
 from ltpipe.errors import UserError
 from ltpipe.run.outputs import Output
 from ltpipe.run.records import read_json
+from ltpipe.yaml_files import dump_yaml
 
 REPORT = "report.txt"
 
@@ -135,7 +134,7 @@ def _report(
         if part.name in ("train", "val"):
             block[part.name] = place
     if {"train", "val"} <= block.keys():
-        text = yaml.safe_dump({"dataset": block}, sort_keys=False, allow_unicode=True)
+        text = dump_yaml({"dataset": block})
         found += ["in an experiment:", *(f"    {line}" for line in text.splitlines())]
     else:
         file = folder / f"{parts[0].name}.json"

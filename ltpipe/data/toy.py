@@ -89,6 +89,7 @@ def write_toy_data(
     _check_range("seed", seed, 0, 2**32 - 1)
     _check_range("num_classes", num_classes, 1, len(SHAPES) * len(STYLES))
     _check_range("image_size", image_size, 64, 1024)
+    _check_range("train_images", train_images, 1, 1_000_000)
     _check_range("most_images", most, 1, train_images)
     _check_range("fewest_images", fewest_images, 1, train_images)
     _check_range("val_images", val_images, 1, 100_000)

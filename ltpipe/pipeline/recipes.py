@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ltpipe.config.choices import needs_features
 from ltpipe.config.class_list import read_class_list
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_experiment
+from ltpipe.yaml_files import load_yaml
 
 FIGURES = Path("configs/recipes.yaml")
 # Bytes of a row of stored features: 256 x 7 x 7 float16, or one hidden layer of 1024.
@@ -52,13 +51,17 @@ def recipes(names: Sequence[str] | None = None, figures: Mapping[str, Any] | Non
         names: Experiments to look at; all by default.
         figures: Content of ``configs/recipes.yaml``.
     """
-    known = yaml.safe_load(FIGURES.read_text(encoding="utf-8")) if figures is None else figures
+    known = _figures() if figures is None else figures
     found = []
     for name in list_experiments() if names is None else names:
         exp = load_experiment(name)
         if exp.report.expected:
             found.append(_recipe(exp, known))
     return found
+
+
+def _figures() -> Any:
+    return load_yaml(FIGURES, "the table of figures")[1]
 
 
 def _recipe(exp: Experiment, figures: Mapping[str, Any]) -> Recipe:
@@ -112,7 +115,7 @@ def phase_length(exp: Experiment, phase: int) -> int:
 
 def print_recipes() -> None:
     """Print all recipes as a table."""
-    figures = yaml.safe_load(FIGURES.read_text(encoding="utf-8"))
+    figures = _figures()
     found = recipes(figures=figures)
     width = max(len(recipe.name) for recipe in found)
     print(f"estimates for {figures['hardware']}; disk without the images; see {FIGURES}\n")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
 from ltpipe import __version__
 from ltpipe.config.checks import check_experiment
 from ltpipe.config.experiment import Experiment
@@ -21,6 +19,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import atomic_path, discard, sha256_file, write_json
 from ltpipe.run.records import read_json
 from ltpipe.run.stage_run import installed_versions, stage_run
+from ltpipe.yaml_files import dump_yaml
 
 INSPECTED = Path(".ltpipe") / "detectors"
 
@@ -35,7 +34,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         facts = _inspected(exp)
         stage.notes["images"] = sampled = sample_images(exp)
         remarks += [f"dataset.{part}: {text}" for part, found in sampled.items() for text in orientation_remarks(found)]
-        text = yaml.safe_dump(exp.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        text = dump_yaml(exp.model_dump(mode="json"))
         with atomic_path(paths.lock) as temporary:
             temporary.write_text(f"# {exp.file}, resolved by ltpipe {__version__}\n{text}", encoding="utf-8")
         stage.notes.update(lock_sha256=sha256_file(paths.lock), remarks=remarks, detector=facts)

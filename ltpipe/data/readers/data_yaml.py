@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ltpipe.data.findings import Findings
 from ltpipe.data.readers.collected import ONLY_PART, PARTS, SUFFIXES, files_below, plain
 from ltpipe.errors import UserError
+from ltpipe.input_files import read_text
+from ltpipe.yaml_files import load_yaml
 
 MENDED = "paths found by a part of their name"
 YAML = (".yaml", ".yml")
@@ -115,18 +116,12 @@ def _describes(content: Any) -> bool:
 
 
 def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("unreadable text", where=file, got=error, allowed="UTF-8") from error
+    return read_text(file, "the description of the data set")
 
 
 def _yaml(file: Path) -> Any:
     """Read YAML with every scalar as text: ``no`` and ``1`` are names of classes."""
-    try:
-        return yaml.load(_text(file), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise UserError("not a YAML file", where=file, got=" ".join(str(error).split())) from error
+    return load_yaml(file, "the description of the data set", text=True)[1]
 
 
 def _from_yaml(file: Path, findings: Findings) -> Description:

@@ -1,0 +1,188 @@
+"""Input files, opened in one way: a regular file of a bounded size, or a clear error; and JSON of a stated shape.
+
+A pipe or a device would be waited for without end, and a file of another size than its reader expects takes the memory
+of the machine. What is asked here is asked before anything is read.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from ltpipe.errors import UserError
+
+MIB = 1 << 20
+SMALL = 64 * MIB
+"""Largest file that is read as a whole and is no annotation file: records, class lists, notes, tables of classes."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+_MARK = b"\xef\xbb\xbf"
+_OTHER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\x00\x00": "UTF-32"}
+
+
+def check_input(path: str | os.PathLike[str], what: str, *, limit: int | None = None) -> os.stat_result:
+    """Check that a path names a regular file of at most ``limit`` bytes; return its state.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise _unreadable(path, what, error) from error
+    _check(state, path, what, limit)
+    return state
+
+
+@contextmanager
+def open_input(path: str | os.PathLike[str], what: str, *, limit: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a regular file to read its bytes.
+
+    Args:
+        path: The file.
+        what: What it is, for the error, e.g. ``"the class list"``.
+        limit: Largest size in bytes; None: any.
+
+    Raises:
+        UserError: It cannot be opened, is a folder, pipe or device, or is larger.
+    """
+    try:
+        # A pipe without a writer is not waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+    with open(descriptor, "rb") as handle:
+        _check(os.fstat(handle.fileno()), path, what, limit)
+        yield handle
+
+
+def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = SMALL) -> bytes:
+    """Return the content of a regular file; arguments and errors as :func:`open_input`."""
+    with open_input(path, what, limit=limit) as handle:
+        try:
+            return handle.read()
+        except OSError as error:
+            raise _unreadable(path, what, error) from error
+
+
+def read_text(path: str | os.PathLike[str], what: str, *, limit: int = SMALL) -> str:
+    """Return the content of a regular file as text: UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: As :func:`open_input`; or it is in another encoding, or no text.
+    """
+    return decoded(read_bytes(path, what, limit=limit), path, what)
+
+
+def decoded(content: bytes, where: object, what: str) -> str:
+    """Return bytes as text; errors as :func:`read_text`."""
+    marked = next((name for mark, name in _OTHER_MARKS.items() if content.startswith(mark)), None)
+    try:
+        if marked is None and b"\0" not in content:
+            return content.removeprefix(_MARK).decode("utf-8")
+        got = f"{marked}, by its first bytes" if marked else "zero bytes: UTF-16, or no text at all"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        got = f"bytes in line {line} that are none: another encoding (Latin-1, Windows-1252), or no text at all"
+    raise UserError(f"{what} is not in UTF-8", where=where, got=got, fix="save it as UTF-8, e.g. with iconv -t UTF-8")
+
+
+def map_input(path: str | os.PathLike[str], what: str) -> mmap.mmap:
+    """Return the content of a large regular file in memory of its own, whose pages can be given back.
+
+    It is read and not mapped: a mapped file that somebody cuts off ends the process that reads it.
+
+    Raises:
+        UserError: As :func:`open_input`; or it is empty, or was cut off while it was read.
+    """
+    with open_input(path, what) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size == 0:
+            raise UserError(f"{what} is empty", where=path)
+        content = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with memoryview(content) as view:
+            try:
+                count = _fill(handle, view)
+            except OSError as error:
+                raise _unreadable(path, what, error) from error
+    if count < size:
+        raise UserError(
+            f"{what} was cut off while it was read",
+            where=path,
+            got=f"{count} of {size} bytes",
+            fix="let whatever writes it end, then run the command again",
+        )
+    return content
+
+
+def _fill(handle: IO[bytes], view: memoryview) -> int:
+    assert isinstance(handle, io.BufferedReader)
+    done = 0
+    while done < len(view):
+        count = handle.readinto(view[done : done + 64 * MIB])
+        if not count:
+            break
+        done += count
+    return done
+
+
+def parse_json(content: bytes, where: object, what: str, shape: Any = Any) -> Any:
+    """Return the value of a JSON text, checked.
+
+    Args:
+        content: The text.
+        where: Its file, for the error.
+        what: What it is.
+        shape: Type, as msgspec understands it: what must be there; other keys of objects may be there, too.
+
+    Raises:
+        UserError: It is no JSON, or of another shape.
+    """
+    try:
+        value = msgspec.json.decode(decoded(content, where, what))
+        if shape is not Any:
+            msgspec.convert(value, shape)
+    except RecursionError as error:
+        raise UserError(f"{what} cannot be read", where=where, got="lists in lists without end") from error
+    except msgspec.ValidationError as error:
+        raise UserError(f"{what} is not what it should be", where=where, got=error) from error
+    except msgspec.DecodeError as error:
+        raise UserError(f"{what} is not JSON", where=where, got=error) from error
+    return value
+
+
+def read_json_input(path: str | os.PathLike[str], what: str, shape: Any = Any, *, limit: int = SMALL) -> Any:
+    """Return the value of a JSON file; arguments and errors as :func:`open_input` and :func:`parse_json`."""
+    return parse_json(read_bytes(path, what, limit=limit), Path(path), what, shape)
+
+
+def _check(state: os.stat_result, path: object, what: str, limit: int | None) -> None:
+    kind = stat.S_IFMT(state.st_mode)
+    if kind != stat.S_IFREG:
+        raise UserError(f"{what} is no file", where=path, got=_KINDS.get(kind, "something else"), allowed="a file")
+    if limit is not None and state.st_size > limit:
+        raise UserError(
+            f"{what} is too large",
+            where=path,
+            got=f"{state.st_size / MIB:.1f} MiB",
+            allowed=f"at most {limit / MIB:g} MiB: larger ones are something else",
+        )
+
+
+def _unreadable(path: object, what: str, error: OSError | ValueError) -> UserError:
+    got = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    shown = str(path)
+    return UserError(f"cannot read {what}", where=shown if len(shown) < 500 else f"{shown[:80]}...", got=got)
