@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def _by_name(name: str, folder: Path) -> Path | None:
         UserError: There are several.
     """
     file = f"{name.removesuffix('.yaml')}.yaml"
-    found = sorted(folder.rglob(escape(file))) if "/" not in name and "\0" not in name else []
+    found = sorted(other for other in folder.rglob("*.yaml") if other.name == file)
     if len(found) > 1:
         raise UserError("several experiments have one name", where=folder, got=", ".join(map(str, found)))
     return found[0] if found else None

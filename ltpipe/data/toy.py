@@ -86,13 +86,15 @@ def write_toy_data(
         UserError: The options contradict each other, or the folder holds files that ltpipe did not draw.
     """
     most = max(1, round(0.45 * train_images)) if most_images is None else most_images
-    _check_range("seed", seed, 0, 2**32 - 1)
-    _check_range("num_classes", num_classes, 1, len(SHAPES) * len(STYLES))
-    _check_range("image_size", image_size, 64, 1024)
-    _check_range("train_images", train_images, 1, 1_000_000)
-    _check_range("most_images", most, 1, train_images)
-    _check_range("fewest_images", fewest_images, 1, train_images)
-    _check_range("val_images", val_images, 1, 100_000)
+    _check_ranges(
+        seed=(seed, 0, 2**32 - 1),
+        num_classes=(num_classes, 1, len(SHAPES) * len(STYLES)),
+        image_size=(image_size, 64, 1024),
+        train_images=(train_images, 1, 1_000_000),
+        most_images=(most, 1, train_images),
+        fewest_images=(fewest_images, 1, train_images),
+        val_images=(val_images, 1, 100_000),
+    )
     parts = {"train": range(1, train_images + 1), "val": range(train_images + 1, train_images + val_images + 1)}
     output = _output(Path(folder), parts)
     classes = _classes(num_classes, most, min(fewest_images, most), np.random.default_rng([seed, 0]))
@@ -109,16 +111,10 @@ def write_toy_data(
         categories = _categories(classes, plans["train"])
         for split, stream in (("train", 3), ("val", 4)):
             (temporary / split).mkdir()
-            images, annotations = _draw(
-                temporary / split, plans[split], classes, image_size, parts[split], [seed, stream]
-            )
-            content = {
-                "info": {"description": f"ltpipe toy data, {split}", "version": "1", "seed": seed},
-                "licenses": [],
-                "images": images,
-                "annotations": annotations,
-                "categories": categories,
-            }
+            drawn = _draw(temporary / split, plans[split], classes, image_size, parts[split], [seed, stream])
+            info = {"description": f"ltpipe toy data, {split}", "version": "1", "seed": seed}
+            lists = {"images": drawn[0], "annotations": drawn[1], "categories": categories}
+            content = {"info": info, "licenses": [], **lists}
             (temporary / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -132,10 +128,12 @@ def _file_name(image_id: int) -> str:
     return f"{image_id:06d}.png"
 
 
-def _check_range(key: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        where = f"dataset.generate.{key}"
-        raise UserError("toy data option out of range", where=where, got=value, allowed=f"{low} to {high}")
+def _check_ranges(**options: tuple[int, int, int]) -> None:
+    """Refuse the first option that is out of its range; each is its value, the least and the largest allowed."""
+    for key, (value, low, high) in options.items():
+        if not low <= value <= high:
+            where = f"dataset.generate.{key}"
+            raise UserError("toy data option out of range", where=where, got=value, allowed=f"{low} to {high}")
 
 
 def _classes(number: int, most: int, fewest: int, rng: np.random.Generator) -> list[_Class]:

@@ -1,4 +1,4 @@
-"""Experiment files that are none, that never end, and numbers beyond reason: one clear error, soon and in little memory."""
+"""Experiment files that are none or never end, numbers beyond reason: one clear error, soon and in little memory."""
 
 from __future__ import annotations
 
