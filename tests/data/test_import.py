@@ -147,7 +147,7 @@ def test_a_number_means_its_own_class_where_numbers_have_gaps(tmp_path: Path) ->
         ("nc: ²\n", "nc is no number"),
         ("nc: 0\nnames: []\n", "nc is no number"),
         ("nc: 999999999999\n", "nc is no number"),
-        ("names: [a, b\n", "not a YAML file"),
+        ("names: [a, b\n", "is not valid YAML"),
         ("names: [a]\nval: elsewhere/images\n", "no such folder or list of images"),
     ],
 )
