@@ -1,6 +1,7 @@
 # make run      the whole chain on the toy data, ending with the report (about 20 minutes on two cores)
 # make test     lint (ruff, formatting, mypy) and all tests
 # make test-browser  every kind of page in a headless Chromium (Debian: apt install chromium)
+# make test-gpu  what needs a GPU (docs/install.md)
 # make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
 # make lint     ruff, formatting, mypy
@@ -34,7 +35,7 @@ endif
 endif
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-browser test-slurm test-tutorial docs install lint clean
+.PHONY: run test test-browser test-gpu test-slurm test-tutorial docs install lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -47,6 +48,9 @@ test: lint
 test-browser: $(VENV)/.installed
 	@$(INSTALL) --editable ".[browser]"
 	python -m pytest -m browser tests/browser
+
+test-gpu: $(VENV)/.installed
+	python -m pytest -m gpu
 
 test-slurm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -m slurm
