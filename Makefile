@@ -5,6 +5,7 @@
 # make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
 # make lint     ruff, formatting, mypy
+# make pictures the pictures of the README, from results of make run (needs a Chromium, and Graphviz for the graph)
 # make docs     the documentation site in site/, every warning an error
 # make test-tutorial  follows docs/tutorial.md literally (half an hour on two cores)
 # make clean    remove results and logs; data and the environment stay
@@ -35,7 +36,7 @@ endif
 endif
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-browser test-gpu test-slurm test-tutorial docs install lint clean
+.PHONY: run test test-browser test-gpu test-slurm test-tutorial pictures docs install lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -57,6 +58,10 @@ test-slurm: $(VENV)/.installed
 
 test-tutorial: $(VENV)/.installed
 	python -m pytest -m tutorial
+
+pictures: $(VENV)/.installed
+	@$(INSTALL) --editable ".[browser]"
+	python docs/make_images.py
 
 # Material announces its end of life in every build; a warning of MkDocs itself ends the build.
 docs: $(VENV)/.installed
