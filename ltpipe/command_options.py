@@ -171,6 +171,12 @@ def predict_options(verb: argparse.ArgumentParser, checkpoint: str) -> None:
         help="least score, 0.3 for all classes (default), or CLASS=0.5; may be given several times",
     )
     verb.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time; default: %(default)s")
+    verb.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="of backbone, neck and heads: bf16 (also on a CPU) or fp16 (GPU); default: %(default)s",
+    )
     verb.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame of videos; default: all")
     verb.add_argument("--no-pictures", action="store_true", help="write no drawn pictures")
     verb.add_argument("--crops", action="store_true", help="write a picture of every object, in a folder per class")

@@ -91,6 +91,7 @@ def predictions(
     pipeline: Callable[[dict[str, Any]], dict[str, Any]],
     pictures: Iterable[Item],
     batch_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Found | tuple[str, Broken]]:
     """Yield the detections of every picture in order; the name and the reason where one cannot be read.
 
@@ -101,11 +102,17 @@ def predictions(
         pipeline: As of :func:`prediction_pipeline`.
         pictures: What to detect in.
         batch_size: Images per forward pass.
+        dtype: What backbone, neck and heads compute in; the rest stays in float32 where the detector was prepared by
+            :func:`~ltpipe.engine.precision.guard`.
     """
+    device = next(model.parameters()).device.type
     ready = _prepared(pipeline, iter(pictures), 2 * batch_size)
     while batch := list(islice(ready, batch_size)):
         whole = [item for item in batch if not isinstance(item[1], Broken)]
-        samples = model.test_step(pseudo_collate([sample for _, sample, _ in whole])) if whole else []
+        with torch.autocast(
+            device, dtype=None if dtype is torch.float32 else dtype, enabled=dtype is not torch.float32
+        ):
+            samples = model.test_step(pseudo_collate([sample for _, sample, _ in whole])) if whole else []
         found = iter(samples)
         for item, sample, pixels in batch:
             if isinstance(sample, Broken):
