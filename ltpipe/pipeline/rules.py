@@ -221,6 +221,11 @@ class Pipeline:
                 message = log.read_text(encoding="utf-8").rpartition("ltpipe validate: ")[2].strip()
                 raise UserError(f"{exp.name} is refused before anything is queued\n{message}", fix=f"see {log}")
 
+    def tell_if_nothing_ran(self) -> None:
+        """Print, at the end of a Snakemake that had nothing to do, where the reports are."""
+        if self.reruns.nothing_ran:
+            self.tell()
+
     def tell(self) -> None:
         """Print where the reports of the active experiments are, those that are there."""
         pages = [page for exp in self.active if (page := Paths(RESULTS, exp).report).is_file()]

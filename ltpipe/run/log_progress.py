@@ -14,7 +14,9 @@ from ltpipe.run.slurm import ask
 LOCK = ".lock"
 # The executor `ltslurm` keeps a file per submitted job here.
 SUBMITTED = Path(".snakemake/ltslurm")
-_TRAINING = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?eta: ((?:\d+ days?, )?\S+)\s+time: ([\d.]+)")
+_TRAINING = re.compile(
+    r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?eta: ((?:\d+ days?, )?\S+)\s+time: ([\d.]+)(?:.*?\bloss: (\S+))?"
+)
 _CONTINUES = "the next attempt continues"
 _ERROR = re.compile(r"^(ltpipe [\w-]+: |Traceback |\w*Error\b|\S*(Error|Exception): )")
 
@@ -54,13 +56,14 @@ def describe(who: dict[str, object]) -> str:
 
 
 def rate(log: Path) -> str | None:
-    """Progress of a running stage: iterations, time per iteration and time left, or the log's last line."""
+    """Progress of a running stage: iterations, time per iteration, time left and loss, or the log's last line."""
     lines = _tail(log)
     for line in reversed(lines):
         found = _TRAINING.search(line)
         if found is not None:
-            step, total, left, seconds = found.groups()
-            return f"iteration {step} of {total}, {float(seconds):.2f} s each, {left} left"
+            step, total, left, seconds, loss = found.groups()
+            text = f"iteration {step} of {total}, {float(seconds):.2f} s each, {left} left"
+            return text if loss is None else f"{text}, loss {loss}"
     return lines[-1][:100] if lines else None
 
 

@@ -233,6 +233,11 @@ def test_the_reports_are_named_at_the_end(finished: Workspace) -> None:
     pages = [finished.folder / "results" / name / "report" / "report.html" for name in ("joint", "chain")]
     text = finished.snakemake("--cores", "2", "all", "-R", "report")
     assert text[text.index("Reports:") :].splitlines()[1:3] == [f"  {page}" for page in pages]
+    assert text.count("Reports:") == 1
+    again = finished.program(sys.executable, "-m", "snakemake", "--cores", "2", "all")
+    assert "Nothing to be done" in again, "and also where nothing had to run"
+    assert again[again.index("Reports:") :].splitlines()[1:3] == [f"  {page}" for page in pages]
+    assert "Reports:" not in finished.program(sys.executable, "-m", "snakemake", "--cores", "2", "-n", "all")
 
 
 def test_report(finished: Workspace) -> None:
