@@ -180,6 +180,11 @@ class Paths:
         return self.folder("pictures") / "index.html"
 
     @property
+    def highlights(self) -> Path:
+        """A dozen of the pictures, for the report."""
+        return self.folder("pictures") / "highlights.json"
+
+    @property
     def summary(self) -> Path:
         """The report's table, CSV."""
         return self.folder("report") / "summary.csv"

@@ -153,7 +153,7 @@ def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 
 
 def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
-    """All measurements of this experiment and of those it is compared with."""
+    """All measurements of this experiment and of those it is compared with, and pictures if they were made."""
     shown = [(other, Paths(paths.results, other)) for other in map(exp.beside, exp.report.compare)]
     for one, place in (*shown, (exp, paths)):
         yield f"split:{one.name}", place.split
@@ -168,6 +168,8 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
             for name in recorded_outputs(place.record(stage, phase)):
                 if name in _CURVES:
                     yield f"{stage}:{one.name}/{phase or 0}/{name}", place.folder(stage, phase) / name
+    if paths.highlights.name in recorded_outputs(paths.record("pictures")):
+        yield "pictures", paths.highlights
 
 
 def pictures_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:

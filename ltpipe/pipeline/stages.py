@@ -238,7 +238,7 @@ _STAGES = (
         alternative=Alternative("annotations", pictures_options, "ltpipe.stages.pictures_of_files"),
         reads=reading("name", "seed", "detector", "split.ignore_future_gt", "base.sampler", "evaluate.checkpoints"),
         inputs=files.pictures_inputs,
-        outputs=lambda paths, key: [paths.pictures],
+        outputs=lambda paths, key: [paths.pictures, paths.highlights],
         mem_mb=8000,
         runtime=120,
     ),

@@ -15,6 +15,7 @@ from ltpipe.metrics.table import flat_intervals, flatten
 from ltpipe.report import html
 from ltpipe.report.curves import Curve, draw_curves
 from ltpipe.report.differences import differences_table
+from ltpipe.report.highlights import Highlight
 from ltpipe.report.inputs import (
     IOU_NAMES,
     Evaluation,
@@ -51,6 +52,7 @@ def build_report(
     sweeps: Sequence[Sweep] = (),
     affinities: Sequence[Affinity] = (),
     curves: Sequence[Curve] = (),
+    highlights: Sequence[Highlight] = (),
 ) -> list[Path]:
     """Write ``report.html``, ``summary.csv``, ``differences.csv`` if checkpoints compare, and figures (PNG and SVG).
 
@@ -64,6 +66,7 @@ def build_report(
         sweeps: Modes and thresholds of checkpoints with two classifiers.
         affinities: Checkpoints whose method compares classes.
         curves: Trainings.
+        highlights: Pictures of the page's own experiment.
 
     Returns:
         The files written, the page first.
@@ -77,7 +80,7 @@ def build_report(
     if len(differences):
         write_csv(folder / "differences.csv", differences)
         tables.append("differences.csv")
-    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities, curves)
+    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities, curves, highlights)
     bodies = [html.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {f"#{anchor}": name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))

@@ -12,6 +12,7 @@ from ltpipe.metrics.fusion_sweep import Sweep
 from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.curves import Curve, curve_section
+from ltpipe.report.highlights import Highlight, highlights_section
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (
     IOU_NAMES,
@@ -44,6 +45,7 @@ def all_sections(
     sweeps: Sequence[Sweep] = (),
     affinities: Sequence[Affinity] = (),
     curves: Sequence[Curve] = (),
+    highlights: Sequence[Highlight] = (),
 ) -> Chapters:
     """Return the sections that have content: anchor to title and parts.
 
@@ -55,9 +57,10 @@ def all_sections(
         sweeps: Modes and thresholds of checkpoints with two classifiers.
         affinities: Checkpoints whose method compares classes.
         curves: Trainings.
+        highlights: Pictures of the page's own experiment.
     """
     chapters: Chapters = {
-        "brief": ("In short", verdict(evaluations, cards, sweeps)),
+        "brief": ("In short", verdict(evaluations, cards, sweeps, pictured=bool(highlights))),
         "overview": ("Overview", overview(evaluations, figures)),
         "differences": ("Which differences are more than chance", differences(evaluations)),
         "published": ("Published numbers beside ours", published(evaluations, expectations)),
@@ -65,6 +68,7 @@ def all_sections(
         "limits": ("Without competition for places, and across classes", limits(evaluations)),
         "confidence": ("Do scores mean what they say", confidence(evaluations, figures)),
         "errors": ("What goes wrong", errors(evaluations)),
+        "pictures": ("What it looks like", highlights_section(highlights)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "affinity": ("Which classes are alike", affinity(affinities, figures)),

@@ -48,13 +48,12 @@ class Shot:
     picture: bytes
     caption: str
 
-    def html(self) -> str:
-        """Return it as a part of a page, with the picture inside."""
-        text = escape(self.caption)
-        return (
-            f'<figure><img loading="lazy" alt="{escape(self.caption, quote=True)}" src="{data_uri(self.picture)}">'
-            f"<figcaption>{text}</figcaption></figure>"
-        )
+    def html(self, link: str | None = None) -> str:
+        """Return it as a part of a page, with the picture inside; ``link`` is where a click on it leads."""
+        image = f'<img loading="lazy" alt="{escape(self.caption, quote=True)}" src="{data_uri(self.picture)}">'
+        if link is not None:
+            image = f'<a href="{escape(link, quote=True)}">{image}</a>'
+        return f"<figure>{image}<figcaption>{escape(self.caption)}</figcaption></figure>"
 
 
 class Shelf:

@@ -20,13 +20,20 @@ NOTICEABLE, FORGOTTEN = 0.005, 0.03
 Parts = list[str]
 
 
-def verdict(evaluations: Sequence[Evaluation], cards: Sequence[ExperimentCard], sweeps: Sequence[Sweep]) -> Parts:
+def verdict(
+    evaluations: Sequence[Evaluation],
+    cards: Sequence[ExperimentCard],
+    sweeps: Sequence[Sweep],
+    *,
+    pictured: bool = False,
+) -> Parts:
     """Return the best checkpoint, gains and losses in numbers, and a list of next steps.
 
     Args:
         evaluations: Experiments together, checkpoints in order of training; the page's own experiment last.
         cards: What was done.
         sweeps: Checkpoints with two classifiers.
+        pictured: Whether the page shows pictures.
     """
     kind = next((kind for kind in ("segm", "bbox", "boundary") if any(e.iou_type == kind for e in evaluations)), None)
     ours = [item for item in evaluations if item.iou_type == kind]
@@ -37,6 +44,10 @@ def verdict(evaluations: Sequence[Evaluation], cards: Sequence[ExperimentCard], 
     parts = [html.lead(_best(best, whole, ours))]
     parts += [html.note(sentence) for one in experiments_of(ours) for sentence in _steps(one, ours, whole)]
     steps = [*_next(best, ours, cards), *_thresholds(sweeps, str(kind))]
+    if cards and not pictured:
+        text = "Look at what is wrong, the classes that matter most first; the report then shows a dozen pictures:"
+        own = ours[-1].experiment
+        steps.append(html.step(text, f"ltpipe pictures {own} && ltpipe report {own}"))
     return parts + ([html.heading("What to do next"), html.steps(steps)] if steps else [])
 
 
@@ -137,8 +148,6 @@ def _next(best: Evaluation, ours: Sequence[Evaluation], cards: Sequence[Experime
             f"{own} has no calibrated checkpoint: a calibrator takes minutes and leaves the detector as it is.",
             "calibrate: {simcal: {type: simcal}}",
         )
-    if cards:
-        yield html.step("Look at what is wrong, the classes that matter most first:", f"ltpipe pictures {own}")
 
 
 def _longer(card: ExperimentCard) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ltpipe.metrics.resamples import load_resamples
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_inputs, stage_keys
 from ltpipe.report.build import Curve, Evaluation, Expectation, ExperimentCard, Sweep, build_report
+from ltpipe.report.highlights import read_highlights
 from ltpipe.run.records import read_json, recorded_outputs
 from ltpipe.run.stage_run import stage_run
 
@@ -45,6 +47,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         for stage, key in one.trainings()
         if place.curve(stage, key, "training") in read
     ]
+    beside = Path(os.path.relpath(paths.pictures.parent, paths.folder("report"))).as_posix()
     with stage_run("report", exp, paths) as stage:
         measured = [item for one, place in shown for item in evaluations(one, place)]
         same_classes(exp, measured)
@@ -58,6 +61,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             sweeps=[Sweep(name, checkpoint, read_csv(file)) for name, checkpoint, file in swept],
             affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
             curves=[curve(*one, read) for one in trained],
+            highlights=read_highlights(paths.highlights, beside) if paths.highlights in read else (),
         )
 
 
