@@ -26,6 +26,7 @@ from ltpipe.report.inputs import (
     phases_of,
 )
 from ltpipe.report.plot_classes import NAMED, plot_class_bars
+from ltpipe.report.plot_errors import draw_errors
 from ltpipe.report.plots import (
     COLOURS,
     plot_affinity,
@@ -74,7 +75,7 @@ def build_report(
     folder = Path(folder)
     drawn = folder / "figures"
     figures = draw_figures(drawn, evaluations) | draw_sweeps(drawn, sweeps) | draw_affinities(drawn, affinities)
-    figures |= draw_curves(drawn, curves)
+    figures |= draw_errors(drawn, evaluations) | draw_curves(drawn, curves)
     write_csv(folder / "summary.csv", summary_table(evaluations))
     differences, tables = differences_table(evaluations), ["summary.csv"]
     if len(differences):

@@ -14,8 +14,9 @@ from ltpipe.metrics.error_names import KINDS
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.report import html
 from ltpipe.report import shots as marks
+from ltpipe.report.captioned import Shot
 from ltpipe.report.picture_pages import shots
-from ltpipe.report.shots import Outline, Shelf, Shot, detection
+from ltpipe.report.shots import Outline, Shelf, detection
 
 PER_KIND, SCENES, SCENE_SCORE, SCENE_BOXES = 4, 2, 0.3, 12
 MISTAKES = [code for code, name in enumerate(KINDS) if name != "Miss"]

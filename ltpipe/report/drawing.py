@@ -6,7 +6,6 @@ visualizer does: pictures can be made of any detector's files where no torch is 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -112,11 +111,6 @@ def jpeg(image: Image, quality: int = 85) -> bytes:
     done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "images in memory can be encoded"
     return bytes(content)
-
-
-def data_uri(content: bytes) -> str:
-    """Return a JPEG as the source of an image element, inside the page."""
-    return f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def bitmap(mask: Any, height: int, width: int) -> NDArray[np.bool_] | None:

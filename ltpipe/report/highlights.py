@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ltpipe.report import html
-from ltpipe.report.shots import LEGEND, Shot
+from ltpipe.report.captioned import LEGEND, Shot
 from ltpipe.run.files import write_json
 
 DOZEN = 12

@@ -17,13 +17,14 @@ from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.error_kinds import Errors
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.report import html
+from ltpipe.report.captioned import LEGEND, Shot
 from ltpipe.report.class_order import by_importance, by_rarity
 from ltpipe.report.detection_pictures import DetectionPictures
 from ltpipe.report.highlights import DOZEN, Highlight, write_highlights
 from ltpipe.report.html import Column
 from ltpipe.report.picture_pages import Budget, Pages, shots, write_page
 from ltpipe.report.plot_classes import plot_long_tail
-from ltpipe.report.shots import LEGEND, Shelf, Shot
+from ltpipe.report.shots import Shelf
 
 EXAMPLES, ODD_SHOWN = 6, 24
 HIGHLIGHTS = "highlights.json"

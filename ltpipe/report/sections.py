@@ -67,7 +67,7 @@ def all_sections(
         "bins": ("Frequent to rare classes", bins(evaluations, figures)),
         "limits": ("Without competition for places, and across classes", limits(evaluations)),
         "confidence": ("Do scores mean what they say", confidence(evaluations, figures)),
-        "errors": ("What goes wrong", errors(evaluations)),
+        "errors": ("What goes wrong", errors(evaluations, figures)),
         "pictures": ("What it looks like", highlights_section(highlights)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),

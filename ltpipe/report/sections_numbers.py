@@ -118,7 +118,7 @@ def confidence(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -
     return [html.note(text), *parts] if parts else []
 
 
-def errors(evaluations: Sequence[Evaluation]) -> Parts:
+def errors(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Parts:
     """Return what each kind of error costs in each frequency group, and which classes are taken for which."""
     parts: Parts = []
     groups = {"": "all", **{f"_{letter}": name for letter, name in FREQUENCY_NAMES.items()}}
@@ -132,6 +132,9 @@ def errors(evaluations: Sequence[Evaluation]) -> Parts:
         columns = [*WHO, Column("group", "classes", "text"), *(Column(one, one, "points") for one in KINDS)]
         if rows:
             parts += [html.heading(title_of(kind)), html.table(columns, rows, group="checkpoint")]
+        if f"errors.{kind}" in figures:
+            caption = "The kinds do not add up to all that is lost: mending one changes what the others cost."
+            parts.append(html.figure(figures[f"errors.{kind}"], caption))
     name = naming(evaluations)
     shown = [item for item in complete(evaluations) if item.confusions is not None and len(item.confusions)]
     lists = [

@@ -53,6 +53,9 @@ def verdict(
 
 def _best(best: Evaluation, whole: Sequence[Evaluation], ours: Sequence[Evaluation]) -> html.Markup:
     name = _name(best, ours)
+    if _percent(best.metrics["AP"]) == _percent(0.0):
+        text = f"No checkpoint detects anything worth the name yet: the best AP on {IOU_NAMES[best.iou_type]} is "
+        return html.Markup(f"{html.plain(text)}{_percent(0.0)}, that of {html.strong(name)}.")
     groups = [f"{key} {_percent(best.metrics[key])}" for key in ("APr", "APc", "APf") if best.metrics[key] is not None]
     text = f" reaches {_percent(best.metrics['AP'])} AP on {IOU_NAMES[best.iou_type]}"
     text += f" ({', '.join(groups)})" if groups else ""
