@@ -179,6 +179,35 @@ class Features(Block):
     seed: NonNegative = Field(0, description="seed of the plan")
 
 
+class Choose(Block):
+    """How options of a calibrator are chosen: every value is scored from one run of the detector, the best is kept."""
+
+    on: Literal["holdout", "val"] = Field(
+        "holdout",
+        description="images that decide: a part of the training images that nothing is trained on (see `holdout`), or "
+        "the validation images, on which the numbers are then too good",
+    )
+    metric: Literal["AP", "AP50", "AP75", "APr", "APc", "APf", "bAP"] = Field(
+        "AP", description="number that decides; of equal ones the first"
+    )
+    iou_type: Literal["bbox", "segm"] = Field(
+        "bbox", description="what it is measured on; masks are made anew for every value, boxes are not"
+    )
+    values: dict[str, tuple[float, ...]] = Field(
+        {}, description="values to try by option, all combinations of several; none: those of the method"
+    )
+
+
+class Holdout(Block):
+    """Training images that are kept out of training, for methods and choices that ask for some."""
+
+    images_per_class: Positive = Field(
+        1, description="images of every class, which keeps at least as many for training; rarest class first"
+    )
+    largest_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="most of all images")
+    seed: NonNegative = Field(0, description="seed of the choice")
+
+
 class Calibrator(Choice):
     """A calibrator chosen by name, with its options and, if it is trained, its schedule."""
 
@@ -187,6 +216,11 @@ class Calibrator(Choice):
         None, description="trained calibrator to take over instead of training: a file of `ltpipe convert`"
     )
     seed: NonNegative | None = Field(None, description="seed of random layers; null: the experiment's")
+    choose: Choose | None = Field(None, description="how options are chosen; null: they are those given")
+    after: Name | None = Field(
+        None,
+        description="calibrator whose checkpoint it starts from; null: the trained detector",
+    )
 
 
 class Evaluate(Block):

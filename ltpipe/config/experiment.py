@@ -16,6 +16,7 @@ from ltpipe.config.blocks import (
     Evaluate,
     Expected,
     Features,
+    Holdout,
     Name,
     Report,
     Source,
@@ -68,6 +69,7 @@ class Experiment(Block):
     split: Split | None = Field(None, description="base and phases; null: all classes at once")
     base: Base = Field(Base(), description="base training")
     lst: Lst | None = Field(None, description="incremental phases; null for one-shot experiments")
+    holdout: Holdout = Field(Holdout(), description="training images kept out of training, if anything asks for them")
     features: Features | None = Field(Features(), description="calibration plan and frozen features")
     calibrate: dict[Name, Calibrator] = Field({}, description="calibrators by name, side by side")
     evaluate: Evaluate = Field(Evaluate(), description="measurement of the checkpoints")
@@ -89,6 +91,10 @@ class Experiment(Block):
         clash = [name for name in self.calibrate if phase_of(name) is not None]
         if clash:
             raise ValueError(f"calibrator name {clash[0]!r} would clash with a checkpoint of the training")
+        left = sorted(self.calibrate.keys() - set(self.calibrators_in_order()))
+        if left:
+            after = self.calibrate[left[0]].after
+            raise ValueError(f"calibrate.{left[0]}.after: {after!r} names no calibrator, or they name each other")
         return self
 
     @property
@@ -156,6 +162,19 @@ class Experiment(Block):
     def final_checkpoint(self) -> str:
         """The checkpoint that the calibrators start from: the last phase, or the base without phases."""
         return checkpoint_of(self.num_phases())
+
+    def calibrators_in_order(self) -> list[str]:
+        """Names of the calibrators, those that others start from before these."""
+        found: list[str] = []
+        rest = list(self.calibrate)
+        while ready := [name for name in rest if self.calibrate[name].after in (None, *found)]:
+            found += ready
+            rest = [name for name in rest if name not in ready]
+        return found
+
+    def calibrated_from(self, name: str) -> str:
+        """The checkpoint that a calibrator starts from."""
+        return self.calibrate[name].after or self.final_checkpoint()
 
     def evaluated_checkpoints(self) -> list[str]:
         """The checkpoint ids that ``evaluate.checkpoints`` asks for.

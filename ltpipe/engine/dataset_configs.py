@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import ConfigDict
 
-from ltpipe.config.choices import extra_images
+from ltpipe.config.choices import chooses_on, holds_out
 from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
@@ -112,7 +112,7 @@ def stream_config(
         **common_config(exp, paths, "train", num_classes),
         "phase": phase,
         "seed": seed,
-        "holdout": str(paths.holdout) if extra_images(exp) == "holdout" else None,
+        "holdout": str(paths.holdout) if holds_out(exp) else None,
         "ignore_future": exp.split is not None and exp.split.ignore_future_gt,
         "pipeline": with_our_steps(fragment.train_pipeline),
         **order,
@@ -130,7 +130,10 @@ def training_order(exp: Experiment, paths: Paths, phase: int) -> dict[str, Any]:
 def annotated_config(
     exp: Experiment, paths: Paths, fragment: ConfigDict, *, phase: int, num_classes: int
 ) -> dict[str, object]:
-    """Return the config of training images with ground truth at test resolution, flipped on request."""
+    """Return the config of training images with ground truth at test resolution, flipped on request.
+
+    What is chosen on held-out images is not trained on them either.
+    """
     steps = [dict(step) for step in fragment.test_pipeline if step["type"] != "PackDetInputs"]
     pipeline = [
         steps[0],
@@ -146,6 +149,19 @@ def annotated_config(
         "type": "ltpipe.AnnotatedDataset",
         **common_config(exp, paths, "train", num_classes),
         "phase": phase,
+        **({"holdout": str(paths.holdout)} if chooses_on(exp, "holdout") else {}),
+        "pipeline": with_our_steps(pipeline),
+    }
+
+
+def held_out_config(
+    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int
+) -> dict[str, object]:
+    """Return the config of the held-out training images, as at test time."""
+    return {
+        "type": "ltpipe.HeldOutImages",
+        **common_config(exp, paths, "train", num_classes),
+        "only": str(paths.holdout),
         "pipeline": with_our_steps(pipeline),
     }
 

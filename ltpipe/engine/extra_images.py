@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.config import ConfigDict
 
 from ltpipe.config.catalogue import component
-from ltpipe.config.choices import extra_images
+from ltpipe.config.choices import holds_out
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.data.holdout import load_holdout
@@ -108,7 +108,7 @@ def extra_loader(
         seed: Seed of the augmentation.
         per_class: Images to take of every class; None: all.
     """
-    held_out = str(paths.holdout) if extra_images(exp) == "holdout" else None
+    held_out = str(paths.holdout) if holds_out(exp) else None
     dataset = {
         "type": "ltpipe.ExtraImages",
         **common_config(exp, paths, "val" if images == "val" else "train", num_classes),

@@ -115,6 +115,7 @@ class OffsetCalibrator(Calibrator):
 
     needs_features = False
     needs_class_logits = True
+    work = "computed"
     product: bool = False
 
     adjusted: AdjustedScores

@@ -119,6 +119,10 @@ class Paths:
         """What a training said of itself, CSV by iteration."""
         return self.folder(stage, key) / "history" / f"{name}.csv"
 
+    def choice(self, calibrator: str) -> Path:
+        """Numbers of every value of the options that were tried, CSV."""
+        return self.folder("calibrate", calibrator) / "choice.csv"
+
     @property
     def plan(self) -> Path:
         """Calibration plan."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ltpipe.checkpoint_ids import checkpoint_of
-from ltpipe.config.choices import extra_images, is_trained_on_features
+from ltpipe.config.choices import chooses_on, extra_images, holds_out, is_trained_on_features
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.paths import Part, Paths
 from ltpipe.pipeline.stage import Key
@@ -38,16 +38,23 @@ def _statistics(paths: Paths) -> Pairs:
 
 def _extra(exp: Experiment, paths: Paths) -> Pairs:
     """Yield what parts read between the epochs."""
-    images = extra_images(exp)
-    if images == "holdout":
+    if holds_out(exp):
         yield "split:holdout", paths.holdout
-    elif images == "val":
+    if extra_images(exp) == "val":
         yield from _store(paths, "val")
 
 
 def _checkpoint(paths: Paths, checkpoint: str) -> Pairs:
     maker, _ = paths.producer(checkpoint)
     yield maker, paths.model(checkpoint)
+
+
+def _choice(exp: Experiment, paths: Paths, checkpoint: str, name: str) -> Pairs:
+    """Yield what says which options a checkpoint has, where they were chosen: not all calibrators leave it."""
+    if checkpoint in exp.calibrate:
+        file = paths.choice(checkpoint)
+        if file.name in recorded_outputs(paths.record("calibrate", checkpoint)):
+            yield name, file
 
 
 def _before(phase: Key) -> str:
@@ -123,6 +130,8 @@ def features_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _store(paths, "train")
     yield from _statistics(paths)
     yield "split", paths.split
+    if chooses_on(exp, "holdout"):
+        yield "split:holdout", paths.holdout
     yield from _checkpoint(paths, exp.final_checkpoint())
 
 
@@ -132,7 +141,12 @@ def calibrate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _store(paths, "train")
     yield from _statistics(paths)
     yield "split", paths.split
-    yield from _checkpoint(paths, exp.final_checkpoint())
+    yield from _checkpoint(paths, exp.calibrated_from(str(key)))
+    yield from _choice(exp, paths, exp.calibrated_from(str(key)), "calibrate:choice")
+    if calibrator.choose is not None and calibrator.choose.on == "val":
+        yield from _store(paths, "val")
+    elif calibrator.choose is not None:
+        yield "split:holdout", paths.holdout
     if is_trained_on_features(calibrator.type, calibrator.checkpoint):
         yield "features", paths.plan
         # A cascade has more plans, and stored features are a choice.
@@ -150,6 +164,7 @@ def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _statistics(paths)
     yield "split", paths.split
     yield from _checkpoint(paths, str(key))
+    yield from _choice(exp, paths, str(key), "calibrate:choice")
 
 
 def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
@@ -164,6 +179,7 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
             for name in recorded_outputs(place.record("evaluate", checkpoint)):
                 if name.startswith(_EVALUATED):
                     yield f"{label}/{name}", place.folder("evaluate", checkpoint) / name
+            yield from _choice(one, place, checkpoint, f"calibrate:{one.name}/{checkpoint}/choice")
         for stage, phase in one.trainings():
             for name in recorded_outputs(place.record(stage, phase)):
                 if name in _CURVES:
@@ -205,8 +221,8 @@ def index_outputs(paths: Paths, key: Key) -> list[Path]:
 
 
 def holdout(exp: Experiment, paths: Paths, key: Key) -> list[Path]:
-    """Images held out of training, where a part asks for them."""
-    return [paths.holdout] if extra_images(exp) == "holdout" else []
+    """Images held out of training, where a part or a choice asks for them."""
+    return [paths.holdout] if holds_out(exp) else []
 
 
 def model_outputs(stage: str) -> Callable[[Paths, Key], list[Path]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from ltpipe.data.tables import write_csv
 from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.class_affinity import Affinity
-from ltpipe.metrics.fusion_sweep import Sweep
+from ltpipe.metrics.sweeps import Sweep
 from ltpipe.metrics.table import flat_intervals, flatten
 from ltpipe.report import html
 from ltpipe.report.curves import Curve, draw_curves
@@ -64,7 +64,7 @@ def build_report(
         subtitle: One sentence below it.
         cards: Methods, schedules and provenance of the experiments.
         expectations: Published numbers to show beside ours.
-        sweeps: Modes and thresholds of checkpoints with two classifiers.
+        sweeps: Modes and thresholds of checkpoints with two classifiers, and values that were chosen from.
         affinities: Checkpoints whose method compares classes.
         curves: Trainings.
         highlights: Pictures of the page's own experiment.
@@ -102,6 +102,7 @@ def summary_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
         | flatten(item.metrics)
         | flat_intervals(item.metrics)
         | {key: item.metrics[key] for key in extra}
+        | {"chosen_here": item.chosen_here}
         for item in evaluations
     ]
     return pd.DataFrame(rows)
@@ -149,16 +150,16 @@ def draw_figures(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, P
 
 
 def draw_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> dict[str, Path]:
-    """Draw AP against the threshold where there are several: ``sweep.<experiment>.<checkpoint>.<iou>``."""
+    """Draw AP against what was varied, where there are several values, by :meth:`~Sweep.key`."""
     figures = {}
     for one in sweeps:
         for kind, name in IOU_NAMES.items():
-            rows = one.of(kind)
-            rows = rows[(rows["mode"] == "dual") & (rows["threshold"] > 0)].drop_duplicates("threshold")
-            if len(rows) > 1:
-                path = folder / f"sweep_{one.experiment}_{one.checkpoint}_{kind}"
-                title = f"{one.experiment}, {one.checkpoint}: AP by threshold, {name}"
-                figures[f"sweep.{one.experiment}.{one.checkpoint}.{kind}"] = plot_sweep(rows, path, title=title)
+            curve = one.curve(kind)
+            if curve is not None:
+                option, rows = curve
+                path = folder / f"{one.kind}_{one.experiment}_{one.checkpoint}_{kind}"
+                title = f"{one.experiment}, {one.checkpoint}: AP by {option}, {name}"
+                figures[one.key(kind)] = plot_sweep(rows, option, path, title=title, marked=bool(one.options))
     return figures
 
 

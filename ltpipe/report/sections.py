@@ -8,7 +8,7 @@ from typing import Any
 
 from ltpipe.errors import unknown_name
 from ltpipe.metrics.class_affinity import Affinity
-from ltpipe.metrics.fusion_sweep import Sweep
+from ltpipe.metrics.sweeps import Sweep
 from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.curves import Curve, curve_section
@@ -16,6 +16,7 @@ from ltpipe.report.highlights import Highlight, highlights_section
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (
     IOU_NAMES,
+    MARK,
     WHO,
     Evaluation,
     Expectation,
@@ -30,7 +31,7 @@ from ltpipe.report.sections_affinity import affinity
 from ltpipe.report.sections_classes import changes, classes
 from ltpipe.report.sections_context import accounting, data, methods, provenance, terms
 from ltpipe.report.sections_numbers import by_kind, confidence, differences, errors, interval, limits, title_of
-from ltpipe.report.sections_sweep import sweep
+from ltpipe.report.sections_sweep import choices, sweep
 from ltpipe.report.verdict import verdict
 
 Parts = list[str]
@@ -54,7 +55,7 @@ def all_sections(
         cards: What was done.
         expectations: Published numbers.
         figures: PNG files under the names of :func:`ltpipe.report.build.draw_figures`.
-        sweeps: Modes and thresholds of checkpoints with two classifiers.
+        sweeps: Modes and thresholds of checkpoints with two classifiers, and values that were chosen from.
         affinities: Checkpoints whose method compares classes.
         curves: Trainings.
         highlights: Pictures of the page's own experiment.
@@ -69,6 +70,7 @@ def all_sections(
         "confidence": ("Do scores mean what they say", confidence(evaluations, figures)),
         "errors": ("What goes wrong", errors(evaluations, figures)),
         "pictures": ("What it looks like", highlights_section(highlights)),
+        "choices": ("What was chosen, and on which images", choices(sweeps, figures)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "affinity": ("Which classes are alike", affinity(affinities, figures)),
@@ -102,6 +104,13 @@ def overview(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> 
             "with nothing else in the table."
         ),
     ]
+    if any(item.chosen_here for item in evaluations):
+        parts.append(
+            html.note(
+                f"{MARK.strip()} Something of this checkpoint (options, the step of training that was kept, how often "
+                "classes are drawn) was chosen on the images of this table: its numbers are too good."
+            )
+        )
     for kind, ours in by_kind(evaluations):
         columns = [*WHO, *numbers("overview"), Column("classes", "classes", "count")]
         whole = complete(ours)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.error_names import KINDS
-from ltpipe.metrics.fusion_sweep import Sweep
+from ltpipe.metrics.sweeps import Sweep
 from ltpipe.report import html
 from ltpipe.report.differences import said_of
 from ltpipe.report.inputs import IOU_NAMES, Evaluation, ExperimentCard, complete, experiments_of, phases_of
@@ -43,7 +43,7 @@ def verdict(
     best = max(whole, key=lambda item: item.metrics["AP"])
     parts = [html.lead(_best(best, whole, ours))]
     parts += [html.note(sentence) for one in experiments_of(ours) for sentence in _steps(one, ours, whole)]
-    steps = [*_next(best, ours, cards), *_thresholds(sweeps, str(kind))]
+    steps = [*_next(best, ours, cards), *_thresholds([one for one in sweeps if not one.options], str(kind))]
     if cards and not pictured:
         text = "Look at what is wrong, the classes that matter most first; the report then shows a dozen pictures:"
         own = ours[-1].experiment
@@ -66,6 +66,7 @@ def _best(best: Evaluation, whole: Sequence[Evaluation], ours: Sequence[Evaluati
         text += f", {_points(gap).lstrip('+')} more than {_name(second, ours)}, the next" if gap > 0 else ""
         text += said_of(second, best)[0] if gap > 0 else ""
         text += f"; it is the best of {len(whole)} that know all {len(best.per_class)} classes"
+    text += "; it was chosen on these images, so its numbers are too good" if best.chosen_here else ""
     return html.Markup(f"{html.strong(name)}{html.plain(text)}.")
 
 

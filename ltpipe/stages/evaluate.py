@@ -33,11 +33,11 @@ from ltpipe.engine.shards import in_shards
 from ltpipe.engine.stage_models import classes_of, loaded, model_of
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
 from ltpipe.metrics.fixed_ap import best_per_category
-from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
 from ltpipe.metrics.long_tail_numbers import Numbers, measure
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import ROWS_PER_BATCH, PredictionWriter, merge_predictions
 from ltpipe.metrics.resamples import save_resamples
+from ltpipe.metrics.sweeps import sweep_rows, write_sweep
 from ltpipe.metrics.tensors import save_tensors
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard, write_json

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.config.choices import chosen_on_val
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.schedules import Schedule, Steps
@@ -32,14 +33,14 @@ def run(exp: Experiment, paths: Paths) -> None:
     others = [exp.beside(name) for name in exp.report.compare]
     shown = [*((other, Paths(paths.results, other)) for other in others), (exp, paths)]
     read = set(stage_inputs(exp, paths, "report").values())
-    swept, alike = (
+    swept, chosen, alike = (
         [
             (one.name, checkpoint, table(place, checkpoint))
             for one, place in shown
             for checkpoint in one.evaluated_checkpoints()
             if table(place, checkpoint) in read
         ]
-        for table in (Paths.sweep, Paths.affinity)
+        for table in (Paths.sweep, Paths.choice, Paths.affinity)
     )
     trained = [
         (one.name, "base" if key is None else f"phase{key}", place.curve(stage, key, "training"))
@@ -58,7 +59,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             subtitle=exp.description,
             cards=[_card(one, place) for one, place in shown],
             expectations=[Expectation(exp.name, **item.model_dump()) for item in exp.report.expected],
-            sweeps=[Sweep(name, checkpoint, read_csv(file)) for name, checkpoint, file in swept],
+            sweeps=[Sweep(name, checkpoint, read_csv(file)) for name, checkpoint, file in [*chosen, *swept]],
             affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
             curves=[curve(*one, read) for one in trained],
             highlights=read_highlights(paths.highlights, beside) if paths.highlights in read else (),
@@ -81,7 +82,8 @@ def evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
         resamples = load_resamples(drawn) if drawn.name in made else {}
         for kind, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
             per_class, own = (part[part["iou_type"] == kind].reset_index(drop=True) for part in (table, confused))
-            yield Evaluation(exp.name, checkpoint, metrics, per_class, own, resamples.get(kind))
+            here = chosen_on_val(exp, checkpoint)
+            yield Evaluation(exp.name, checkpoint, metrics, per_class, own, resamples.get(kind), here)
 
 
 def same_classes(exp: Experiment, measured: Sequence[Evaluation]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from ltpipe.errors import UserError
 from ltpipe.metrics import table as table_module
 from ltpipe.metrics.error_names import KINDS
-from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
+from ltpipe.metrics.sweeps import sweep_rows, write_sweep
 from ltpipe.metrics.table import METRICS, Metric
 from ltpipe.report import html
 from ltpipe.report.build import Expectation, ExperimentCard, Sweep, build_report

@@ -97,6 +97,8 @@ class TauNorm(Calibrator):
     needs_features = False
     needs_linear = True
     needs_class_logits = True
+    work = "computed"
+    sweeps = {"tau": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]}
 
     def __init__(
         self,
