@@ -247,6 +247,11 @@ class Evaluate(Block):
         description="for AP_fixed and AP_pool: the best so many detections of each class in the whole set, without a "
         "limit per image; the detector runs a second time. Default: they are measured on the stored detections",
     )
+    sets: dict[Name, Source] = Field(
+        {},
+        description="further test sets by name, in the format and with the classes of the data set: checkpoints are "
+        "measured on them as well, and nothing is trained again",
+    )
     oracle_labels: bool = Field(
         False, description="upper bound: proposals get the labels of the objects they overlap, not the predicted ones"
     )
@@ -257,6 +262,13 @@ class Evaluate(Block):
         if not bins or list(bins) != sorted(set(bins)):
             raise ValueError("bins must ascend: at least one limit, e.g. [10, 100, 1000]; COCO-LT has [20, 400, 8000]")
         return bins
+
+    @field_validator("sets")
+    @classmethod
+    def _not_of_the_data_set(cls, sets: dict[str, Source]) -> dict[str, Source]:
+        if sets.keys() & {"train", "val"}:
+            raise ValueError("train and val are the parts of the data set: give the other test set another name")
+        return sets
 
     @model_validator(mode="after")
     def _labels_or_scores(self) -> Evaluate:

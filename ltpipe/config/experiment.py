@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from ltpipe.checkpoint_ids import checkpoint_of, phase_of
+from ltpipe.checkpoint_ids import checkpoint_of, measurement_of, phase_of
 from ltpipe.config.blocks import (
     Calibrator,
     Dataset,
@@ -120,6 +120,14 @@ class Experiment(Block):
         assert self._beside is not None, "only an experiment that was loaded from a file has others beside it"
         return self._beside(self, name)
 
+    def parts(self) -> dict[str, Source]:
+        """Annotations and images by part: ``train``, ``val``, and further test sets by name."""
+        return {"train": self.dataset.train, "val": self.dataset.val, **self.evaluate.sets}
+
+    def key_of(self, part: str) -> str:
+        """The key of the experiment that describes a part."""
+        return f"evaluate.sets.{part}" if part in self.evaluate.sets else f"dataset.{part}"
+
     @property
     def incremental(self) -> bool:
         """Whether there are phases after the base training."""
@@ -189,3 +197,9 @@ class Experiment(Block):
             if wanted not in made:
                 raise unknown_name("checkpoint", wanted, made, where=self.where("evaluate.checkpoints"))
         return [name for name in made if name in self.evaluate.checkpoints]
+
+    def measurements(self) -> list[str]:
+        """The evaluated checkpoints on the validation images, then on each further test set, as ``base@minival``."""
+        return [
+            measurement_of(one, part) for part in ("val", *self.evaluate.sets) for one in self.evaluated_checkpoints()
+        ]

@@ -157,6 +157,8 @@ def _load(path: Path) -> Experiment:
     values.setdefault("name", path.stem)
     for block in ("dataset", "detector"):
         values[block] = expand_variables(values.get(block))
+    if isinstance(values.get("evaluate"), dict) and "sets" in values["evaluate"]:
+        values["evaluate"] = {**values["evaluate"], "sets": expand_variables(values["evaluate"]["sets"])}
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:

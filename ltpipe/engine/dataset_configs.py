@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import ConfigDict
 
-from ltpipe.config.choices import chooses_on, holds_out
+from ltpipe.config.choices import holds_out
 from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
@@ -76,11 +76,10 @@ def check_masks(paths: Paths, model: ConfigDict, where: object) -> None:
 
 
 def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:
-    """Return what the configs of all datasets on the ``train`` or ``val`` part share."""
-    source = exp.dataset.train if part == "train" else exp.dataset.val
+    """Return what the configs of all datasets on ``train``, ``val`` or a further test set share."""
     return {
-        "store": str(paths.store("train" if part == "train" else "val")),
-        "images": str(source.images),
+        "store": str(paths.store(part)),
+        "images": str(exp.parts()[part].images),
         "split": str(paths.split),
         "num_classes": num_classes,
     }
@@ -130,10 +129,7 @@ def training_order(exp: Experiment, paths: Paths, phase: int) -> dict[str, Any]:
 def annotated_config(
     exp: Experiment, paths: Paths, fragment: ConfigDict, *, phase: int, num_classes: int
 ) -> dict[str, object]:
-    """Return the config of training images with ground truth at test resolution, flipped on request.
-
-    What is chosen on held-out images is not trained on them either.
-    """
+    """Return the config of training images with ground truth at test resolution, flipped on request."""
     steps = [dict(step) for step in fragment.test_pipeline if step["type"] != "PackDetInputs"]
     pipeline = [
         steps[0],
@@ -149,7 +145,6 @@ def annotated_config(
         "type": "ltpipe.AnnotatedDataset",
         **common_config(exp, paths, "train", num_classes),
         "phase": phase,
-        **({"holdout": str(paths.holdout)} if chooses_on(exp, "holdout") else {}),
         "pipeline": with_our_steps(pipeline),
     }
 
@@ -167,11 +162,11 @@ def held_out_config(
 
 
 def test_config(
-    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int
+    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int, part: str = "val"
 ) -> dict[str, object]:
-    """Return the config of the validation images."""
+    """Return the config of the validation images, or of those of a further test set."""
     return {
         "type": "ltpipe.StoreDataset",
-        **common_config(exp, paths, "val", num_classes),
+        **common_config(exp, paths, part, num_classes),
         "pipeline": with_our_steps(pipeline),
     }

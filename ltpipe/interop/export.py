@@ -122,7 +122,8 @@ def _for_mmdet(
 def _read(exp: Experiment, paths: Paths, checkpoint: str) -> list[Path]:
     """Return what exports read or come from: no export takes its place."""
     own = [paths.model(checkpoint), paths.config(checkpoint), paths.predictions(checkpoint), paths.split]
-    return [*own, exp.dataset.train.annotations, exp.dataset.val.annotations, *given_checkpoints(exp).values()]
+    annotations = (source.annotations for source in exp.parts().values())
+    return [*own, *annotations, *given_checkpoints(exp).values()]
 
 
 def _classes(paths: Paths, meta: Mapping[str, Any], where: Path) -> tuple[Categories, Categories]:

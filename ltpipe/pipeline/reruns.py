@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import toy_data_digest
-from ltpipe.pipeline.paths import RESULTS, Paths
+from ltpipe.pipeline.paths import RESULTS, Paths, index_key
 from ltpipe.pipeline.running import Teller
 from ltpipe.pipeline.stage_files import of_parts
 from ltpipe.pipeline.stage_rules import rule_names
@@ -277,8 +277,8 @@ class Reruns:
             maker = self.maker(path)
             if maker not in files and (maker is None or path.is_file()):
                 checked_input(exp, paths, stage, name, path)
-        if paths.record("index") not in files:
-            for part in of_parts(inputs):
+        for part in of_parts(inputs):
+            if paths.record("index", index_key(part)) not in files:
                 check_annotations(exp, paths, stage, part)
 
     def end(self) -> None:

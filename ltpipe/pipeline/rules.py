@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ltpipe.config.checks import check_settings
+from ltpipe.config.checks import check_settings, same_data
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_experiment
 from ltpipe.config.outside_checkpoints import given_checkpoints
@@ -85,19 +85,13 @@ class Pipeline:
 
     def _check_datasets(self) -> None:
         for exp in self.experiments.values():
-            first = self.dataset(exp.dataset.name)
-            if exp.dataset != first.dataset:
-                raise UserError(
-                    "two experiments describe one data set differently",
-                    where=f"{exp.file}: dataset",
-                    got=f"{exp.dataset.name}, as in {first.file}",
-                    fix="give the other data set another name, or let one experiment extend the other",
-                )
+            for test_set in (None, *exp.evaluate.sets):
+                first = self.dataset(exp.dataset.name, test_set)
+                same_data(first, exp, test_set, f"{first.name} describes in {first.file}")
 
     def _check_names(self, exp: Experiment) -> None:
         """Refuse input files whose names Snakemake would take for patterns."""
-        data = exp.dataset
-        files = {f"dataset.{p}.annotations": s.annotations for p, s in (("train", data.train), ("val", data.val))}
+        files = {f"{exp.key_of(part)}.annotations": source.annotations for part, source in exp.parts().items()}
         for key, file in {**files, **given_checkpoints(exp)}.items():
             if re.search(r"\{[^{}]*\}", str(file)) and file.is_file():
                 where = f"{exp.file}: {key}"
@@ -122,9 +116,10 @@ class Pipeline:
         """Yield the rules of all stages."""
         return stage_rules(list(self.experiments.values()))
 
-    def dataset(self, name: str) -> Experiment:
-        """The first experiment on a data set, which stands for all of them."""
-        return next(exp for exp in self.experiments.values() if exp.dataset.name == name)
+    def dataset(self, name: str, test_set: str | None = None) -> Experiment:
+        """The first experiment on a data set, or with a further test set of it, which stands for all of them."""
+        on = (exp for exp in self.experiments.values() if exp.dataset.name == name)
+        return next(exp for exp in on if test_set is None or test_set in exp.evaluate.sets)
 
     def resources_by_stage(self, settings: Any) -> None:
         """Give every rule the resources of its stage (``lst`` for ``lst_phase_13``).
@@ -142,9 +137,10 @@ class Pipeline:
 
     def of(self, wildcards: Wildcards) -> tuple[Experiment, Paths]:
         """Experiment and paths that the wildcards mean."""
-        exp = (
-            self.dataset(wildcards.dataset) if hasattr(wildcards, "dataset") else self.experiments[wildcards.experiment]
-        )
+        if hasattr(wildcards, "dataset"):
+            exp = self.dataset(wildcards.dataset, getattr(wildcards, "test_set", None))
+        else:
+            exp = self.experiments[wildcards.experiment]
         return exp, Paths(RESULTS, exp)
 
     def command(self, stage: str, key: Key = None) -> Callable[[Wildcards, int], str]:
@@ -161,8 +157,9 @@ class Pipeline:
         def of_wildcards(wildcards: Wildcards, threads: int) -> str:
             words = ["ltpipe", stage, f"--experiment={self.of(wildcards)[0].file}"]
             entry, value = TABLE.get(stage), _value(wildcards, key)
-            if entry is not None and entry.option is not None:  # a number is required: without, all phases are meant
-                words += [entry.option.flag, str(0 if value is None else value)]
+            option = None if entry is None else entry.option
+            if option is not None and (value is not None or option.kind is int):  # without a number all are meant
+                words += [option.flag, str(0 if value is None else value)]
             return shlex.join(words)
 
         return of_wildcards

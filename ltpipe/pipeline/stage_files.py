@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ltpipe.checkpoint_ids import checkpoint_of
+from ltpipe.checkpoint_ids import checkpoint_of, measured_on
 from ltpipe.config.choices import chooses_on, extra_images, holds_out, is_trained_on_features
 from ltpipe.config.experiment import Experiment
-from ltpipe.pipeline.paths import Part, Paths
+from ltpipe.pipeline.paths import PARTS, Paths
 from ltpipe.pipeline.stage import Key
 from ltpipe.run.records import recorded_outputs
 
 STORE = ("info.json", "images.arrow", "categories.arrow", "annotations.arrow", "segments.arrow")
-PARTS: tuple[Part, ...] = ("train", "val")
 _EVALUATED = ("sweep.", "affinity.", "confusions.", "resamples.")
 _CURVES = ("history/training.csv", "history/validation.csv")
 
 Pairs = Iterator[tuple[str, Path]]
 
 
-def of_parts(inputs: Mapping[str, Path]) -> list[Part]:
-    """Parts of the data set whose store is among a stage's inputs."""
-    return [part for part in PARTS if f"index:{part}/info.json" in inputs]
+def of_parts(inputs: Mapping[str, Path]) -> list[str]:
+    """Parts of the data, further test sets included, whose store is among a stage's inputs."""
+    found = (name.removeprefix("index:").partition("/") for name in inputs if name.startswith("index:"))
+    return [part for part, _, file in found if file == "info.json"]
 
 
 # ---- what stages read ------------------------------------------------------------------------------------------------
 
 
-def _store(paths: Paths, part: Part) -> Pairs:
+def _store(paths: Paths, part: str) -> Pairs:
     yield from ((f"index:{part}/{name}", paths.store(part) / name) for name in STORE)
 
 
@@ -74,6 +74,12 @@ def index_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from zip(makers, (data.train.annotations, data.val.annotations), strict=True)
     if data.class_list is not None:
         yield "dataset.class_list", data.class_list
+
+
+def set_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Annotations of a further test set, and the classes and groups of the training part."""
+    yield f"evaluate.sets.{key}", exp.evaluate.sets[str(key)].annotations
+    yield from _store(paths, "train")
 
 
 def split_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
@@ -158,13 +164,14 @@ def calibrate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 
 
 def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
-    """Both parts of the data set and the checkpoint."""
+    """The training part, the part that is measured on, and the checkpoint."""
+    checkpoint, part = measured_on(str(key))
     yield from _store(paths, "train")
-    yield from _store(paths, "val")
+    yield from _store(paths, part)
     yield from _statistics(paths)
     yield "split", paths.split
-    yield from _checkpoint(paths, str(key))
-    yield from _choice(exp, paths, str(key), "calibrate:choice")
+    yield from _checkpoint(paths, checkpoint)
+    yield from _choice(exp, paths, checkpoint, "calibrate:choice")
 
 
 def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
@@ -172,13 +179,14 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     shown = [(other, Paths(paths.results, other)) for other in map(exp.beside, exp.report.compare)]
     for one, place in (*shown, (exp, paths)):
         yield f"split:{one.name}", place.split
-        for checkpoint in one.evaluated_checkpoints():
-            label = f"evaluate:{one.name}/{checkpoint}"
-            yield label, place.metrics(checkpoint)
-            yield f"{label}/per_class", place.per_class(checkpoint)
-            for name in recorded_outputs(place.record("evaluate", checkpoint)):
+        for measurement in one.measurements():
+            label = f"evaluate:{one.name}/{measurement}"
+            yield label, place.metrics(measurement)
+            yield f"{label}/per_class", place.per_class(measurement)
+            for name in recorded_outputs(place.record("evaluate", measurement)):
                 if name.startswith(_EVALUATED):
-                    yield f"{label}/{name}", place.folder("evaluate", checkpoint) / name
+                    yield f"{label}/{name}", place.folder("evaluate", measurement) / name
+        for checkpoint in one.evaluated_checkpoints():
             yield from _choice(one, place, checkpoint, f"calibrate:{one.name}/{checkpoint}/choice")
         for stage, phase in one.trainings():
             for name in recorded_outputs(place.record(stage, phase)):
@@ -216,8 +224,9 @@ def complete_checkpoints(exp: Experiment) -> list[str]:
 
 
 def index_outputs(paths: Paths, key: Key) -> list[Path]:
-    """Stores and statistics of both parts."""
-    return [paths.store(part) / name for part in PARTS for name in (*STORE, paths.statistics(part).name)]
+    """Stores and statistics of both parts, or of a further test set."""
+    parts = PARTS if key is None else (str(key),)
+    return [paths.store(part) / name for part in parts for name in (*STORE, paths.statistics(part).name)]
 
 
 def holdout(exp: Experiment, paths: Paths, key: Key) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ltpipe.checkpoint_ids import measured_on
 from ltpipe.config.blocks import Holdout
 from ltpipe.config.choices import chooses_on, holds_out, swept_options
 from ltpipe.config.experiment import Experiment
@@ -57,6 +58,12 @@ def index_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     return reading(*(f"dataset.{part}" for part in (*parts, *limits)))(exp, whole, key)
 
 
+def set_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``index`` reads for a further test set."""
+    data = (f"dataset.{name}" for name in ("format", "faults", "frequency_limits"))
+    return reading(f"evaluate.sets.{key}", *data)(exp, whole, key)
+
+
 def features_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     """What ``features`` reads."""
     found = reading("detector", "features")(exp, whole, key)
@@ -78,5 +85,11 @@ def calibrate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slic
 def evaluate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     """What ``evaluate`` reads."""
     # Only calibrated checkpoints can have a second classifier.
-    unread = ("checkpoints",) if key in exp.calibrate else ("checkpoints", "modes", "thresholds")
-    return reading("evaluate", without={"evaluate": unread})(exp, whole, key)
+    unread = () if measured_on(str(key))[0] in exp.calibrate else ("modes", "thresholds")
+    return reading("evaluate", without={"evaluate": ("checkpoints", "sets", *unread)})(exp, whole, key)
+
+
+def report_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``report`` reads."""
+    found = reading("name", "description", "report", "evaluate.checkpoints")(exp, whole, key)
+    return {**found, "evaluate.sets": list(exp.evaluate.sets)} if exp.evaluate.sets else found

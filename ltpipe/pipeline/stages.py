@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from ltpipe.checkpoint_ids import measurement_of
 from ltpipe.command_options import cross_check_options, pictures_options
 from ltpipe.config.choices import needs_features
 from ltpipe.config.experiment import Experiment
@@ -17,6 +19,8 @@ from ltpipe.pipeline.stage_reads import (
     evaluate_reads,
     features_reads,
     index_reads,
+    report_reads,
+    set_reads,
     with_holdout,
     with_iterations,
     with_validation,
@@ -56,6 +60,22 @@ CHECKPOINT = Option(
     str,
     "base, phase1 .., or a calibrator's name",
     lambda exp: exp.checkpoints(),
+)
+MEASUREMENT = replace(
+    CHECKPOINT,
+    help=f"{CHECKPOINT.help}; NAME@SET: on a further test set",
+    allowed=lambda exp: [
+        measurement_of(one, part) for part in ("val", *exp.evaluate.sets) for one in exp.checkpoints()
+    ],
+)
+_SET = Option(
+    "--set",
+    "test_set",
+    "test_set",
+    str,
+    "further test set; default: everything",
+    lambda exp: list(exp.evaluate.sets),
+    required=False,
 )
 
 
@@ -99,9 +119,22 @@ _STAGES = (
         reads=index_reads,
         inputs=files.index_inputs,
         outputs=files.index_outputs,
+        option=_SET,
         torch=False,
         mem_mb=4000,
         runtime=60,
+        each=Stage(
+            "index",
+            "annotation store of a further test set",
+            title="annotation store of test set {key}",
+            keys=lambda exp: exp.evaluate.sets,
+            option=_SET,
+            reads=set_reads,
+            inputs=files.set_inputs,
+            outputs=files.index_outputs,
+            mem_mb=4000,
+            runtime=60,
+        ),
     ),
     Stage(
         "split",
@@ -115,7 +148,7 @@ _STAGES = (
         torch=False,
         shared=True,
         mem_mb=4000,
-        each_phase=Stage(
+        each=Stage(
             "split",
             "replay list of one phase",
             title="replay list of phase {key}",
@@ -220,8 +253,8 @@ _STAGES = (
         "evaluate",
         "measure one checkpoint",
         title="measurement of {key}",
-        keys=lambda exp: exp.evaluated_checkpoints(),
-        option=CHECKPOINT,
+        keys=lambda exp: exp.measurements(),
+        option=MEASUREMENT,
         alternative=Alternative("cross_check", cross_check_options, "ltpipe.stages.cross_check"),
         reads=evaluate_reads,
         inputs=files.evaluate_inputs,
@@ -247,7 +280,7 @@ _STAGES = (
         "report",
         "tables and plots",
         title="report",
-        reads=reading("name", "description", "report", "evaluate.checkpoints"),
+        reads=report_reads,
         inputs=files.report_inputs,
         outputs=lambda paths, key: [paths.report, paths.summary, paths.figures],
         torch=False,
@@ -267,15 +300,15 @@ project are added by :func:`ltpipe.pipeline.own_stages.add_own_stages`."""
 def stage_of(name: str, key: Key = None) -> Stage:
     """Return the entry of a stage with this key."""
     entry = TABLE[name]
-    return entry.each_phase if entry.each_phase is not None and key is not None else entry
+    return entry.each if entry.each is not None and key is not None else entry
 
 
 def entries() -> Iterator[Stage]:
-    """All entries in the order of the table, what a command makes for each phase on its own."""
+    """All entries in the order of the table, what a command makes for each phase or test set on its own."""
     for entry in TABLE.values():
         yield entry
-        if entry.each_phase is not None:
-            yield entry.each_phase
+        if entry.each is not None:
+            yield entry.each
 
 
 def stage_keys(exp: Experiment) -> list[tuple[str, Key]]:

@@ -54,6 +54,7 @@ def build_report(
     affinities: Sequence[Affinity] = (),
     curves: Sequence[Curve] = (),
     highlights: Sequence[Highlight] = (),
+    further: Sequence[Evaluation] = (),
 ) -> list[Path]:
     """Write ``report.html``, ``summary.csv``, ``differences.csv`` if checkpoints compare, and figures (PNG and SVG).
 
@@ -68,6 +69,7 @@ def build_report(
         affinities: Checkpoints whose method compares classes.
         curves: Trainings.
         highlights: Pictures of the page's own experiment.
+        further: The same checkpoints on further test sets.
 
     Returns:
         The files written, the page first.
@@ -76,12 +78,12 @@ def build_report(
     drawn = folder / "figures"
     figures = draw_figures(drawn, evaluations) | draw_sweeps(drawn, sweeps) | draw_affinities(drawn, affinities)
     figures |= draw_errors(drawn, evaluations) | draw_curves(drawn, curves)
-    write_csv(folder / "summary.csv", summary_table(evaluations))
+    write_csv(folder / "summary.csv", summary_table([*evaluations, *further]))
     differences, tables = differences_table(evaluations), ["summary.csv"]
     if len(differences):
         write_csv(folder / "differences.csv", differences)
         tables.append("differences.csv")
-    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities, curves, highlights)
+    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities, curves, highlights, further)
     bodies = [html.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {f"#{anchor}": name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))
@@ -98,7 +100,7 @@ def summary_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """Return one row per evaluation with every number as a fraction of 1."""
     extra = ("evaluated_classes", "protocol", "max_detections", "engine")
     rows = [
-        {"experiment": item.experiment, "checkpoint": item.checkpoint, "iou_type": item.iou_type}
+        {"experiment": item.experiment, "checkpoint": item.checkpoint, "set": item.part, "iou_type": item.iou_type}
         | flatten(item.metrics)
         | flat_intervals(item.metrics)
         | {key: item.metrics[key] for key in extra}

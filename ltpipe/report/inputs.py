@@ -32,6 +32,7 @@ class Evaluation:
             None: not measured.
         resamples: Its numbers on resamples of the images; None: not measured.
         chosen_here: Whether anything of it was chosen on the images that it is measured on.
+        part: Part of the data that it is measured on: ``val``, or a further test set.
     """
 
     experiment: str
@@ -41,6 +42,7 @@ class Evaluation:
     confusions: pd.DataFrame | None = None
     resamples: Resamples | None = None
     chosen_here: bool = False
+    part: str = "val"
 
     @property
     def iou_type(self) -> str:

@@ -40,15 +40,8 @@ def differences(evaluations: Sequence[Evaluation]) -> Parts:
     """Return checkpoints compared two by two."""
     parts: Parts = []
     for kind, ours in by_kind(evaluations):
-        rows, name = [], naming(ours)
-        for first, second in pairs(ours):
-            cells = {key: _difference(one) for key, one in compared(first, second).items()}
-            rows.append({"from": name(first), "to": name(second), **cells})
-        shown = [key for key in RESAMPLED if any(key in row for row in rows)]
-        columns = [Column("from", "from", "text"), Column("to", "to", "text")]
-        columns += [Column(key, key, "text") for key in shown]
-        if rows:
-            parts += [html.heading(title_of(kind)), html.table(columns, rows)]
+        table = differences_of(ours)
+        parts += [html.heading(title_of(kind)), *table] if table else []
     text = (
         "Differences in percent points, with their 95 % intervals, which come from drawing the validation images again "
         f"({COUNT:,} times, with replacement, the same draws for both), and the share of the draws in favour of the "
@@ -56,6 +49,17 @@ def differences(evaluations: Sequence[Evaluation]) -> Parts:
         "it may vanish or turn. The interval knows of the images alone; another seed of training moves numbers as well."
     )
     return [html.note(text), *parts] if parts else []
+
+
+def differences_of(ours: Sequence[Evaluation]) -> Parts:
+    """Return the table of checkpoints compared two by two, of one set of images and one IoU type; or nothing."""
+    rows, name = [], naming(ours)
+    for first, second in pairs(ours):
+        cells = {key: _difference(one) for key, one in compared(first, second).items()}
+        rows.append({"from": name(first), "to": name(second), **cells})
+    shown = [key for key in RESAMPLED if any(key in row for row in rows)]
+    columns = [Column("from", "from", "text"), Column("to", "to", "text"), *(Column(key, key, "text") for key in shown)]
+    return [html.table(columns, rows)] if rows else []
 
 
 def _difference(one: Difference) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from ltpipe.checkpoint_ids import measured_on
 from ltpipe.metrics.cross_check import cross_check
-from ltpipe.pipeline.stages import CHECKPOINT
+from ltpipe.pipeline.stages import MEASUREMENT
 from ltpipe.stage_command import check_key, experiment_of
 
 
@@ -16,7 +17,8 @@ def run(arguments: Namespace) -> None:
         UserError: There is no such checkpoint or no evaluation of it, or a cell differs.
     """
     exp, paths = experiment_of(arguments)
-    checkpoint = arguments.checkpoint
-    check_key(exp, CHECKPOINT, checkpoint)
-    for line in cross_check(paths.store("val"), paths.predictions(checkpoint), paths.tensors(checkpoint)):
+    measurement = arguments.checkpoint
+    check_key(exp, MEASUREMENT, measurement)
+    store = paths.store(measured_on(measurement)[1])
+    for line in cross_check(store, paths.predictions(measurement), paths.tensors(measurement)):
         print(line)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ltpipe.config.choices import chooses_on
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.calibration_rois import RoiSampling
@@ -91,4 +92,6 @@ def frozen_detector(exp: Experiment, paths: Paths) -> FrozenDetector:
     split = Split.load(paths.split)
     fragment = read_detector(exp.detector.config)
     data = annotated_config(exp, paths, fragment, phase=split.num_phases, num_classes=split.num_classes)
+    if chooses_on(exp, "holdout"):  # what is chosen on these images is not trained on them either
+        data["holdout"] = str(paths.holdout)
     return FrozenDetector(detector_of(exp, paths, split, source), build_dataset(data))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltpipe.checkpoint_ids import measured_on
 from ltpipe.config.choices import chosen_on_val
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
@@ -54,7 +55,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         same_classes(exp, measured)
         stage.outputs += build_report(
             paths.folder("report"),
-            measured,
+            [item for item in measured if item.part == "val"],
             title=exp.name,
             subtitle=exp.description,
             cards=[_card(one, place) for one, place in shown],
@@ -63,6 +64,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
             curves=[curve(*one, read) for one in trained],
             highlights=read_highlights(paths.highlights, beside) if paths.highlights in read else (),
+            further=[item for item in measured if item.part != "val"],
         )
 
 
@@ -73,17 +75,18 @@ def curve(name: str, checkpoint: str, training: Path, read: set[Path]) -> Curve:
 
 
 def evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
-    """Yield the evaluations of an experiment, checkpoints in the order of training."""
-    for checkpoint in exp.evaluated_checkpoints():
-        table = read_csv(paths.per_class(checkpoint))
-        made = recorded_outputs(paths.record("evaluate", checkpoint))
-        pairs, drawn = paths.confusions(checkpoint), paths.resamples(checkpoint)
+    """Yield the evaluations of an experiment, checkpoints in the order of training, further test sets last."""
+    for measurement in exp.measurements():
+        checkpoint, part = measured_on(measurement)
+        table = read_csv(paths.per_class(measurement))
+        made = recorded_outputs(paths.record("evaluate", measurement))
+        pairs, drawn = paths.confusions(measurement), paths.resamples(measurement)
         confused = read_csv(pairs) if pairs.name in made else pd.DataFrame(columns=["iou_type"])
         resamples = load_resamples(drawn) if drawn.name in made else {}
-        for kind, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
-            per_class, own = (part[part["iou_type"] == kind].reset_index(drop=True) for part in (table, confused))
-            here = chosen_on_val(exp, checkpoint)
-            yield Evaluation(exp.name, checkpoint, metrics, per_class, own, resamples.get(kind), here)
+        for kind, metrics in json.loads(paths.metrics(measurement).read_text(encoding="utf-8")).items():
+            per_class, own = (rows[rows["iou_type"] == kind].reset_index(drop=True) for rows in (table, confused))
+            here = part == "val" and chosen_on_val(exp, checkpoint)
+            yield Evaluation(exp.name, checkpoint, metrics, per_class, own, resamples.get(kind), here, part)
 
 
 def same_classes(exp: Experiment, measured: Sequence[Evaluation]) -> None:

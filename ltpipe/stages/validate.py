@@ -81,7 +81,7 @@ def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:
         UserError: Image files are missing, or one that was read is damaged or of another size.
     """
     found = {}
-    for part, source in (("train", exp.dataset.train), ("val", exp.dataset.val)):
+    for part, source in exp.parts().items():
         if source.annotations.is_file():
             images = [image for image in read_images(source.annotations) if min(image.height, image.width) > 0]
             name = [f"image id {image.id}" for image in images].__getitem__

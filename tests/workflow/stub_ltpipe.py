@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("stage")
     parser.add_argument("--experiment")
     parser.add_argument("--phase", type=int)
+    parser.add_argument("--set")
     parser.add_argument("--name")
     parser.add_argument("--checkpoint")
     given = parser.parse_args()
@@ -47,7 +48,7 @@ def main() -> None:
         write_json(paths.drawn, {"digest": toy_data_digest(exp)})
     else:
         # Phase 0 of `split` is the stage itself.
-        key = given.phase or given.name or given.checkpoint
+        key = given.phase or given.set or given.name or given.checkpoint
         if is_done(exp, paths, given.stage, {} if key is None else {"key": key}):
             return
         files = outputs(exp, paths, given.stage, key)

@@ -135,9 +135,12 @@ def test_a_finished_chain_does_nothing(finished: Workspace) -> None:
 # File, text, replacement, and exactly the jobs that run again.
 FROM_PHASE_1 = {"lst_phase_1": 1, "distill_phase_2": 1, "lst_phase_2": 1, "evaluate": 3, **AFTER_PHASES}
 FROM_BASE = {"base": 1, **PHASES, "evaluate": 4, **AFTER_PHASES}
+AGAIN = "{annotations: data/toy/val.json, images: data/toy/val}"
 EDITS = [
     (JOINT, "evaluate: {", "evaluate: {nms: 0.6, ", {"validate": 2, "evaluate": 5, "report": 2}),
     (CHAIN, "report: {", "evaluate: {nms: 0.6}\nreport: {", {"validate": 1, "evaluate": 4, "report": 1}),
+    (CHAIN, "report: {", f"evaluate: {{sets: {{again: {AGAIN}}}}}\nreport: {{", {
+        "validate": 1, "index_set": 1, "evaluate": 4, "report": 1}),
     (CHAIN, "report: {compare: [joint]}", "report: {}", {"validate": 1, "report": 1}),
     (CHAIN, "description: ", "description: really ", {"validate": 1, "report": 1}),
     (CHAIN, "lst:\n  schedule: {", "lst:\n  schedule: {gamma: 0.2, ", {"validate": 1, **FROM_PHASE_1}),
