@@ -16,7 +16,8 @@ from ltpipe.command_options import experiment_options
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.pipeline.own_stages import add_own_stages
 from ltpipe.pipeline.stage import Stage
-from ltpipe.pipeline.stages import CHECKPOINT, TABLE
+from ltpipe.pipeline.stage_options import CHECKPOINT
+from ltpipe.pipeline.stages import TABLE
 from ltpipe.run.files import write_json
 from ltpipe.run.launch import first_to_fail
 from ltpipe.run.time_limit import STOPPED, Stopped

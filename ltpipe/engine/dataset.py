@@ -125,32 +125,6 @@ class StoreDataset(BaseDataset):
 
 
 @DATASETS.register_module()
-class HeldOutImages(StoreDataset):
-    """The images of a store that are held out of training, for testing.
-
-    Args:
-        only: File of the images of :mod:`ltpipe.data.holdout`.
-        **kwargs: As :class:`StoreDataset`.
-    """
-
-    def __init__(self, *, only: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.only = only
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """``(N,)`` int64 store rows of the images."""
-        return np.flatnonzero(np.isin(self.store.image_ids, load_holdout(self.only)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def get_data_info(self, idx: int) -> dict[str, Any]:
-        """Return the image at a position of the list."""
-        return super().get_data_info(int(self.rows[idx]))
-
-
-@DATASETS.register_module()
 class AnnotatedDataset(StoreDataset):
     """Images with the annotations of a phase; item ``(row, flip)`` is store row ``row``, mirrored if ``flip``.
 

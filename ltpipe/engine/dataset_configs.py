@@ -149,18 +149,6 @@ def annotated_config(
     }
 
 
-def held_out_config(
-    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int
-) -> dict[str, object]:
-    """Return the config of the held-out training images, as at test time."""
-    return {
-        "type": "ltpipe.HeldOutImages",
-        **common_config(exp, paths, "train", num_classes),
-        "only": str(paths.holdout),
-        "pipeline": with_our_steps(pipeline),
-    }
-
-
 def test_config(
     exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int, part: str = "val"
 ) -> dict[str, object]:

@@ -187,38 +187,31 @@ class RoICallPoints:
     def predict_rescored(
         self, x: tuple[Tensor, ...], proposals: InstanceData, sample: Any, rescore: Rescore, masks: bool = True
     ) -> Iterator[InstanceData]:
-        """Yield the detections of one image, masks included, in its own pixels, for each set of final scores.
+        """Yield the detections of one image in its own pixels for each set of scores; RoIs are pooled once.
 
         Args:
-            x: FPN maps, each ``(1, c, h, w)``.
-            proposals: Proposals of the image.
-            sample: Its data sample.
-            rescore: Makes sets of scores ``(n, K + 1)`` of what :meth:`predict_rois` returns. RoIs are pooled and
-                classified once.
-            masks: Whether detectors that can make masks do.
+            x, proposals, sample, masks: As :meth:`predict_rois`.
+            rescore: Makes sets of scores ``(n, K + 1)`` of what that returns.
         """
-        found, head = self.predict_rois(x, proposals, sample, masks), self.bbox_heads[-1]
+        found = self.predict_rois(x, proposals, sample, masks)
         for scores in rescore(found):
-            chosen = head.detections(found, scores, self.test_cfg)
+            chosen = self.bbox_heads[-1].detections(found, scores, self.test_cfg)
             yield self.with_masks(x, sample, chosen) if masks else chosen
 
     def predict_rois(
         self, x: tuple[Tensor, ...], proposals: InstanceData, sample: Any, masks: bool = True
     ) -> InstanceData:
-        """Return what the last box head says of all RoIs of one image, and the image's metainfo.
+        """Return what the last box head says of all RoIs of one image.
 
         Args:
             x: FPN maps, each ``(1, c, h, w)``.
-            proposals: Proposals of the image.
-            sample: Its data sample.
+            proposals, sample: Proposals of the image, and its data sample.
             masks: Whether detectors that can make masks will.
 
         Returns:
-            ``bboxes``, ``priors``, ``scores`` and, with a calibrator, ``own_scores`` and ``calibrated_scores`` as of
-            :meth:`ltpipe.engine.box_heads.BoxCallPoints.predict_by_feat`.
+            As :meth:`ltpipe.engine.box_heads.BoxCallPoints.predict_by_feat`, with the image's metainfo.
         """
-        hybrid = isinstance(self, HybridTaskCascadeRoIHead)
-        more = {"semantic_feat": self.semantic(x)} if hybrid else {}
+        more = {"semantic_feat": self.semantic(x)} if isinstance(self, HybridTaskCascadeRoIHead) else {}
         # With masks both boxes and masks are scaled when the masks are pasted.
         metas = [{**sample.metainfo, "flip": False}]
         (found,) = self.predict_bbox(x, metas, [proposals], None, rescale=not (masks and self.with_mask), **more)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from ltpipe.checkpoint_ids import measurement_of
 from ltpipe.command_options import cross_check_options, pictures_options
 from ltpipe.config.choices import needs_features
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline import stage_files as files
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage import Alternative, Key, Option, Shown, Stage, reading
+from ltpipe.pipeline.stage import Alternative, Key, Shown, Stage, reading
+from ltpipe.pipeline.stage_options import CALIBRATOR, MEASUREMENT, REPLAY, TEST_SET, phases, phases_with_cached_teacher
+from ltpipe.pipeline.stage_options import CHECKPOINT as CHECKPOINT  # for stages of a project's own
+from ltpipe.pipeline.stage_options import PHASE as PHASE
 from ltpipe.pipeline.stage_reads import (
     LENGTH,
     calibrate_reads,
@@ -27,56 +28,6 @@ from ltpipe.pipeline.stage_reads import (
 )
 
 Inputs = dict[str, Path]
-
-
-# ---- keys ------------------------------------------------------------------------------------------------------------
-
-
-def _phases(exp: Experiment) -> range:
-    return range(1, exp.num_phases() + 1)
-
-
-def _phases_with_cached_teacher(exp: Experiment) -> range:
-    return _phases(exp) if exp.lst is not None and exp.lst.distill.teacher == "cached" else range(0)
-
-
-PHASE = Option("--phase", "phase", "phase", int, "phase, from 1", _phases)
-_REPLAY = Option(
-    "--phase",
-    "phase",
-    "phase",
-    int,
-    "0: class order and phases only, k: replay list of phase k; default: everything",
-    lambda exp: range(exp.num_phases() + 1),
-    required=False,
-)
-CALIBRATOR = Option(
-    "--name", "name", "calibrator", str, "name of the calibrator in the experiment", lambda exp: list(exp.calibrate)
-)
-CHECKPOINT = Option(
-    "--checkpoint",
-    "checkpoint",
-    "checkpoint",
-    str,
-    "base, phase1 .., or a calibrator's name",
-    lambda exp: exp.checkpoints(),
-)
-MEASUREMENT = replace(
-    CHECKPOINT,
-    help=f"{CHECKPOINT.help}; NAME@SET: on a further test set",
-    allowed=lambda exp: [
-        measurement_of(one, part) for part in ("val", *exp.evaluate.sets) for one in exp.checkpoints()
-    ],
-)
-_SET = Option(
-    "--set",
-    "test_set",
-    "test_set",
-    str,
-    "further test set; default: everything",
-    lambda exp: list(exp.evaluate.sets),
-    required=False,
-)
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
@@ -119,7 +70,7 @@ _STAGES = (
         reads=index_reads,
         inputs=files.index_inputs,
         outputs=files.index_outputs,
-        option=_SET,
+        option=TEST_SET,
         torch=False,
         mem_mb=4000,
         runtime=60,
@@ -128,7 +79,7 @@ _STAGES = (
             "annotation store of a further test set",
             title="annotation store of test set {key}",
             keys=lambda exp: exp.evaluate.sets,
-            option=_SET,
+            option=TEST_SET,
             reads=set_reads,
             inputs=files.set_inputs,
             outputs=files.index_outputs,
@@ -140,7 +91,7 @@ _STAGES = (
         "split",
         "class order, base and phases, replay lists",
         title="class order and phases",
-        option=_REPLAY,
+        option=REPLAY,
         reads=with_holdout(reading("split", without={"split": ["ignore_future_gt"]})),
         inputs=files.split_inputs,
         outputs=lambda paths, key: [paths.split],
@@ -152,7 +103,7 @@ _STAGES = (
             "split",
             "replay list of one phase",
             title="replay list of phase {key}",
-            keys=_phases,
+            keys=phases,
             reads=with_holdout(with_iterations(reading("lst.replay", *LENGTH))),
             inputs=files.replay_inputs,
             outputs=lambda paths, key: [paths.replay(int(key or 0))],
@@ -180,7 +131,7 @@ _STAGES = (
         "distill",
         "teacher similarities for one incremental phase",
         title="teacher of phase {key}",
-        keys=_phases_with_cached_teacher,
+        keys=phases_with_cached_teacher,
         option=PHASE,
         reads=reading("detector", "lst.distill.teacher"),
         inputs=files.distill_inputs,
@@ -196,7 +147,7 @@ _STAGES = (
         "lst",
         "one incremental phase",
         title="LST phase {key}",
-        keys=_phases,
+        keys=phases,
         option=PHASE,
         reads=with_validation(
             with_iterations(

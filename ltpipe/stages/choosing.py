@@ -17,7 +17,8 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.data.store import AnnotationStore
 from ltpipe.engine.candidates import CandidateScores
-from ltpipe.engine.dataset_configs import held_out_config, test_config
+from ltpipe.engine.dataset_configs import test_config
+from ltpipe.engine.extra_images import held_out_config
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import build_dataset, rescored_detections
 from ltpipe.engine.shards import in_shards

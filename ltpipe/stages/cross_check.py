@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from ltpipe.checkpoint_ids import measured_on
 from ltpipe.metrics.cross_check import cross_check
-from ltpipe.pipeline.stages import MEASUREMENT
+from ltpipe.pipeline.stage_options import MEASUREMENT
 from ltpipe.stage_command import check_key, experiment_of
 
 

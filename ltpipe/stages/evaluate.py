@@ -104,8 +104,7 @@ def predict(
     Returns:
         The ids of the categories it knows; what the detections will be: first what the checkpoint itself detects, then,
         in the work folder, its other modes; the shards of each, and last those without a limit per image if they are
-        asked for; and how alike the classes are to a part of it that says
-        so.
+        asked for; and how alike the classes are to a part of it that says so.
     """
     checkpoint, part = measured_on(measurement)
     fragment, config = described = model_of(exp, paths, split, checkpoint)
@@ -120,8 +119,7 @@ def predict(
     if exp.evaluate.oracle_labels:
         rescore = OracleLabels(dataset)
     elif (exp.evaluate.modes or exp.evaluate.thresholds) and hasattr(calibrator, "choices"):
-        fusion = calibrator
-        choices = fusion.choices(exp.evaluate.modes, exp.evaluate.thresholds)
+        choices = calibrator.choices(exp.evaluate.modes, exp.evaluate.thresholds)
         files = [paths.predictions(measurement), *(work / f"choice{i}.arrow" for i in range(1, len(choices)))]
         scored = [Scored(c.names, c.from_calibrated(), f) for c, f in zip(choices, files, strict=True)]
 
