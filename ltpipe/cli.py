@@ -138,7 +138,7 @@ def _status(arguments: Namespace) -> None:
     if not (arguments.experiment or arguments.option):
         print_all(arguments.results)
         return
-    (watch_status if arguments.watch else print_status)(*experiment_of(arguments))
+    (watch_status if arguments.watch else print_status)(*experiment_of(arguments, over_seeds=True))
 
 
 def _import(arguments: Namespace) -> None:

@@ -24,10 +24,34 @@ from ltpipe.run.stage_run import forget
 from ltpipe.run.time_limit import STOPPED, set_deadline
 
 
-def experiment_of(arguments: Namespace) -> tuple[Experiment, Paths]:
-    """Return the experiment that a command names, and its paths."""
+def experiment_of(arguments: Namespace, *, over_seeds: bool = False) -> tuple[Experiment, Paths]:
+    """Return the experiment that a command names, and its paths.
+
+    Args:
+        arguments: Those of the command line.
+        over_seeds: Whether an experiment with several seeds will do, and not only the run for one of them.
+
+    Raises:
+        UserError: There is none, or it has several seeds.
+    """
     exp = load_experiment(arguments.experiment or arguments.option)
-    return exp, Paths(arguments.results, exp)
+    return exp if over_seeds else one_run(exp), Paths(arguments.results, exp)
+
+
+def one_run(exp: Experiment) -> Experiment:
+    """Return an experiment without several seeds.
+
+    Raises:
+        UserError: It has several.
+    """
+    if exp.seeds:
+        raise UserError(
+            "the experiment has several seeds, and this is done for the run of one of them",
+            where=exp.where("seeds"),
+            got=exp.name,
+            allowed=", ".join(one.name for one in exp.runs()),
+        )
+    return exp
 
 
 def check_key(exp: Experiment, option: Option, key: Key) -> None:
@@ -56,7 +80,7 @@ def run_stage(arguments: Namespace) -> int:
     if instead is not None and getattr(arguments, instead.option) not in (None, False):
         importlib.import_module(instead.module).run(arguments)
         return 0
-    exp, paths = experiment_of(arguments)
+    exp, paths = experiment_of(arguments, over_seeds=stage.over_seeds)
     keys = _keys(stage, exp, arguments)
     # Without a phase `split` makes several results; phase 0 is that without a key.
     owner = None if None in keys.values() else exp.owners.get((stage.name, next(iter(keys.values()), None) or None))

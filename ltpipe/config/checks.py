@@ -11,6 +11,7 @@ from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import read_merged
 from ltpipe.config.outside_checkpoints import check_given, start_weights
+from ltpipe.config.seeds import parted
 from ltpipe.config.yaml_positions import variables
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
 from ltpipe.errors import UserError, unknown_name
@@ -162,7 +163,8 @@ def _check_report(exp: Experiment, experiments: Sequence[str]) -> None:
     for name in exp.report.compare:
         if name == exp.name:
             raise UserError("an experiment cannot be compared with itself", where=exp.where("report.compare"), got=name)
-        if name not in experiments:
+        run = parted(name)
+        if name not in experiments and (run is None or run[0] not in experiments):
             raise unknown_name("experiment", name, experiments, where=exp.where("report.compare"))
     for index, expected in enumerate(exp.report.expected):
         here = exp.where(f"report.expected[{index}]")

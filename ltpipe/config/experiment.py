@@ -60,6 +60,11 @@ class Experiment(Block):
     name: Name = Field(description="folder below results; the file's stem unless given")
     description: str = Field("", description="one line for the report")
     seed: NonNegative = Field(0, description="seed of initialisation and data order")
+    seeds: tuple[NonNegative, ...] = Field(
+        (),
+        description="run everything once for each of these instead of `seed`, as NAME.seed0, NAME.seed1 ..; the report "
+        "of NAME is over all of them",
+    )
     plugins: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] = Field(
         (), description="Python modules with components of your own, found from the working directory; they are run"
     )
@@ -80,12 +85,15 @@ class Experiment(Block):
 
     _file: Path | None = PrivateAttr(default=None)
     _owners: Owners = PrivateAttr(default_factory=dict)
+    _run_of: str | None = PrivateAttr(default=None)
     _beside: Callable[[Experiment, str], Experiment] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         if self.name in RESERVED:
             raise ValueError(f"the name {self.name!r} is reserved")
+        if self.seeds and (len(self.seeds) < 2 or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError("seeds: at least two that differ, e.g. [0, 1, 2]; for a single one there is `seed`")
         if (self.split is None) != (self.lst is None):
             raise ValueError("split and lst belong together: give both for incremental training, neither for one-shot")
         clash = [name for name in self.calibrate if phase_of(name) is not None]
@@ -106,6 +114,22 @@ class Experiment(Block):
     def owners(self) -> Owners:
         """Which experiment makes the results of a stage with its key, for stages that are shared."""
         return self._owners
+
+    @property
+    def run_of(self) -> str | None:
+        """The experiment with several seeds that this is the run of one of; None for any other."""
+        return self._run_of
+
+    @property
+    def reference(self) -> str:
+        """What loads it again: its file, or that of its seed, which is called like it and is not there."""
+        assert self.file is not None, "an experiment that was not loaded from a file cannot be named"
+        return str(self.file if self.run_of is None else self.file.with_name(f"{self.file.stem}.seed{self.seed}.yaml"))
+
+    def runs(self) -> list[Experiment]:
+        """The runs for each of the seeds; none of an experiment without `seeds`."""
+        stem = self.name if self.file is None else self.file.stem
+        return [self.beside(f"{stem}.seed{seed}") for seed in self.seeds]
 
     def where(self, key: str) -> str:
         """``file: key`` for messages."""

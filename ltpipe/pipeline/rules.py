@@ -52,13 +52,16 @@ class Pipeline:
         add_own_stages()
         names = active.split(",") if isinstance(active, str) else list(active)
         self.experiments: dict[str, Experiment] = {}
-        self.active = [self._add(load_experiment(name.strip())) for name in names if name.strip()]
+        named = [load_experiment(name.strip()) for name in names if name.strip()]
+        self.active = [self._add(one) for exp in named for one in (*exp.runs(), exp)]
         if not self.active:
             raise UserError("no experiment is active", where="configs/pipeline.yaml: experiments", got=active)
         for exp in list(self.active):
             for other in exp.report.compare:
                 if other not in self.experiments:
-                    self._add(load_experiment(other))
+                    found = load_experiment(other)
+                    for one in (*found.runs(), found):
+                        self._add(one)
         for exp in list(self.experiments.values()):
             self._add_needed(exp)
         self._check_datasets()
@@ -68,7 +71,9 @@ class Pipeline:
         self.reruns = Reruns(self.experiments)
 
     def _add_needed(self, exp: Experiment) -> None:
-        """Add the experiments whose results this one shares or starts from, and what they need."""
+        """Add the experiments whose results this one shares or starts from, and what they need; seeds have runs."""
+        if exp.seeds:
+            return
         start = starting_experiment(exp)
         shared = [exp.beside(exp.share)] if exp.share is not None and exp.owners else []
         for other in (*shared, *([start] if start is not None else [])):
@@ -155,7 +160,7 @@ class Pipeline:
         """
 
         def of_wildcards(wildcards: Wildcards, threads: int) -> str:
-            words = ["ltpipe", stage, f"--experiment={self.of(wildcards)[0].file}"]
+            words = ["ltpipe", stage, f"--experiment={self.of(wildcards)[0].reference}"]
             entry, value = TABLE.get(stage), _value(wildcards, key)
             option = None if entry is None else entry.option
             if option is not None and (value is not None or option.kind is int):  # without a number all are meant
@@ -207,7 +212,7 @@ class Pipeline:
         """
         for exp in self.active:
             paths = Paths(RESULTS, exp)
-            if is_current(exp, paths, "validate", None):
+            if ("validate", None) not in stage_keys(exp) or is_current(exp, paths, "validate", None):
                 continue
             log = paths.log("validate")
             log.parent.mkdir(parents=True, exist_ok=True)

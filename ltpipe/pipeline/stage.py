@@ -144,6 +144,7 @@ class Stage:
         torch: Whether it needs torch.
         shared: Whether its results depend on nothing but its part of the experiment and what earlier shared stages have
             made, so that experiments which begin alike can share them.
+        over_seeds: Whether it runs for an experiment with several seeds itself, and not only for the run of each.
         in_all: Whether the target ``all`` asks for it; other stages run for those that read their results.
         threads: Threads of a job.
         mem_mb: Memory of a job, in MB; the profile says what jobs with a GPU get.
@@ -171,6 +172,7 @@ class Stage:
     resumes: bool = False
     torch: bool = True
     shared: bool = False
+    over_seeds: bool = False
     in_all: bool = False
     threads: int = 1
     mem_mb: int = 2000
@@ -184,3 +186,7 @@ class Stage:
     def in_processes(self) -> bool:
         """Whether it may run in several processes."""
         return self.batch_size is not None or self.shares_images
+
+    def keys_of(self, exp: Experiment) -> Iterable[Key]:
+        """The keys of an experiment's runs; see :attr:`keys` and :attr:`over_seeds`."""
+        return self.keys(exp) if self.over_seeds or not exp.seeds else ()

@@ -175,7 +175,12 @@ def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 
 
 def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
-    """All measurements of this experiment and of those it is compared with, and pictures if they were made."""
+    """All measurements of this experiment and of those it is compared with, and its pictures; with seeds, of all runs."""
+    if exp.seeds:
+        for one in (one for _, members in families(exp) for one in members):
+            for measurement in one.measurements():
+                yield f"evaluate:{one.name}/{measurement}", Paths(paths.results, one).metrics(measurement)
+        return
     shown = [(other, Paths(paths.results, other)) for other in map(exp.beside, exp.report.compare)]
     for one, place in (*shown, (exp, paths)):
         yield f"split:{one.name}", place.split
@@ -194,6 +199,14 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
                     yield f"{stage}:{one.name}/{phase or 0}/{name}", place.folder(stage, phase) / name
     if paths.highlights.name in recorded_outputs(paths.record("pictures")):
         yield "pictures", paths.highlights
+
+
+def families(exp: Experiment) -> list[tuple[str, list[Experiment]]]:
+    """Return what a report over seeds shows: by name the runs of the experiments it is compared with, its own last.
+
+    An experiment without `seeds` is its own only run.
+    """
+    return [(one.name, one.runs() or [one]) for one in (*map(exp.beside, exp.report.compare), exp)]
 
 
 def pictures_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:

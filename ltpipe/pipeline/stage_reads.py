@@ -92,4 +92,6 @@ def evaluate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice
 def report_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     """What ``report`` reads."""
     found = reading("name", "description", "report", "evaluate.checkpoints")(exp, whole, key)
-    return {**found, "evaluate.sets": list(exp.evaluate.sets)} if exp.evaluate.sets else found
+    # What is not asked for leaves no trace.
+    found |= {"evaluate.sets": list(exp.evaluate.sets)} if exp.evaluate.sets else {}
+    return found | ({"seeds": list(exp.seeds)} if exp.seeds else {})

@@ -47,12 +47,12 @@ def stage_rules(experiments: Sequence[Experiment]) -> Iterator[Rule]:
         having: dict[Key, list[Experiment]] = {}
         option, main = entry.option, entry is TABLE[entry.name]
         if option is not None and option.kind is str and (option.required or not main):
-            having[option.what] = [exp for exp in experiments if option.allowed(exp)]
+            having[option.what] = [exp for exp in experiments if option.allowed(exp) and any(entry.keys_of(exp))]
         else:
             if main and (option is None or not option.required):
                 having[None] = []  # a rule can be named on the command line, whether it has jobs or not
             for exp in experiments:
-                for key in entry.keys(exp):
+                for key in entry.keys_of(exp):
                     having.setdefault(key, []).append(exp)
         for key, some in having.items():
             yield from _rules(entry, key, some, experiments)

@@ -55,11 +55,13 @@ _STAGES = (
         "validate",
         "check an experiment and its detector in seconds, and write what it resolves to",
         title="check",
+        keys=lambda exp: (None,) if exp.run_of is None else (),  # once for all seeds
         reads=lambda exp, whole, key: dict(whole),
         inputs=files.no_inputs,
         outputs=lambda paths, key: [paths.lock],
         mem_mb=1000,
         runtime=10,
+        over_seeds=True,
         local=True,
         in_all=True,
     ),
@@ -235,6 +237,7 @@ _STAGES = (
         inputs=files.report_inputs,
         outputs=lambda paths, key: [paths.report, paths.summary, paths.figures],
         torch=False,
+        over_seeds=True,
         in_all=True,
         shown={
             "report.html": Shown("page.rst", "Reports", "page"),
@@ -269,7 +272,7 @@ def stage_keys(exp: Experiment) -> list[tuple[str, Key]]:
     for entry in entries():
         if entry.option is PHASE:  # what comes behind it in the table comes behind all phases
             phase = exp.num_phases() + 1
-        found += [(key if isinstance(key, int) else phase, entry.name, key) for key in entry.keys(exp)]
+        found += [(key if isinstance(key, int) else phase, entry.name, key) for key in entry.keys_of(exp)]
     return [(name, key) for _, name, key in sorted(found, key=lambda one: one[0])]
 
 

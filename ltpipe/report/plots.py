@@ -62,7 +62,7 @@ def plot_class_curve(
         The PNG file.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "classes by training instances, most frequent first", "AP (%)")
+        figure, axes = new_figure(title, "classes by training instances, most frequent first", "AP (%)")
         ranked = None
         for index, (label, frame) in enumerate(frames.items()):
             ranked = frame.sort_values(["train_instances", "category_id"], ascending=[False, True], ignore_index=True)
@@ -94,7 +94,7 @@ def plot_group_bars(metrics: Mapping[str, Mapping[str, float | None]], path: Pat
         The PNG file.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "", "AP (%)")
+        figure, axes = new_figure(title, "", "AP (%)")
         width = 0.82 / max(len(metrics), 1)
         top = max((numbers.get(name) or 0.0 for numbers in metrics.values() for name in GROUPS), default=0.0)
         for index, (label, numbers) in enumerate(metrics.items()):
@@ -138,7 +138,7 @@ def plot_forgetting(
         The PNG file.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "evaluated after", "AP (%)")
+        figure, axes = new_figure(title, "evaluated after", "AP (%)")
         for index, (label, values) in enumerate(groups.items()):
             heights = [np.nan if value is None else 100 * value for value in values]
             axes.plot(
@@ -174,7 +174,7 @@ def plot_sweep(rows: pd.DataFrame, option: str, path: Path, *, title: str, marke
     """
     counted = option == "threshold"
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, f"{option} (training instances)" if counted else option, "AP (%)")
+        figure, axes = new_figure(title, f"{option} (training instances)" if counted else option, "AP (%)")
         shown = {name: meaning for name, meaning in GROUPS.items() if name in rows and rows[name].notna().any()}
         for index, (name, meaning) in enumerate(shown.items()):
             style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 2}
@@ -258,7 +258,8 @@ def plot_reliability(diagrams: Mapping[str, Mapping[str, Any]], path: Path, *, t
         return save(figure, path)
 
 
-def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+def new_figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+    """Return an empty figure with its axes; ``across`` and ``up`` name them."""
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

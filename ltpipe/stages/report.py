@@ -27,10 +27,14 @@ from ltpipe.report.build import Curve, Evaluation, Expectation, ExperimentCard, 
 from ltpipe.report.highlights import read_highlights
 from ltpipe.run.records import read_json, recorded_outputs
 from ltpipe.run.stage_run import stage_run
+from ltpipe.stages.report_over_seeds import run as over_seeds
 
 
 def run(exp: Experiment, paths: Paths) -> None:
-    """Write the report page, the summary table and the figures."""
+    """Write the report page, the summary table and the figures; with several seeds, over the runs for them."""
+    if exp.seeds:
+        over_seeds(exp, paths)
+        return
     others = [exp.beside(name) for name in exp.report.compare]
     shown = [*((other, Paths(paths.results, other)) for other in others), (exp, paths)]
     read = set(stage_inputs(exp, paths, "report").values())

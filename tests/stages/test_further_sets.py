@@ -1,8 +1,9 @@
-"""The same checkpoints on further test sets: what is measured, what is made anew, what is refused."""
+"""The same checkpoints on further test sets, and over seeds: what is measured, made anew, shown and refused."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.digests import stage_digest
+from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.changes import changes
 from ltpipe.run.status import status
@@ -97,3 +99,21 @@ def test_what_is_refused(chain: Chain, tmp_path: Path) -> None:
     other = exp.evaluate.model_copy(update={"sets": {"half": exp.dataset.val}})
     with pytest.raises(UserError, match="one test set differently"):
         same_data(exp, exp.model_copy(update={"evaluate": other}), "half", "the first describes otherwise")
+
+
+def test_one_report_over_seeds(chain: Chain, tmp_path: Path) -> None:
+    """From what the runs have measured; here both are the chain."""
+    measured = {"evaluate": {"checkpoints": ["phase2"], "iou_types": ["bbox"]}}
+    paths = run_stages(experiment(chain.folder, **measured), chain.copy(tmp_path).results, ("evaluate", "phase2"))
+    exp = experiment(chain.folder, **measured, name="many", seeds=[0, 1])
+    for one in exp.runs():
+        shutil.copytree(paths.folder("evaluate", "phase2"), Paths(paths.results, one).folder("evaluate", "phase2"))
+    made = run_stages(exp, paths.results, "report")
+    table = pd.read_csv(made.summary).set_index("metric")
+    expected = json.loads(paths.metrics("phase2").read_text())["bbox"]
+    assert table.loc["AP", "mean"] == pytest.approx(expected["AP"]) and table.loc["AP", "sd"] == 0
+    assert set(table["seeds"]) == {2} and set(table["experiment"]) == {"many"}
+    assert "../../many.seed1/report/report.html" in made.report.read_text()
+    assert {row.label: row.state for row in status(exp, made)}["report"] == "done"
+    assert not changes(exp, made, "report", None)
+    assert changes(experiment(chain.folder, **measured, name="many", seeds=[0, 2]), made, "report", None)

@@ -124,6 +124,28 @@ def test_two_experiments_that_begin_alike(finished: Workspace) -> None:
         file.unlink()
 
 
+def test_an_experiment_with_seeds(finished: Workspace) -> None:
+    """Everything for each seed, what no seed decides once; targets and -R mean all seeds, a name one of them."""
+    folder = finished.folder / "configs" / "experiments"
+    (folder / "many.yaml").write_text("extends: chain.yaml\nseeds: [0, 1]\nreport: {compare: []}\n")
+    (folder / "few.yaml").write_text("extends: joint.yaml\nseeds: [0, 1]\n")
+    many, few = (("--config", f"experiments={name}") for name in ("many", "few"))
+    try:
+        # Replay lists come behind the base training, which the seed decides.
+        each = {"base": 2, **dict.fromkeys([*SPLITS, *PHASES], 2), "features": 2, "calibrate": 2, "evaluate": 8}
+        assert finished.dry_run("all", *many) == {**each, "split": 1, "validate": 1, "report": 3}
+        assert finished.dry_run("phase_1", *many) == {**dict.fromkeys(FIRST_PHASE, 2), "split": 1, "validate": 1}
+        assert finished.dry_run("results/many.seed1/base/model.pth", *many) == {"split": 1, "base": 1}
+        finished.snakemake("--cores", "2", "all", *few)
+        assert not (finished.folder / "results/few.seed1/split").exists()
+        assert finished.dry_run("all", *few, "-R", "base") == {"base": 2, "evaluate": 2, "report": 3}
+        (folder / "few.yaml").write_text("extends: joint.yaml\nseeds: [0, 1, 2]\n")
+        assert finished.dry_run("all", *few) == {"validate": 1, "base": 1, "evaluate": 1, "report": 2}
+    finally:
+        (folder / "many.yaml").unlink()
+        (folder / "few.yaml").unlink()
+
+
 def test_a_finished_chain_does_nothing(finished: Workspace) -> None:
     assert finished.dry_run("all") == {}
     calls = (finished.folder / "calls.txt").read_text().splitlines()
