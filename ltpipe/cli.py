@@ -277,6 +277,11 @@ COMMANDS = {
         partial(command_options.predict_options, checkpoint=CHECKPOINT.help),
         _predict,
     ),
+    "table": Command(
+        "results of experiments over their seeds, as Markdown",
+        command_options.table_options,
+        _of("ltpipe.stages.results_table"),
+    ),
     "recipes": Command(
         "experiments with published numbers: hardware, time and disk they take", lambda verb: None, _recipes
     ),

@@ -264,3 +264,23 @@ def convert_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--variant", metavar="NAME", help="column of IIF's tables, e.g. raw or base10_obj")
     verb.add_argument("--groups", type=Path, metavar="PT", help="label2binlabel.pt of a BAGS classifier")
     verb.add_argument("--annotations", type=Path, metavar="JSON", help="annotations that a class index belongs to")
+
+
+def table_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of ``ltpipe table``."""
+    verb.description = (
+        "Mean and 95 % interval over seeds, time, what each needs, machine and commit, as a Markdown table."
+    )
+    verb.add_argument("experiments", nargs="*", metavar="EXP", help="experiments, with seeds or without")
+    verb.add_argument("--iou-type", choices=("bbox", "segm", "boundary"), default="segm", help="default: %(default)s")
+    verb.add_argument("--set", dest="part", default="val", metavar="SET", help="test set; default: validation images")
+    numbers = ("AP", "APr", "APc", "APf", "AP_fixed")
+    verb.add_argument("--metrics", nargs="+", default=numbers, help=f"numbers; default: {' '.join(numbers)}")
+    text = "also the difference of AP to this checkpoint of the same experiment, seed by seed"
+    verb.add_argument("--against", metavar="CHECKPOINT", help=text)
+    text = (
+        "make the tables in these files anew: each between a line <!-- ltpipe table EXP ... -->, with the arguments of "
+        "this command, and a line <!-- end of table -->"
+    )
+    verb.add_argument("--into", nargs="+", type=Path, metavar="FILE", help=text)
+    results_option(verb)

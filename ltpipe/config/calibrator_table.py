@@ -31,6 +31,14 @@ def page_with_table(text: str) -> str:
     return f"{before}{BEGIN}{calibrator_table()}{END}{after}"
 
 
+def needs_of(name: str) -> str:
+    """Return in a few words what a calibrator needs beside the detector: training data, stored features."""
+    entry = catalogue.find("calibrator", name)
+    data, features = _data(entry), _features(entry.flags)
+    found = [] if data == "-" else [data]
+    return "; ".join([*found, *([] if features == "-" else [f"features {features}"])]) or "nothing"
+
+
 def _detector(flags: Any) -> str:
     softmax = flags.get("needs_softmax", False)
     if flags.get("needs_cross_entropy", False):

@@ -55,7 +55,8 @@ def stage_rules(experiments: Sequence[Experiment]) -> Iterator[Rule]:
                 for key in entry.keys_of(exp):
                     having.setdefault(key, []).append(exp)
         for key, some in having.items():
-            yield from _rules(entry, key, some, experiments)
+            if some or main:
+                yield from _rules(entry, key, some, experiments)
 
 
 def _rules(entry: Stage, key: Key, having: Sequence[Experiment], experiments: Sequence[Experiment]) -> Iterator[Rule]:

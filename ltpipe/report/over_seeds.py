@@ -114,16 +114,25 @@ def paired_table(numbers: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
         single = len({experiment for experiment, _ in of}) == 1
         for first, second in _pairs(list(of)):
             for metric in metrics:
-                one, other = (_by_seed(of[key], metric) for key in (first, second))
-                both = sorted(one.keys() & other.keys())
-                if len(both) < 2:
-                    continue
-                gaps = [other[seed] - one[seed] for seed in both]
-                found = mean_of(gaps)
-                names = (key[1] if single else ": ".join(key) for key in (first, second))
-                rows.append((part, kind, *names, metric, *found, sum(gap > 0 for gap in gaps), _verdict(found)))
+                found = paired(of[first], of[second], metric)
+                if found is not None:
+                    names = (key[1] if single else ": ".join(key) for key in (first, second))
+                    rows.append((part, kind, *names, metric, *found[0], found[1], verdict_of(found[0])))
     what = ["set", "iou_type", "from", "to", "metric"]
     return pd.DataFrame(rows, columns=[*what, *Mean._fields, "in_favour", "verdict"])
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> tuple[Mean, int] | None:
+    """Return how much larger a number is in the second, and in how many seeds it is; None below two common seeds.
+
+    Args:
+        first: Rows of :func:`numbers_table` of one checkpoint.
+        second: Those of another one.
+        metric: The number.
+    """
+    one, other = _by_seed(first, metric), _by_seed(second, metric)
+    gaps = [other[seed] - one[seed] for seed in sorted(one.keys() & other.keys())]
+    return (mean_of(gaps), sum(gap > 0 for gap in gaps)) if len(gaps) > 1 else None
 
 
 def _pairs(keys: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
@@ -138,7 +147,8 @@ def _by_seed(group: pd.DataFrame, metric: str) -> dict[int, float]:
     return dict(zip(rows["seed"].tolist(), rows["value"].tolist(), strict=True))
 
 
-def _verdict(found: Mean) -> str:
+def verdict_of(found: Mean) -> str:
+    """Say whether a mean difference is more than the seeds make: ``gain``, ``loss``, or within its interval."""
     if found.low <= 0 <= found.high:
         return CHANCE
     return "gain" if found.mean > 0 else "loss"

@@ -169,7 +169,8 @@ def _runs(numbers: pd.DataFrame, runs: Mapping[str, str]) -> list[str]:
 def _provenance(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for experiment, stage in stages:
-        versions = ", ".join(f"{name} {version}" for name, version in stage.get("versions", {}).items())
+        made_by = stage.get("versions", {}) | ({"commit": stage["commit"]} if stage.get("commit") else {})
+        versions = ", ".join(f"{name} {version}" for name, version in made_by.items())
         names = found.setdefault((str(stage.get("device")), versions), [])
         names += [experiment] if experiment not in names else []
     keys = ("machine", "versions", "runs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def run(exp: Experiment, paths: Paths) -> None:
             title=exp.name,
             subtitle=exp.description,
             runs={name: os.path.relpath(page, folder) for name, page in runs.items()},
-            stages=list(_records(exp, paths.results)),
+            stages=list(records(exp.runs(), paths.results)),
         )
 
 
@@ -52,12 +52,16 @@ def measurements(name: str, exp: Experiment, results: Path) -> Iterator[Measurem
             yield Measurement(name, exp.seed, checkpoint, part, kind, metrics, here)
 
 
-def _records(exp: Experiment, results: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the records of all finished stages of the runs that no other run has made."""
-    for one in exp.runs():
+def records(runs: Iterable[Experiment], results: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield run and record of all finished stages whose results the runs have, made by them or by others.
+
+    Args:
+        runs: Experiments without `seeds`.
+        results: Folder of results.
+    """
+    for one in runs:
         paths = Paths(results, one)
         for stage, key in stage_keys(one):
-            own = (stage, key) not in one.owners and stage != "report"
-            record = read_json(paths.record(stage, key)) if own else None
+            record = read_json(paths.record(stage, key)) if stage != "report" else None
             if record is not None:
                 yield one.name, record

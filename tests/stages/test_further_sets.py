@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 
+from ltpipe import __version__
 from ltpipe.cli import main
 from ltpipe.config.checks import check_experiment, same_data
 from ltpipe.config.experiment import Experiment
@@ -19,6 +20,7 @@ from ltpipe.pipeline.digests import stage_digest
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.changes import changes
+from ltpipe.run.machine import device
 from ltpipe.run.status import status
 from tests.helpers.tiny_project import experiment, run_stages
 
@@ -103,7 +105,7 @@ def test_what_is_refused(chain: Chain, tmp_path: Path) -> None:
 
 def test_one_report_over_seeds(chain: Chain, tmp_path: Path) -> None:
     """From what the runs have measured; here both are the chain."""
-    measured = {"evaluate": {"checkpoints": ["phase2"], "iou_types": ["bbox"]}}
+    measured: dict[str, Any] = {"evaluate": {"checkpoints": ["phase2"], "iou_types": ["bbox"]}}
     paths = run_stages(experiment(chain.folder, **measured), chain.copy(tmp_path).results, ("evaluate", "phase2"))
     exp = experiment(chain.folder, **measured, name="many", seeds=[0, 1])
     for one in exp.runs():
@@ -116,4 +118,21 @@ def test_one_report_over_seeds(chain: Chain, tmp_path: Path) -> None:
     assert "../../many.seed1/report/report.html" in made.report.read_text()
     assert {row.label: row.state for row in status(exp, made)}["report"] == "done"
     assert not changes(exp, made, "report", None)
+    document = tmp_path / "page.md"
+    marks = (
+        f"before\n<!-- ltpipe table {exp.file} --iou-type bbox --metrics AP AP_fixed -->\n",
+        "<!-- end of table -->\n",
+    )
+    document.write_text("an old table\n".join(marks))
+    assert main(["table", "--into", str(document), "--results", str(paths.results)]) == 0
+    text = document.read_text()
+    assert text.startswith(marks[0]) and text.endswith(marks[1]) and "an old table" not in text
+    shown = [f"{100 * expected[metric]:.1f} ± 0.0" for metric in ("AP", "AP_fixed")]
+    assert f"| `many`: phase2 | 2 | {' | '.join(shown)} | " in text
+    assert "over the seeds 0, 1;" in text and f"Made on {device()} with ltpipe {__version__}" in text
+    document.write_text("no place\n")
+    assert main(["table", "--into", str(document)]) == 2
+    measured["evaluate"]["nms"] = 0.4
+    changed = experiment(chain.folder, **measured, name="many", seeds=[0, 1])
+    assert main(["table", str(changed.file), "--results", str(paths.results)]) == 2
     assert changes(experiment(chain.folder, **measured, name="many", seeds=[0, 2]), made, "report", None)
