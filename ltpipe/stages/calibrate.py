@@ -44,6 +44,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
         counts = class_counts(paths, split, split.num_classes)
         classes = known_classes(paths, split, split.num_classes)
         fragment, config = described = model_of(exp, paths, split, source)
+        model = config.to_dict()
         if spec.choose is not None:
             set_limits(config, exp.evaluate)
         detector: Any = loaded(described, paths, split, source)
@@ -66,7 +67,7 @@ def run(exp: Experiment, paths: Paths, name: str) -> None:
             stage.notes.update(choice.notes)
         else:
             discard(paths.choice(name))
-        model, state = config.to_dict(), checkpoint["state_dict"]
+        state = checkpoint["state_dict"]
         cascade = isinstance(model["roi_head"]["bbox_head"], list)
         for k, calibrator in enumerate(calibrators):
             model, state = calibrator.merge(model, state, k if cascade else None)

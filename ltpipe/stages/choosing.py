@@ -96,7 +96,8 @@ def choose_options(
         merge_predictions(parts, work / file)
         numbers.append(_measured(exp, paths, spec, split, work / file, split.order, dataset))
     best = _best(exp, name, spec, [one[spec.metric] for one in numbers])
-    on = "val" if spec.on == "val" else "holdout" if exp.base.checkpoint is None else "seen"
+    unseen = exp.base.checkpoint is None and exp.detector.load_from is None
+    on = "val" if spec.on == "val" else "holdout" if unseen else "seen"
     rows = choice_rows(tried, numbers, best, images=on, iou_type=spec.iou_type, metric=spec.metric)
     notes = {"chosen": tried[best], "chosen_on": f"{len(dataset)} images: {CHOSEN_ON[on]}"}
     return Choice(tried[best], rows, notes)
