@@ -177,7 +177,7 @@ def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     """All measurements of this experiment and of those it is compared with, and its pictures; with seeds, of all runs."""
     if exp.seeds:
-        for one in (one for _, members in families(exp) for one in members):
+        for one in (one for _, members in runs_shown(exp) for one in members):
             for measurement in one.measurements():
                 yield f"evaluate:{one.name}/{measurement}", Paths(paths.results, one).metrics(measurement)
         return
@@ -201,7 +201,7 @@ def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
         yield "pictures", paths.highlights
 
 
-def families(exp: Experiment) -> list[tuple[str, list[Experiment]]]:
+def runs_shown(exp: Experiment) -> list[tuple[str, list[Experiment]]]:
     """Return what a report over seeds shows: by name the runs of the experiments it is compared with, its own last.
 
     An experiment without `seeds` is its own only run.

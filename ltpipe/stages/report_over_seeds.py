@@ -12,7 +12,7 @@ from ltpipe.checkpoint_ids import measured_on
 from ltpipe.config.choices import chosen_on_val
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage_files import families
+from ltpipe.pipeline.stage_files import runs_shown
 from ltpipe.pipeline.stages import stage_keys
 from ltpipe.report.over_seeds import Measurement
 from ltpipe.report.seeds_page import build_seeds_page
@@ -22,7 +22,7 @@ from ltpipe.run.stage_run import stage_run
 
 def run(exp: Experiment, paths: Paths) -> None:
     """Write the page over all seeds, and its tables and figures."""
-    shown = families(exp)
+    shown = runs_shown(exp)
     with stage_run("report", exp, paths) as stage:
         runs = {one.name: Paths(paths.results, one).report for _, members in shown for one in members}
         folder = paths.folder("report")
