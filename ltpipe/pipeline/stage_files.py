@@ -175,7 +175,7 @@ def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 
 
 def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
-    """All measurements of this experiment and of those it is compared with, and its pictures; with seeds, of all runs."""
+    """Measurements of this experiment and of those it is compared with, and its pictures; with seeds, of all runs."""
     if exp.seeds:
         for one in (one for _, members in runs_shown(exp) for one in members):
             for measurement in one.measurements():
