@@ -127,16 +127,19 @@ class Pipeline:
         return next(exp for exp in self.experiments.values() if exp.dataset.name == name)
 
     def resources_by_stage(self, settings: Any) -> None:
-        """Give every rule the resources of its stage (``lst`` for ``lst_phase_13``).
+        """Give every rule the resources and threads of its stage (``lst`` for ``lst_phase_13``).
 
         Args:
             settings: Snakemake's ``resource_settings``. What it says of a rule by its own name stays.
         """
-        given = settings.overwrite_resources
-        for rule in self.rules():
-            if rule.name != rule.stage.name and rule.stage.name in given:
-                of_stage = given[rule.stage.name]
-                given[rule.name] = type(of_stage)({**of_stage, **given.get(rule.name, {})})
+        given, threads = settings.overwrite_resources, settings.overwrite_threads
+        for name, stage in ((rule.name, rule.stage.name) for rule in self.rules()):
+            if name == stage:
+                continue
+            if stage in given:
+                given[name] = type(given[stage])({**given[stage], **given.get(name, {})})
+            if stage in threads:
+                threads.setdefault(name, threads[stage])
 
     # ---- functions of wildcards --------------------------------------------------------------------------------------
 
