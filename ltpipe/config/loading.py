@@ -16,7 +16,7 @@ from ltpipe.config.messages import user_error
 from ltpipe.config.published import published
 from ltpipe.config.yaml_positions import Document, Key, expand_variables, read_yaml
 from ltpipe.data.samplers import build_sampler
-from ltpipe.errors import UserError
+from ltpipe.errors import UserError, listed
 from ltpipe.pipeline.sharing import owners
 
 FOLDER = Path("configs") / "experiments"
@@ -43,7 +43,7 @@ def find_experiment(ref: str | Path) -> Path:
         "no such experiment",
         where=FOLDER,
         got=str(ref),
-        allowed=names or "a path to a YAML file",
+        allowed=listed(str(ref), names) or "a path to a YAML file",
         fix=f"did you mean {near[0]!r}?" if near else f"run from the folder that holds {FOLDER}, or give a path",
     )
 
@@ -110,7 +110,7 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
             "the parent experiment does not exist",
             where=document.where(("extends",), path),
             got=parent,
-            allowed=names,
+            allowed=listed(parent, names),
             fix=f"did you mean {near[0]!r}?" if near else None,
         )
     inherited = read_merged(above, (*_seen, path.resolve()))
