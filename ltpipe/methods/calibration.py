@@ -28,7 +28,6 @@ class Calibrator(nn.Module):
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
         needs_class_logits: Whether every class must have a logit of its own, in label order.
-        needs_boxes: Whether it measures the boxes of the training annotations.
         rows_in_label_order: Whether row c of the calibrated classifier belongs to class c.
         lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and
             the level for each of its values.
@@ -43,7 +42,6 @@ class Calibrator(nn.Module):
     needs_cross_entropy: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = False
     needs_class_logits: ClassVar[bool] = False
-    needs_boxes: ClassVar[bool] = False
     rows_in_label_order: ClassVar[bool] = True
     lowest_level: ClassVar[str | dict[str, dict[str, str]]] = "last"
     fuses_scores: ClassVar[bool] = False

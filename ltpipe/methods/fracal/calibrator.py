@@ -43,7 +43,6 @@ class FRACAL(OffsetCalibrator):
     """
 
     product = True
-    needs_boxes = True
 
     def __init__(
         self,
