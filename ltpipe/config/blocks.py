@@ -184,7 +184,7 @@ class Calibrator(Choice):
 
     schedule: CalibrationSchedule = Field(CalibrationSchedule(), description="length and optimiser")
     checkpoint: Path | None = Field(
-        None, description="trained calibrator to take over instead of training: a file of `ltpipe convert`"
+        None, description="trained calibrator, used instead of a training: a file of `ltpipe convert`"
     )
     seed: NonNegative | None = Field(None, description="seed of random layers; null: the experiment's")
 

@@ -7,7 +7,7 @@ from typing import Any
 from ltpipe.config import catalogue
 from ltpipe.config.choices import holds
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.outside_checkpoints import check_taken_over
+from ltpipe.config.external_checkpoints import check_finished_checkpoints
 from ltpipe.errors import UserError
 
 
@@ -20,7 +20,7 @@ def check_calibrators(exp: Experiment) -> None:
     _rows_in_label_order(exp)
     _calibrators_need_their_inputs(exp)
     _stored_level_is_exact(exp)
-    check_taken_over(exp)
+    check_finished_checkpoints(exp)
     _modes_need_two_classifiers(exp)
 
 

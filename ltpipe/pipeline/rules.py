@@ -10,8 +10,8 @@ from typing import Any
 
 from ltpipe.config.checks import check_settings
 from ltpipe.config.experiment import Experiment
+from ltpipe.config.external_checkpoints import external_checkpoints
 from ltpipe.config.loading import list_experiments, load_experiment
-from ltpipe.config.outside_checkpoints import given_checkpoints
 from ltpipe.config.start_weights import starting_experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest, toy_data_digest
@@ -98,7 +98,7 @@ class Pipeline:
         """Refuse input files whose names Snakemake would take for patterns."""
         data = exp.dataset
         files = {f"dataset.{p}.annotations": s.annotations for p, s in (("train", data.train), ("val", data.val))}
-        for key, file in {**files, **given_checkpoints(exp)}.items():
+        for key, file in {**files, **external_checkpoints(exp)}.items():
             if re.search(r"\{[^{}]*\}", str(file)) and file.is_file():
                 where = f"{exp.file}: {key}"
                 raise UserError(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ltpipe import __version__
-from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.errors import UserError
 from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics import native_engine as native

@@ -93,7 +93,7 @@ def test_a_model_grown_but_not_trained_agrees_with_its_teacher(chain: Chain) -> 
     part, seen = model.roi_head.parts[0].train(), 0  # the model itself stays in evaluation mode
     for flip in (False, True):
         for row in detector.dataset.view.new_images.tolist():
-            batch = detector.sample(row, flip)
+            batch = detector.batch(row, flip)
             with torch.no_grad():
                 feats = model.extract_feat(batch["inputs"])
                 loss = part.image_losses(model.roi_head, feats, batch["data_samples"])["loss_distill"]

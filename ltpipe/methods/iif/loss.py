@@ -22,7 +22,7 @@ from mmdet.models.losses.cross_entropy_loss import cross_entropy
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.iif.tables import check_table, read_table
+from ltpipe.methods.iif.class_tables import check_table, read_table
 from ltpipe.methods.iif.weights import describe, iif_weights, parse_variant, with_background
 from ltpipe.registry import method
 
