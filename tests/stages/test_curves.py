@@ -81,7 +81,7 @@ def test_the_best_weights_are_the_result(
         count.write_text(count.read_text() + ".")
         return dict.fromkeys(Validation.names, [0.1, 0.5, 0.5, 0.2][(len(count.read_text()) - 1) // 2])
 
-    monkeypatch.setattr("ltpipe.stages.measuring.summarize", given)
+    monkeypatch.setattr("ltpipe.stages.detector_training.summarize", given)
     exp = one_shot(project, validation={"every": 1, "images": 2, "keep": {"best": "segm/APr"}})
     paths = Paths(copied(indexed, tmp_path / "cut"), exp)
     assert cut_short(exp, paths, "base", None, 3, kill_here) == -9
