@@ -22,13 +22,13 @@ from ltpipe.engine.inference import build_dataset, load_model
 from ltpipe.engine.model_config import read_detector
 from ltpipe.errors import UserError
 from ltpipe.methods.lst.expansion import expand_checkpoint
-from ltpipe.metrics.cross_check import cross_check
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.digests import stage_digest
 from ltpipe.registry import MODELS
 from ltpipe.run.files import sha256_file
 from ltpipe.run.records import recorded_outputs
 from ltpipe.stages.calibrate import open_rows
+from ltpipe.stages.cross_check import cross_check
 from tests.helpers.configs import read_config
 from tests.helpers.tiny_project import assert_same_state, experiment, run_stages, state_of
 
