@@ -85,14 +85,14 @@ def _check_start_weights(exp: Experiment, *, data_missing: bool) -> list[str]:
 
 
 def check_finished_checkpoints(exp: Experiment) -> None:
-    """Check that what is taken over instead of a training can be.
+    """Check that checkpoints which stand instead of a training can.
 
     Raises:
         UserError: It cannot.
     """
     if exp.base.checkpoint is not None and exp.detector.load_from is not None:
         raise UserError(
-            "the base is taken over as it is, so there is no training to start",
+            "the base is used as it is, so there is no training to start",
             where=exp.where("detector.load_from"),
             got=f"{exp.detector.load_from}, with base.checkpoint: {exp.base.checkpoint}",
             fix="leave out one of the two",
@@ -101,7 +101,7 @@ def check_finished_checkpoints(exp: Experiment) -> None:
         adds_head = catalogue.find("calibrator", calibrator.type).flags.get("fuses_scores", False)
         if calibrator.checkpoint is not None and not adds_head:
             raise UserError(
-                "only a calibrator with a head of its own can be taken over",
+                "only a calibrator with a head of its own can be used as trained elsewhere",
                 where=exp.where(f"calibrate.{name}.checkpoint"),
                 got=f"{calibrator.type}",
                 allowed="simcal",

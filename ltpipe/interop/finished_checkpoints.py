@@ -155,7 +155,7 @@ def finished_state(exp: Experiment, model: ConfigDict, classes: Categories) -> d
             got=" ".join(str(error).split())[:400], fix="choose the detector file and the heads it was trained with",
         ) from error  # fmt: skip
     left = sorted(state.keys() - kept.keys())
-    print(f"{path}: taken over, {len(kept)} tensors" + (f"; left out: {', '.join(left[:4])}" if left else ""))
+    print(f"{path}: used as it is, {len(kept)} tensors" + (f"; left out: {', '.join(left[:4])}" if left else ""))
     return dict(detector.state_dict())
 
 

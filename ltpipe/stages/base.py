@@ -26,7 +26,7 @@ from ltpipe.stages.detector_training import DetectorTraining
 
 
 def run(exp: Experiment, paths: Paths) -> None:
-    """Train from ``detector.load_from`` or from scratch, or take over ``base.checkpoint``."""
+    """Train from ``detector.load_from`` or from scratch, or use ``base.checkpoint`` as it is."""
     with stage_run("base", exp, paths) as stage, process_group():
         split = Split.load(paths.split)
         fragment, model = model_of(exp, paths, split, "base")
