@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 
 from ltpipe.errors import UserError
 from ltpipe.methods.lst.teacher import CachedTeacher, TeacherLogits
-from tests.published.teacher_json import read_legacy_json
+from tests.published.teacher_json import read_legacy_json, write_legacy_json
 
 OLD = 4
 
@@ -143,7 +143,8 @@ def test_legacy_json(tmp_path: Path) -> None:
     boxes = {7: ([71, 70], [2, 3]), 30: ([300], [2]), 8: ([], [])}
     store, background = read_legacy_json(source, boxes, dtype="float64")
     assert store.logits[1, store.rows(30)].tolist() == [[0.0, 1.0]] and store.ann_id.tolist() == [71, 70, 300]
-    assert background.tolist() == [[0.5, 0.1, 0.75], [0.5, 0.1, 0.125]]
+    write_legacy_json(store, background, tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == [plain, flipped]
     store.save(tmp_path / "t.npz")
     (got,) = lookup(CachedTeacher(str(tmp_path / "t.npz"), 2), sample(7, [70, 71], flip=False))
     torch.testing.assert_close(got, torch.tensor([[0.2, 0.3], [0.25, -1.0]]))

@@ -49,3 +49,22 @@ def read_legacy_json(
         logits=values[:, :, 1:],
     )
     return teacher, values[:, :, 0]
+
+
+def write_legacy_json(teacher: TeacherLogits, background: np.ndarray, path: Path) -> None:
+    """Write the original JSON layout.
+
+    Args:
+        teacher: What the file holds.
+        background: ``(2, B)`` similarity to the background row.
+        path: The file.
+    """
+    rows = np.concatenate([background[:, :, None], teacher.logits], axis=2)
+    content = [
+        {
+            str(image): part[start:stop].tolist()
+            for image, start, stop in zip(teacher.image_id.tolist(), teacher.ptr[:-1], teacher.ptr[1:], strict=True)
+        }
+        for part in rows
+    ]
+    path.write_text(json.dumps(content))
