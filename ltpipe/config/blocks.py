@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ltpipe.config.downloads import downloaded, published_checkpoint
+from ltpipe.config.checkpoint_addresses import downloaded, published_checkpoint
 from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
