@@ -122,12 +122,33 @@ def _launch(arguments: Namespace, batch_size: int | None, folder: Path) -> int |
     """Run a stage in several processes, which share a batch if there is one; None if it shall run in this one."""
     nodes = nodes_of_job()
     processes = processes_for(batch_size, nodes) if arguments.processes is None else arguments.processes
+    _check_processes(processes, batch_size, nodes)
     if nodes > 1:
         code = launch_on_nodes(arguments.given, nodes, processes, folder)
         if code == STOPPED:  # below what srun has said
             print(f"ltpipe {arguments.verb}: stopped; the next attempt continues", file=sys.stderr)
         return code
     return launch(arguments.given, processes) if processes > 1 else None
+
+
+def _check_processes(processes: int, batch_size: int | None, nodes: int) -> None:
+    """Refuse a number of processes that cannot share the batch, before any of them starts.
+
+    Raises:
+        UserError: It is such a number, or none.
+    """
+    if processes < 1:
+        raise UserError("not a number of processes", where="--processes", got=processes, allowed="1 and more")
+    if batch_size is not None and batch_size % (processes * nodes):
+        possible = [n for n in range(1, batch_size + 1) if batch_size % (n * nodes) == 0]
+        on = f" on each of {nodes} nodes" if nodes > 1 else ""
+        raise UserError(
+            "the processes cannot share a batch equally",
+            where="--processes",
+            got=f"{processes} processes{on} for {batch_size} images per pass",
+            allowed=possible or f"none on {nodes} nodes",
+            fix="choose one of these, or a batch_size that the processes divide",
+        )
 
 
 def _run_here(stage: Stage, exp: Experiment, paths: Paths, keys: dict[str, Any], *, launched: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ltpipe.config.downloads import downloaded, published_checkpoint
+from ltpipe.config.checkpoint_addresses import downloaded, published_checkpoint
 from ltpipe.config.fields import Block, Choice, Fraction, NonNegative, Positive
 from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
@@ -213,7 +213,7 @@ class Calibrator(Choice):
 
     schedule: CalibrationSchedule = Field(CalibrationSchedule(), description="length and optimiser")
     checkpoint: Path | None = Field(
-        None, description="trained calibrator to take over instead of training: a file of `ltpipe convert`"
+        None, description="trained calibrator, used instead of a training: a file of `ltpipe convert`"
     )
     seed: NonNegative | None = Field(None, description="seed of random layers; null: the experiment's")
     choose: Choose | None = Field(None, description="how options are chosen; null: they are those given")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ltpipe.config import catalogue
 from ltpipe.config.choices import holds, swept_options
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.outside_checkpoints import check_taken_over
+from ltpipe.config.external_checkpoints import check_finished_checkpoints
 from ltpipe.errors import UserError
 
 
@@ -28,7 +28,7 @@ def check_calibrators(exp: Experiment, *, has_masks: bool) -> None:
     _stored_level_is_exact(exp)
     _order_of_calibrators(exp)
     _choices_can_be_made(exp, has_masks)
-    check_taken_over(exp)
+    check_finished_checkpoints(exp)
     _modes_need_two_classifiers(exp)
 
 

@@ -56,7 +56,7 @@ def _detector(flags: Any) -> str:
 def _data(entry: Method) -> str:
     words = {"image_counts": "images per class", "instance_counts": "objects per class"}
     found = [text for key, text in words.items() if key in entry.injected]
-    return ", ".join([*found, *(["boxes"] if entry.flags.get("needs_boxes", False) else [])]) or "-"
+    return ", ".join([*found, *(["boxes"] if "fractal_dimension" in entry.injected else [])]) or "-"
 
 
 def _features(flags: Any) -> str:

@@ -9,8 +9,8 @@ from ltpipe.config.class_list import annotation_categories, generated_classes, r
 from ltpipe.config.combinations import COMBINATIONS
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
+from ltpipe.config.external_checkpoints import check_external_checkpoints, start_weights
 from ltpipe.config.loading import read_merged
-from ltpipe.config.outside_checkpoints import check_given, start_weights
 from ltpipe.config.seeds import parted
 from ltpipe.config.yaml_positions import variables
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
@@ -31,7 +31,7 @@ def check_experiment(exp: Experiment, experiments: Sequence[str] = ()) -> list[s
         UserError: The first thing found wrong.
     """
     remarks, num_classes = check_data(exp)
-    remarks += check_given(exp, data_missing=bool(remarks))
+    remarks += check_external_checkpoints(exp, data_missing=bool(remarks))
     _check_phases(exp, num_classes)
     return [*remarks, *check_settings(exp, experiments)]
 

@@ -84,7 +84,7 @@ def is_trained_on_features(calibrator_type: str, checkpoint: Path | None) -> boo
 
     Args:
         calibrator_type: Its type.
-        checkpoint: The trained head that it takes over, if any.
+        checkpoint: A trained head that it uses instead, if any.
     """
     return checkpoint is None and bool(catalogue.find("calibrator", calibrator_type).flags.get("needs_features", True))
 

@@ -25,7 +25,7 @@ from ltpipe.config.blocks import (
 from ltpipe.config.class_list import count_classes
 from ltpipe.config.fields import Block, Choice, NonNegative
 from ltpipe.config.schedules import CalibrationSchedule, Schedule
-from ltpipe.config.training import Base, Distill, Lst, Model, Replay
+from ltpipe.config.training_blocks import Base, Distill, Lst, Model, Replay
 from ltpipe.errors import UserError, unknown_name
 
 __all__ = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
+_ADDRESS = re.compile(r"([A-Za-z][\w+-]+):/(.*)")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -19,8 +21,11 @@ def printable(value: Any) -> Any:
     """Return a value; a path must be one that fits into one line of a log, a record or a command.
 
     Raises:
-        ValueError: A path has a line break or another control character, or is no valid UTF-8.
+        ValueError: A path has a line break or another control character, is no valid UTF-8, or was an address.
     """
+    if isinstance(value, Path) and (address := _ADDRESS.match(str(value))):
+        # Two slashes became one when it was made a path.
+        raise ValueError(f"a file is meant, and {address[1]}://{address[2]} is an address: download it, name the file")
     if isinstance(value, Path) and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in str(value)):
         raise ValueError("a path has a line break, another control character, or bytes that are no UTF-8: rename it")
     return value

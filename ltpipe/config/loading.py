@@ -18,7 +18,7 @@ from ltpipe.config.published import published
 from ltpipe.config.seeds import parted, run_of
 from ltpipe.config.yaml_positions import Document, Key, expand_variables, read_yaml
 from ltpipe.data.samplers import build_sampler
-from ltpipe.errors import UserError
+from ltpipe.errors import UserError, listed
 from ltpipe.pipeline.sharing import owners
 
 FOLDER = Path("configs") / "experiments"
@@ -63,7 +63,7 @@ def _find(ref: str, folder: Path | None = None) -> tuple[Path, int | None]:
         "no such experiment",
         where=FOLDER,
         got=ref,
-        allowed=names or "a path to a YAML file",
+        allowed=listed(ref, names) or "a path to a YAML file",
         fix=f"did you mean {near[0]!r}?" if near else f"run from the folder that holds {FOLDER}, or give a path",
     )
 
@@ -136,7 +136,7 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
             "the parent experiment does not exist",
             where=document.where(("extends",), path),
             got=parent,
-            allowed=names,
+            allowed=listed(parent, names),
             fix=f"did you mean {near[0]!r}?" if near else None,
         )
     inherited = read_merged(above, (*_seen, path.resolve()))

@@ -18,7 +18,7 @@ from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView
 from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset
 from ltpipe.engine.dataset_configs import common_config
-from ltpipe.engine.loading import loader_config
+from ltpipe.engine.loaders import loader_config
 from ltpipe.engine.model_config import with_our_steps
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import DATASETS, MODELS

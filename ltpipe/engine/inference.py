@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ltpipe.checkpoints.tensors import check_kinds
+from ltpipe.checkpoints.tensor_checks import check_kinds
 from ltpipe.data.categories import Categories, check_labels
 from ltpipe.engine.detector_facts import check_same_detector
-from ltpipe.engine.loading import loader_workers, outlive_sigterm
+from ltpipe.engine.loaders import loader_workers, outlive_sigterm
 from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.errors import UserError

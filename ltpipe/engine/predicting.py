@@ -21,7 +21,7 @@ from ltpipe.engine.inference import of_image
 from ltpipe.engine.transforms import LoadImage
 from ltpipe.registry import TRANSFORMS
 
-Found = tuple[Picture, dict[str, Any], Any]
+PictureDetections = tuple[Picture, dict[str, Any], Any]
 """A picture, its detections as of :func:`~ltpipe.engine.inference.detections`, and its pixels as they were read."""
 Item = Picture | tuple[str, Broken]
 
@@ -92,7 +92,7 @@ def predictions(
     pictures: Iterable[Item],
     batch_size: int,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Found | tuple[str, Broken]]:
+) -> Iterator[PictureDetections | tuple[str, Broken]]:
     """Yield the detections of every picture in order; the name and the reason where one cannot be read.
 
     The next pictures are read while the detector works.

@@ -28,7 +28,6 @@ class Calibrator(nn.Module):
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
         needs_class_logits: Whether every class must have a logit of its own, in label order.
-        needs_boxes: Whether it measures the boxes of the training annotations.
         work: What is done, in a few words, for the table of the documentation.
         sweeps: Options that are worth choosing on held-out images, and the values to try.
         rows_in_label_order: Whether row c of the calibrated classifier belongs to class c.
@@ -45,7 +44,6 @@ class Calibrator(nn.Module):
     needs_cross_entropy: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = False
     needs_class_logits: ClassVar[bool] = False
-    needs_boxes: ClassVar[bool] = False
     work: ClassVar[str] = "SGD on stored features"
     sweeps: ClassVar[dict[str, list[float]]] = {}
     rows_in_label_order: ClassVar[bool] = True

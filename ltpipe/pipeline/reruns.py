@@ -253,7 +253,7 @@ class Reruns:
                 files.setdefault(record, []).append(output)
         for record in files.keys() & self._made.keys():
             self._check_inputs(record, files)
-        bring_to_the_past()
+        clamp_future_times()
         for note in self._drawn.keys() & files.keys():
             if self._is_asked_for(note):  # nothing is kept of it: without it the job knows that it has to run
                 note.unlink(missing_ok=True)
@@ -300,7 +300,7 @@ def _forget(work: Path) -> None:
         shutil.rmtree(work)
 
 
-def bring_to_the_past() -> None:
+def clamp_future_times() -> None:
     """Give results from the future, made while a clock was ahead, times just before now, in the same order.
 
     Snakemake takes a job for failed, and deletes its results, when an input is younger than they are.

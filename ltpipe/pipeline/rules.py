@@ -10,8 +10,8 @@ from typing import Any
 
 from ltpipe.config.checks import check_settings, same_data
 from ltpipe.config.experiment import Experiment
+from ltpipe.config.external_checkpoints import external_checkpoints
 from ltpipe.config.loading import list_experiments, load_experiment
-from ltpipe.config.outside_checkpoints import given_checkpoints
 from ltpipe.config.start_weights import starting_experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest, toy_data_digest
@@ -97,7 +97,7 @@ class Pipeline:
     def _check_names(self, exp: Experiment) -> None:
         """Refuse input files whose names Snakemake would take for patterns."""
         files = {f"{exp.key_of(part)}.annotations": source.annotations for part, source in exp.parts().items()}
-        for key, file in {**files, **given_checkpoints(exp)}.items():
+        for key, file in {**files, **external_checkpoints(exp)}.items():
             if re.search(r"\{[^{}]*\}", str(file)) and file.is_file():
                 where = f"{exp.file}: {key}"
                 raise UserError(
@@ -127,16 +127,19 @@ class Pipeline:
         return next(exp for exp in on if test_set is None or test_set in exp.evaluate.sets)
 
     def resources_by_stage(self, settings: Any) -> None:
-        """Give every rule the resources of its stage (``lst`` for ``lst_phase_13``).
+        """Give every rule the resources and threads of its stage (``lst`` for ``lst_phase_13``).
 
         Args:
             settings: Snakemake's ``resource_settings``. What it says of a rule by its own name stays.
         """
-        given = settings.overwrite_resources
-        for rule in self.rules():
-            if rule.name != rule.stage.name and rule.stage.name in given:
-                of_stage = given[rule.stage.name]
-                given[rule.name] = type(of_stage)({**of_stage, **given.get(rule.name, {})})
+        given, threads = settings.overwrite_resources, settings.overwrite_threads
+        for name, stage in ((rule.name, rule.stage.name) for rule in self.rules()):
+            if name == stage:
+                continue
+            if stage in given:
+                given[name] = type(given[stage])({**given[stage], **given.get(name, {})})
+            if stage in threads:
+                threads.setdefault(name, threads[stage])
 
     # ---- functions of wildcards --------------------------------------------------------------------------------------
 

@@ -30,11 +30,10 @@ class DetectionPictures:
         shelf: Images and objects.
         predictions: The detections.
         errors: What became of them.
-        per_kind: Pictures of each kind and class.
     """
 
-    def __init__(self, shelf: Shelf, predictions: Predictions, errors: Errors, per_kind: int = PER_KIND) -> None:
-        self._shelf, self._predictions, self._errors, self._per_kind = shelf, predictions, errors, per_kind
+    def __init__(self, shelf: Shelf, predictions: Predictions, errors: Errors) -> None:
+        self._shelf, self._predictions, self._errors = shelf, predictions, errors
         store = shelf.store
         names = dict(zip(store.category_ids.tolist(), store.category_names, strict=True))
         self._names = [names[i] for i in errors.category_ids.tolist()]
@@ -82,7 +81,7 @@ class DetectionPictures:
 
     def _row(self, heading: str, rows: Rows) -> Iterator[str]:
         """Yield the most confident of some detections."""
-        found = [shot for row in rows[: self._per_kind].tolist() for shot in self._shot(row)]
+        found = [shot for row in rows[:PER_KIND].tolist() for shot in self._shot(row)]
         if found:
             yield html.subheading(f"{heading} ({len(rows):,})") + shots(found)
 
@@ -102,7 +101,7 @@ class DetectionPictures:
 
     def _missed(self, place: int) -> Iterator[str]:
         """Yield the largest objects that nothing comes near."""
-        count, found = self._largest_missed(place, self._per_kind)
+        count, found = self._largest_missed(place, PER_KIND)
         if found:
             yield html.subheading(f"Missed objects, the largest ({count:,})") + shots(found)
 

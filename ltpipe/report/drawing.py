@@ -91,9 +91,9 @@ def fit(image: Image, longest: int | None, least: int = 0) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
 
 
-def crop(image: Image, box: NDArray[Any] | Sequence[float], *, margin: float = 0.0) -> Image:
-    """Return the part of an image in a box, xyxy, with a margin in parts of its sides; at least one pixel."""
-    x0, y0, x1, y1 = window(image.shape[:2], box, margin)
+def crop(image: Image, box: NDArray[Any] | Sequence[float]) -> Image:
+    """Return the part of an image in a box, xyxy; at least one pixel."""
+    x0, y0, x1, y1 = window(image.shape[:2], box, 0.0)
     return image[y0:y1, x0:x1]
 
 

@@ -18,7 +18,7 @@ from ltpipe.metrics.error_kinds import Errors
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.report import html
 from ltpipe.report.captioned import LEGEND, Shot
-from ltpipe.report.class_order import by_importance, by_rarity
+from ltpipe.report.class_ranking import by_importance, by_rarity
 from ltpipe.report.detection_pictures import DetectionPictures
 from ltpipe.report.highlights import DOZEN, Highlight, write_highlights
 from ltpipe.report.html import Column

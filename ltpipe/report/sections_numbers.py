@@ -33,7 +33,7 @@ def title_of(kind: str) -> str:
 def interval(item: Evaluation, key: str) -> str | None:
     """Return the interval of a number, in percent."""
     ends = (item.metrics.get("intervals") or {}).get(key)
-    return None if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+    return None if ends is None else " to ".join(html.show(end, "percent") for end in ends)
 
 
 def differences(evaluations: Sequence[Evaluation]) -> Parts:

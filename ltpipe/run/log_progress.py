@@ -18,6 +18,8 @@ _TRAINING = re.compile(
     r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?eta: ((?:\d+ days?, )?\S+)\s+time: ([\d.]+)(?:.*?\bloss: (\S+))?"
 )
 _CONTINUES = "the next attempt continues"
+# Python's warnings, whose second line is indented code; they are no progress.
+_WARNING = re.compile(r"\b\w*Warning: ")
 _ERROR = re.compile(r"^(ltpipe [\w-]+: |Traceback |\w*Error\b|\S*(Error|Exception): )")
 
 
@@ -64,7 +66,8 @@ def rate(log: Path) -> str | None:
             step, total, left, seconds, loss = found.groups()
             text = f"iteration {step} of {total}, {float(seconds):.2f} s each, {left} left"
             return text if loss is None else f"{text}, loss {loss}"
-    return lines[-1][:100] if lines else None
+    told = [line for line in lines if not (_WARNING.search(line) or line.startswith("  "))]
+    return told[-1][:100] if told else None
 
 
 def failure(log: Path) -> str | None:

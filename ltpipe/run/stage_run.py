@@ -26,7 +26,7 @@ from ltpipe.run.files import discard, move, write_json
 from ltpipe.run.input_checks import check_outside, checked_inputs, outdated_makers
 from ltpipe.run.loader_errors import from_loader
 from ltpipe.run.machine import commit, device
-from ltpipe.run.records import EARLIER, RECORD, RUN_KEY, place
+from ltpipe.run.records import EARLIER, RECORD, RUN_KEY, location
 from ltpipe.run.resume import described, replaced_record, run_key, why_discarded
 from ltpipe.run.stage_lock import exclusive
 from ltpipe.run.threads import same_threads
@@ -99,7 +99,7 @@ def stage_run(stage: str, exp: Experiment, paths: Paths, key: str | int | None =
                 "settings": today["settings"],
                 "seed": today["seed"],
                 "inputs": {str(path): today["inputs"][name] for name, path in inputs.items()},
-                "place": place(paths),
+                "place": location(paths),
                 "outputs": {path.relative_to(folder).as_posix(): checksum(path) for path in run.outputs},
                 "versions": {"python": platform.python_version(), **installed_versions()},
                 "commit": commit(),

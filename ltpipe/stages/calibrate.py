@@ -148,7 +148,7 @@ def open_rows(exp: Experiment, paths: Paths, plan: FeaturePlan, k: int = 0) -> R
     if exp.features.storage == "cached":
         return StoredRows(paths.of_stage(paths.features, k), plan.step_ptr, plan.rows, plan.labels)
     detector: FrozenDetector = frozen_detector(exp, paths)
-    return LiveRows(detector, plan.units, plan.unit_boxes, plan.step_ptr, plan.rows, plan.labels, k)
+    return LiveRows(detector, plan.samples, plan.sample_boxes, plan.step_ptr, plan.rows, plan.labels, k)
 
 
 def print_progress(step: int, facts: dict[str, float]) -> None:

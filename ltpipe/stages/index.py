@@ -8,9 +8,9 @@ from ltpipe.config.checks import same_data
 from ltpipe.config.class_list import read_class_list
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
-from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.data.summary import check_measurable, lines
 from ltpipe.data.tables import write_csv
 from ltpipe.errors import UserError

@@ -21,6 +21,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import atomic_path, discard, sha256_file, write_json
 from ltpipe.run.records import read_json
 from ltpipe.run.stage_run import installed_versions, stage_run
+from ltpipe.stages.validate_summary import summary
 
 INSPECTED = Path(".ltpipe") / "detectors"
 
@@ -33,7 +34,8 @@ def run(exp: Experiment, paths: Paths) -> None:
         read_settings()
         remarks = check_experiment(exp, list_experiments())
         facts = _inspected(exp)
-        stage.notes["images"] = sampled = sample_images(exp)
+        images: dict[str, int] = {}
+        stage.notes["images"] = sampled = sample_images(exp, images)
         remarks += [f"dataset.{part}: {text}" for part, found in sampled.items() for text in orientation_remarks(found)]
         text = yaml.safe_dump(exp.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
         with atomic_path(paths.lock) as temporary:
@@ -42,7 +44,7 @@ def run(exp: Experiment, paths: Paths) -> None:
     shared = {f"{stage} {key or ''}".strip(): owner for (stage, key), owner in exp.owners.items()}
     if exp.share is not None:
         print(f"{exp.name}: taken from {exp.share}: {', '.join(shared) or 'nothing, it begins otherwise'}")
-    for fact in facts:
+    for fact in [*summary(exp, paths, images), *facts]:
         print(f"{exp.name}: {fact}")
     for remark in remarks:
         print(f"{exp.name}: {remark}", file=sys.stderr)
@@ -71,8 +73,12 @@ def _inspect(exp: Experiment) -> list[str]:
     return list(found.facts)
 
 
-def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:
+def sample_images(exp: Experiment, counts: dict[str, int] | None = None) -> dict[str, dict[str, int]]:
     """Look for the image files of both parts, read some of them, and compare their sizes with the annotation files.
+
+    Args:
+        exp: The experiment.
+        counts: Gets the number of images of each part.
 
     Returns:
         By part whose annotations are there: how many were read, and what became of their orientation.
@@ -84,6 +90,8 @@ def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:
     for part, source in exp.parts().items():
         if source.annotations.is_file():
             images = [image for image in read_images(source.annotations) if min(image.height, image.width) > 0]
+            if counts is not None:
+                counts[part] = len(images)
             name = [f"image id {image.id}" for image in images].__getitem__
             files = image_files(images, source.images, source.annotations, name, Findings())
             sizes = [(image.height, image.width) for image in images]

@@ -144,6 +144,7 @@ def test_zero_is_no_achievement(tmp_path: Path) -> None:
     shown = [evaluation("one", "base", 0.0), evaluation("one", "simcal", 0.0)]
     text = build_report(tmp_path, shown, title="one")[0].read_text("utf-8")
     assert "No checkpoint detects anything worth the name yet: the best AP on masks is 0.0" in words(text)
+    assert html.show(-0.0004, "percent") == "0.0" and html.show(-0.001, "percent") == "-0.1"
     assert "the best of" not in words(of_page(text, "brief")) and "number best" not in text
 
 

@@ -14,7 +14,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_inputs, stage_outputs
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, write_json
-from ltpipe.run.records import EARLIER, place
+from ltpipe.run.records import EARLIER, location
 from ltpipe.run.stage_lock import is_done
 
 
@@ -62,7 +62,7 @@ def main() -> None:
             "digest": stage_digest(exp, given.stage, key),
             "settings": stage_slice(exp, given.stage, key),
             "inputs": {str(file): checksum(file) for file in stage_inputs(exp, paths, given.stage, key).values()},
-            "place": place(paths),
+            "place": location(paths),
             "outputs": {
                 file.relative_to(record.parent).as_posix(): checksum(file) for file in files if inside(file, record)
             },

@@ -334,13 +334,28 @@ def test_gpu_rules_have_gpus_on_the_cluster(empty: Workspace, monkeypatch: pytes
     (empty.folder / CHAIN.replace("chain", "long")).write_text(long)
     monkeypatch.chdir(empty.folder)
     pipeline = Pipeline(["long"])
-    pipeline.resources_by_stage(SimpleNamespace(overwrite_resources=given))
+    pipeline.resources_by_stage(SimpleNamespace(overwrite_resources=given, overwrite_threads={}))
     rules = {rule.name for rule in pipeline.rules()}
     phases = {f"{kind}_phase_{k}" for kind in ("lst", "distill") for k in range(1, 15)}
     with_gpus = {rule for rule in rules if "gres" in given.get(rule, {})}
     assert with_gpus == phases | {"base", "features", "calibrate", "evaluate"}
     assert {given[f"lst_phase_{k}"]["runtime"].raw for k in range(1, 14)} == {given["base"]["runtime"].raw}
     assert given["lst_phase_14"]["runtime"].raw == 77 and given["lst_phase_14"]["gres"].raw == "gpu:1"
+
+
+def test_the_profile_for_clusters_that_are_not_slurms(empty: Workspace) -> None:
+    """It can be read without an executor plugin, asks for what the one for Slurm asks, and knows all phases, too."""
+    text = empty.snakemake("-n", "all", "--profile", "workflow/profiles/generic", "--cores", "16")
+    threads = re.findall(r"^Job \d+: (base|LST phase \d|teacher|RoI features) .*, (\d+) threads;", text, re.MULTILINE)
+    assert {"base", "LST phase 2", "teacher", "RoI features"} <= {name for name, _ in threads}
+    assert all(number == ("8" if name[0] in "bL" else "4") for name, number in threads), threads
+    ours, slurm = (
+        yaml.safe_load((ROOT / f"workflow/profiles/{name}/config.yaml").read_text(encoding="utf-8"))["set-resources"]
+        for name in ("generic", "slurm")
+    )
+    for of in {id(of): of for of in slurm.values()}.values():  # some share theirs
+        assert (of.pop("gres"), of.pop("cpus_per_task")) in (("gpu:1", 8), ("gpu:1", 4))
+    assert ours == {stage: {"gpu": 1, **of} for stage, of in slurm.items()}
 
 
 def test_every_rule_has_log_benchmark_and_resources() -> None:
