@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ltpipe.data.convert import build_store
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader, SequentialSampler
 
 import ltpipe.engine  # noqa: F401  registers everything
-from ltpipe.data.convert import build_store
 from ltpipe.data.split import make_split
 from ltpipe.data.toy import write_toy_data
 from ltpipe.engine.dataset import StreamDataset
