@@ -1,9 +1,11 @@
 # make run      the whole chain on the toy data, ending with the report (about 20 minutes on two cores)
 # make test     lint (ruff, formatting, mypy) and all tests
 # make test-browser  every kind of page in a headless Chromium (Debian: apt install chromium)
+# make test-gpu  what needs a GPU (docs/install.md)
 # make test-slurm  the tests on a real local Slurm (docs/cluster.md says what they need)
 # make install  only the environment .venv: torch, compiled mmcv, ltpipe with all extras
 # make lint     ruff, formatting, mypy
+# make pictures the pictures of the README, from results of make run (needs a Chromium, and Graphviz for the graph)
 # make docs     the documentation site in site/, every warning an error
 # make test-tutorial  follows docs/tutorial.md literally (half an hour on two cores)
 # make clean    remove results and logs; data and the environment stay
@@ -34,7 +36,7 @@ endif
 endif
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-browser test-slurm test-tutorial docs install lint clean
+.PHONY: run test test-browser test-gpu test-slurm test-tutorial pictures docs install lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -48,11 +50,18 @@ test-browser: $(VENV)/.installed
 	@$(INSTALL) --editable ".[browser]"
 	python -m pytest -m browser tests/browser
 
+test-gpu: $(VENV)/.installed
+	python -m pytest -m gpu
+
 test-slurm: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -m slurm
 
 test-tutorial: $(VENV)/.installed
 	python -m pytest -m tutorial
+
+pictures: $(VENV)/.installed
+	@$(INSTALL) --editable ".[browser]"
+	python docs/make_images.py
 
 # Material announces its end of life in every build; a warning of MkDocs itself ends the build.
 docs: $(VENV)/.installed
@@ -78,6 +87,13 @@ if built.split(".")[0] != torch.version.cuda.split(".")[0]:
 endef
 export CUDA_CHECK
 
+# Flags in the environment take the place of those that Python was compiled with, so these (-O3) come first.
+define COMPILER_FLAGS
+import os, sysconfig
+print(os.environ.get("CFLAGS", sysconfig.get_config_var("CFLAGS")), "-g0")
+endef
+export COMPILER_FLAGS
+
 # ---- the environment, in the order that pip needs -------------------------------------------------------------------
 
 $(VENV)/.created:
@@ -95,13 +111,16 @@ $(VENV)/.torch: $(VENV)/.created
 	@echo "$(TORCH_BUILD)" > $@
 
 # mmcv has no binary packages for current torch versions. It is compiled without build isolation, against the torch above.
-# pip keeps what it compiled without knowing for which torch: a build of one's own is compiled anew.
+# pip keeps what it compiled without knowing for which torch: a build of one's own is compiled anew. Without symbols for a
+# debugger (-g0; Python's own flags ask for them) a file takes about a quarter less time, and the operators are the same.
 $(VENV)/.mmcv: $(VENV)/.torch
 	@echo "== build tools, OpenCV without graphics"
 	@$(INSTALL) setuptools wheel ninja psutil packaging numpy
 	@$(INSTALL) --no-build-isolation ./envs/opencv-python
-	@echo "== onedl-mmcv $(MMCV): compiling 78 files with $(CORES) jobs, once; usually 10 to 15 minutes on two cores ($$(date +%H:%M))"
-	@MMCV_WITH_OPS=1 MAX_JOBS=$(CORES) $(INSTALL) --no-build-isolation --no-deps $(TORCH_BUILD:%=--no-cache-dir --force-reinstall) onedl-mmcv==$(MMCV)
+	@if [ -z "$(TORCH_BUILD)" ] && $(PIP) cache list onedl_mmcv 2>/dev/null | grep -q -- "-$(MMCV)-"; \
+	  then echo "== onedl-mmcv $(MMCV), from pip's cache"; \
+	  else echo "== onedl-mmcv $(MMCV): compiling 78 files with $(CORES) jobs, once; usually 10 to 15 minutes on two cores ($$(date +%H:%M))"; fi
+	@flags="$$($(BIN)/python -c "$$COMPILER_FLAGS")" && CFLAGS="$$flags" CXXFLAGS="$$flags" MMCV_WITH_OPS=1 MAX_JOBS=$(CORES) $(INSTALL) --no-build-isolation --no-deps $(TORCH_BUILD:%=--no-cache-dir --force-reinstall) onedl-mmcv==$(MMCV)
 	@echo "== onedl-mmcv is ready ($$(date +%H:%M))"
 	@touch $@
 

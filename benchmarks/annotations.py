@@ -20,11 +20,11 @@ from typing import Any
 from large_inputs import SOURCES, make_inputs
 from measuring import Row, apart, result_file, write_result
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.split import make_split
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 
 Sample = dict[str, Any]
 

@@ -64,7 +64,7 @@ def prepare(exp: Experiment, paths: Paths, name: str) -> dict[str, Block]:
     calibrator = MODELS.build(build_component("calibrator", exp.calibrate[name], counts))
     calibrator.initialise(head)
     calibrator.to(device)
-    live = LiveRows(detector, plan.units, plan.unit_boxes, plan.step_ptr, plan.rows, plan.labels)
+    live = LiveRows(detector, plan.samples, plan.sample_boxes, plan.step_ptr, plan.rows, plan.labels)
     stored = StoredRows(paths.features, plan.step_ptr, plan.rows, plan.labels)
     steps = {}
     for storage, rows, level in (("cached", stored, exp.features.level), ("none", live, "roi")):

@@ -35,16 +35,15 @@ def make_teacher(boxes: int) -> TeacherLogits:
     images = max(1, int(boxes / BOXES_PER_IMAGE))
     ptr = np.concatenate([[0], np.sort(random.integers(0, boxes + 1, images - 1)), [boxes]])
     logits = random.normal(0, 3, (2, boxes, OLD_CLASSES)).astype(np.float32)
-    columns = np.arange(images), ptr, np.arange(boxes), np.full(boxes, OLD_CLASSES), logits
-    return TeacherLogits(*columns, background=logits[:, :, 0].copy())
+    return TeacherLogits(np.arange(images), ptr, np.arange(boxes), np.full(boxes, OLD_CLASSES), logits)
 
 
 def write(folder: Path, boxes: int) -> None:
     """Write the JSON file and ours in both precisions."""
     teacher = make_teacher(boxes)
-    write_legacy_json(teacher, folder / "teacher.json")
+    write_legacy_json(teacher, teacher.logits[:, :, 0], folder / "teacher.json")
     for dtype in DTYPES:
-        replace(teacher, logits=teacher.logits.astype(dtype), background=None).save(folder / f"{dtype}.npz")
+        replace(teacher, logits=teacher.logits.astype(dtype)).save(folder / f"{dtype}.npz")
 
 
 def load_ours(path: Path) -> float:

@@ -25,9 +25,9 @@ import pandas as pd
 from large_inputs import make_inputs
 from measuring import Cost, Row, apart, result_file, write_result
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.interop.write_detections import write_results
 from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.predictions import Predictions

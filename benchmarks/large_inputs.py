@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.frequency import frequency_groups
 from ltpipe.metrics.predictions_writer import PredictionWriter
 from ltpipe.run.files import atomic_path

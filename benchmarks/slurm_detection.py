@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet = per_minute(asked, start, end)
     seconds, work, lag = map(statistics.median, (noticed, working, lags))
     theirs = f"sbatch and squeue every second: {statistics.median(plain):.2g} s"
-    note = f"{work:.2g} s of it before Slurm's end of the job, {lag:.2g} s after; {busy:.2g} calls of squeue a minute"
+    note = f"on the clock; {work:.2g} s of it before Slurm's end of the job, {lag:.2g} s after; "
+    note += f"{busy:.2g} calls of squeue a minute"
     rows = [
         Row(
             f"trivial job, {len(short)} in a chain", f"{seconds:.2g} s", theirs, None, f"{AIM:g} s", seconds < AIM, note

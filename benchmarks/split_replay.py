@@ -24,13 +24,13 @@ from large_inputs import make_inputs
 from measuring import Row, apart, result_file, write_result
 
 from ltpipe.data.calibration_plan import PlanInfo, draw_plan
-from ltpipe.data.convert import build_store
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.replay import build_replay
 from ltpipe.data.samplers import SAMPLERS
 from ltpipe.data.split import make_split
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 
 BASE, STEP = 270, 160
 Lists = list[np.ndarray]
@@ -114,7 +114,7 @@ def orders(folder: Path) -> dict[str, float]:
             kind().epoch(labels, epoch=0, seed=0)
             seconds[name] = time.process_time() - start
     start = time.process_time()
-    draw_plan(view.class_images, PlanInfo(steps=12000)).units()
+    draw_plan(view.class_images, PlanInfo(steps=12000)).samples()
     return {**seconds, "calibration plan": time.process_time() - start}
 
 

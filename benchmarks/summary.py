@@ -22,6 +22,7 @@ ORDER = (
     "further_numbers",
     "distillation_logits",
     "workflow",
+    "slurm_detection",
 )
 
 

@@ -43,9 +43,9 @@ def open_store(
     Raises:
         UserError: The file or the folder cannot be read, or has faults.
     """
-    from ltpipe.data.convert import build_store
     from ltpipe.data.formats import annotation_format
     from ltpipe.data.store import AnnotationStore
+    from ltpipe.data.store_writer import build_store
 
     path = Path(source)
     if path.is_dir():

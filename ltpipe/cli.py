@@ -16,7 +16,8 @@ from ltpipe.command_options import experiment_options
 from ltpipe.errors import EXIT_CODE, UserError
 from ltpipe.pipeline.own_stages import add_own_stages
 from ltpipe.pipeline.stage import Stage
-from ltpipe.pipeline.stages import CHECKPOINT, TABLE
+from ltpipe.pipeline.stage_options import CHECKPOINT
+from ltpipe.pipeline.stages import TABLE
 from ltpipe.run.files import write_json
 from ltpipe.run.launch import first_to_fail
 from ltpipe.run.time_limit import STOPPED, Stopped
@@ -137,7 +138,7 @@ def _status(arguments: Namespace) -> None:
     if not (arguments.experiment or arguments.option):
         print_all(arguments.results)
         return
-    (watch_status if arguments.watch else print_status)(*experiment_of(arguments))
+    (watch_status if arguments.watch else print_status)(*experiment_of(arguments, over_seeds=True))
 
 
 def _import(arguments: Namespace) -> None:
@@ -275,6 +276,11 @@ COMMANDS = {
         "detect objects in any images and videos, with pictures",
         partial(command_options.predict_options, checkpoint=CHECKPOINT.help),
         _predict,
+    ),
+    "table": Command(
+        "results of experiments over their seeds, as Markdown",
+        command_options.table_options,
+        _of("ltpipe.stages.results_table"),
     ),
     "recipes": Command(
         "experiments with published numbers: hardware, time and disk they take", lambda verb: None, _recipes

@@ -6,11 +6,12 @@ a defect of ltpipe and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 EXIT_CODE = 2
 _LONGEST = 4000
+FEW, NEAREST = 20, 5
 
 
 class UserError(Exception):
@@ -67,10 +68,23 @@ def unknown_name(
         got: The name found.
         allowed: All accepted names.
         where: File and key.
-        shown: Names to list; None: all.
+        shown: Names to list; None: see :func:`listed`.
     """
     names = sorted(allowed)
     near = get_close_matches(str(got), names, n=1)
-    listed = names[:shown] or None
     fix = f"did you mean {near[0]!r}?" if near else None
-    return UserError(f"unknown {kind}", where=where, got=repr(got), allowed=listed, fix=fix)
+    return UserError(f"unknown {kind}", where=where, got=repr(got), allowed=listed(got, names, shown), fix=fix)
+
+
+def listed(got: object, names: Sequence[str], shown: int | None = None) -> str | None:
+    """Return accepted names for a message: all of a few, of many the five that are nearest to what was given.
+
+    Args:
+        got: The name found.
+        names: All accepted names.
+        shown: Names to list; None: all of up to :data:`FEW`.
+    """
+    if shown is not None or len(names) <= FEW:
+        return ", ".join(names[:shown]) or None
+    near = get_close_matches(str(got), names, n=NEAREST, cutoff=0.3)
+    return f"{', '.join(near)}, ... ({len(names)} in all)" if near else f"{len(names)} names, none of them alike"

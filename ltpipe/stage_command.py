@@ -24,10 +24,34 @@ from ltpipe.run.stage_run import forget
 from ltpipe.run.time_limit import STOPPED, set_deadline
 
 
-def experiment_of(arguments: Namespace) -> tuple[Experiment, Paths]:
-    """Return the experiment that a command names, and its paths."""
+def experiment_of(arguments: Namespace, *, over_seeds: bool = False) -> tuple[Experiment, Paths]:
+    """Return the experiment that a command names, and its paths.
+
+    Args:
+        arguments: Those of the command line.
+        over_seeds: Whether an experiment with several seeds will do, and not only the run for one of them.
+
+    Raises:
+        UserError: There is none, or it has several seeds.
+    """
     exp = load_experiment(arguments.experiment or arguments.option)
-    return exp, Paths(arguments.results, exp)
+    return exp if over_seeds else one_run(exp), Paths(arguments.results, exp)
+
+
+def one_run(exp: Experiment) -> Experiment:
+    """Return an experiment without several seeds.
+
+    Raises:
+        UserError: It has several.
+    """
+    if exp.seeds:
+        raise UserError(
+            "the experiment has several seeds, and this is done for the run of one of them",
+            where=exp.where("seeds"),
+            got=exp.name,
+            allowed=", ".join(one.name for one in exp.runs()),
+        )
+    return exp
 
 
 def check_key(exp: Experiment, option: Option, key: Key) -> None:
@@ -56,7 +80,7 @@ def run_stage(arguments: Namespace) -> int:
     if instead is not None and getattr(arguments, instead.option) not in (None, False):
         importlib.import_module(instead.module).run(arguments)
         return 0
-    exp, paths = experiment_of(arguments)
+    exp, paths = experiment_of(arguments, over_seeds=stage.over_seeds)
     keys = _keys(stage, exp, arguments)
     # Without a phase `split` makes several results; phase 0 is that without a key.
     owner = None if None in keys.values() else exp.owners.get((stage.name, next(iter(keys.values()), None) or None))
@@ -98,12 +122,33 @@ def _launch(arguments: Namespace, batch_size: int | None, folder: Path) -> int |
     """Run a stage in several processes, which share a batch if there is one; None if it shall run in this one."""
     nodes = nodes_of_job()
     processes = processes_for(batch_size, nodes) if arguments.processes is None else arguments.processes
+    _check_processes(processes, batch_size, nodes)
     if nodes > 1:
         code = launch_on_nodes(arguments.given, nodes, processes, folder)
         if code == STOPPED:  # below what srun has said
             print(f"ltpipe {arguments.verb}: stopped; the next attempt continues", file=sys.stderr)
         return code
     return launch(arguments.given, processes) if processes > 1 else None
+
+
+def _check_processes(processes: int, batch_size: int | None, nodes: int) -> None:
+    """Refuse a number of processes that cannot share the batch, before any of them starts.
+
+    Raises:
+        UserError: It is such a number, or none.
+    """
+    if processes < 1:
+        raise UserError("not a number of processes", where="--processes", got=processes, allowed="1 and more")
+    if batch_size is not None and batch_size % (processes * nodes):
+        possible = [n for n in range(1, batch_size + 1) if batch_size % (n * nodes) == 0]
+        on = f" on each of {nodes} nodes" if nodes > 1 else ""
+        raise UserError(
+            "the processes cannot share a batch equally",
+            where="--processes",
+            got=f"{processes} processes{on} for {batch_size} images per pass",
+            allowed=possible or f"none on {nodes} nodes",
+            fix="choose one of these, or a batch_size that the processes divide",
+        )
 
 
 def _run_here(stage: Stage, exp: Experiment, paths: Paths, keys: dict[str, Any], *, launched: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,3 +91,23 @@ def test_an_mmcv_without_the_cuda_of_torch_is_an_error(monkeypatch: pytest.Monke
         return
     with pytest.raises(SystemExit, match=f"mmcv was compiled for CUDA: {built}; torch is for 13.0"):
         exec(check, {})
+
+
+def test_the_operators_are_compiled_as_python_was_but_for_a_debugger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags in the environment replace Python's own: the optimisation must not get lost."""
+    text = MAKEFILE.partition("define COMPILER_FLAGS\n")[2].partition("endef")[0]
+
+    def flags() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    monkeypatch.delenv("CFLAGS", raising=False)
+    assert [*str(sysconfig.get_config_var("CFLAGS")).split(), "-g0"] == flags() and "-O3" in flags()
+    monkeypatch.setenv("CFLAGS", "-O2 -march=native")
+    assert flags() == ["-O2", "-march=native", "-g0"]
+    # As setuptools and torch put a command together.
+    code = "from setuptools._distutils import ccompiler, sysconfig; c = ccompiler.new_compiler(); "
+    code += "sysconfig.customize_compiler(c); print(*c.compiler_so)"
+    monkeypatch.setenv("CFLAGS", " ".join(flags()))
+    done = subprocess.run([sys.executable, "-c", "import setuptools; " + code], capture_output=True, text=True)
+    assert "-O2" in done.stdout and "-g0" in done.stdout, done.stderr

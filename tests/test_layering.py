@@ -161,6 +161,16 @@ def test_rules_import_nothing_heavy() -> None:
                 )
 
 
+def test_a_name_is_that_of_one_module() -> None:
+    """Stages are named like what they make, and the folders of methods have modules of the same names by design."""
+    named: dict[str, list[str]] = {}
+    for file in modules("."):
+        room = file.relative_to(ROOT / "ltpipe").parts[0]
+        if room not in ("stages", "methods") and file.stem != "__init__":
+            named.setdefault(file.stem, []).append(room)
+    assert not {name: rooms for name, rooms in named.items() if len(rooms) > 1}
+
+
 def test_modules_and_functions_stay_readable() -> None:
     """Docstrings of functions do not count: a long list of described arguments is no long function."""
     long = []

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ltpipe.config.downloads import downloaded, published_checkpoint
+from ltpipe.config.checkpoint_addresses import downloaded, published_checkpoint
 from ltpipe.config.fields import Block, Choice, Fraction, InMemory, NonNegativeFloat, Number, Positive, Real, Seed
 from ltpipe.config.schedules import CalibrationSchedule
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS
@@ -187,14 +187,48 @@ class Features(Block):
     seed: Seed = Field(0, description="seed of the plan")
 
 
+class Choose(Block):
+    """How options of a calibrator are chosen: every value is scored from one run of the detector, the best is kept."""
+
+    on: Literal["holdout", "val"] = Field(
+        "holdout",
+        description="images that decide: a part of the training images that nothing is trained on (see `holdout`), or "
+        "the validation images, on which the numbers are then too good",
+    )
+    metric: Literal["AP", "AP50", "AP75", "APr", "APc", "APf", "bAP"] = Field(
+        "AP", description="number that decides; of equal ones the first"
+    )
+    iou_type: Literal["bbox", "segm"] = Field(
+        "bbox", description="what it is measured on; masks are made anew for every value, boxes are not"
+    )
+    values: dict[str, tuple[Real, ...]] = Field(
+        {}, description="values to try by option, all combinations of several; none: those of the method"
+    )
+
+
+class Holdout(Block):
+    """Training images that are kept out of training, for methods and choices that ask for some."""
+
+    images_per_class: Positive = Field(
+        1, description="images of every class, which keeps at least as many for training; rarest class first"
+    )
+    largest_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="most of all images")
+    seed: Seed = Field(0, description="seed of the choice")
+
+
 class Calibrator(Choice):
     """A calibrator chosen by name, with its options and, if it is trained, its schedule."""
 
     schedule: CalibrationSchedule = Field(CalibrationSchedule(), description="length and optimiser")
     checkpoint: Path | None = Field(
-        None, description="trained calibrator to take over instead of training: a file of `ltpipe convert`"
+        None, description="trained calibrator, used instead of a training: a file of `ltpipe convert`"
     )
     seed: Seed | None = Field(None, description="seed of random layers; null: the experiment's")
+    choose: Choose | None = Field(None, description="how options are chosen; null: they are those given")
+    after: Name | None = Field(
+        None,
+        description="calibrator whose checkpoint it starts from; null: the trained detector",
+    )
 
 
 class Evaluate(Block):
@@ -223,6 +257,11 @@ class Evaluate(Block):
         description="for AP_fixed and AP_pool: the best so many detections of each class in the whole set, without a "
         "limit per image; the detector runs a second time. Default: they are measured on the stored detections",
     )
+    sets: dict[Name, Source] = Field(
+        {},
+        description="further test sets by name, in the format and with the classes of the data set: checkpoints are "
+        "measured on them as well, and nothing is trained again",
+    )
     oracle_labels: bool = Field(
         False, description="upper bound: proposals get the labels of the objects they overlap, not the predicted ones"
     )
@@ -233,6 +272,13 @@ class Evaluate(Block):
         if not bins or list(bins) != sorted(set(bins)):
             raise ValueError("bins must ascend: at least one limit, e.g. [10, 100, 1000]; COCO-LT has [20, 400, 8000]")
         return bins
+
+    @field_validator("sets")
+    @classmethod
+    def _not_of_the_data_set(cls, sets: dict[str, Source]) -> dict[str, Source]:
+        if sets.keys() & {"train", "val"}:
+            raise ValueError("train and val are the parts of the data set: give the other test set another name")
+        return sets
 
     @model_validator(mode="after")
     def _labels_or_scores(self) -> Evaluate:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from ltpipe.config import catalogue
-from ltpipe.config.choices import holds
+from ltpipe.config.choices import holds, swept_options
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.outside_checkpoints import check_taken_over
+from ltpipe.config.external_checkpoints import check_finished_checkpoints
 from ltpipe.errors import UserError
 
 
-def check_calibrators(exp: Experiment) -> None:
+def check_calibrators(exp: Experiment, *, has_masks: bool) -> None:
     """Check that every calibrator gets what it needs, and that the losses before it fit.
+
+    Args:
+        exp: The experiment.
+        has_masks: Whether the detector has a mask head.
 
     Raises:
         UserError: One does not.
@@ -20,7 +26,9 @@ def check_calibrators(exp: Experiment) -> None:
     _rows_in_label_order(exp)
     _calibrators_need_their_inputs(exp)
     _stored_level_is_exact(exp)
-    check_taken_over(exp)
+    _order_of_calibrators(exp)
+    _choices_can_be_made(exp, has_masks)
+    check_finished_checkpoints(exp)
     _modes_need_two_classifiers(exp)
 
 
@@ -129,3 +137,58 @@ def _modes_need_two_classifiers(exp: Experiment) -> None:
         got=f"{list(values)}; calibrators: {', '.join(c.type for c in exp.calibrate.values()) or 'none'}",
         fix="add a calibrator of type simcal, or leave the option out",
     )
+
+
+def _order_of_calibrators(exp: Experiment) -> None:
+    """Calibrators after others need no features, and find one classifier there."""
+    for name, calibrator in exp.calibrate.items():
+        if calibrator.after is None:
+            continue
+        kinds = calibrator.type, exp.calibrate[calibrator.after].type
+        own, before = (catalogue.find("calibrator", kind).flags for kind in kinds)
+        got = " after ".join(kinds)
+        if own.get("needs_features", True):
+            raise UserError(
+                "only a calibrator that is computed can start from another one: features are those of the detector",
+                where=exp.where(f"calibrate.{name}.after"),
+                got=got,
+                fix="leave `after` out, or exchange the two",
+            )
+        if before.get("fuses_scores", False) or not before.get("rows_in_label_order", True):
+            raise UserError(
+                "there is not one classifier with a logit per class to start from",
+                where=exp.where(f"calibrate.{name}.after"),
+                got=got,
+                fix="start from the detector, or from a calibrator with one classifier, such as crt",
+            )
+
+
+def _choices_can_be_made(exp: Experiment, has_masks: bool) -> None:
+    """Options that are to be chosen can be swept from one run, and there are values and masks to choose by."""
+    for name, calibrator in exp.calibrate.items():
+        spec, entry = calibrator.choose, catalogue.find("calibrator", calibrator.type)
+        if spec is None:
+            continue
+        here, sweeps = exp.where(f"calibrate.{name}.choose"), entry.flags.get("sweeps", {})
+        unknown = [option for option in spec.values if option not in sweeps]
+        if not sweeps or unknown:
+            raise UserError(
+                "this cannot be chosen from one run of the detector",
+                where=here,
+                got=f"{calibrator.type}: {', '.join(unknown) or 'no option'}",
+                allowed=", ".join(sweeps) or "methods with such an option, e.g. norcal, logit_adjustment, fracal",
+            )
+        if len(swept_options(calibrator)) < 2:
+            raise UserError("there is nothing to choose from", where=f"{here}.values", got="fewer than two values")
+        if spec.iou_type == "segm" and not has_masks:
+            raise UserError("the detector has no masks to choose by", where=f"{here}.iou_type", got="segm")
+        for options in swept_options(calibrator):
+            try:
+                entry.options.model_validate({**calibrator.options, **options})
+            except ValidationError as error:
+                raise UserError(
+                    "a value to choose from does not suit the option",
+                    where=f"{here}.values",
+                    got=options,
+                    allowed=error.errors()[0]["msg"],
+                ) from error

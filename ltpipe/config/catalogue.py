@@ -188,6 +188,6 @@ def component(slot: str, choice: Choice | Mapping[str, Any]) -> dict[str, Any]:
     """
     given = choice.model_dump() if isinstance(choice, Choice) else dict(choice)
     entry = find(slot, given.pop("type"))
-    for shared in ("schedule", "seed", "checkpoint"):
+    for shared in ("schedule", "seed", "checkpoint", "choose", "after"):
         given.pop(shared, None)
     return {**entry.component, **entry.options.model_validate(given).model_dump()}

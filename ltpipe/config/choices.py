@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ltpipe.config import catalogue
+from ltpipe.config.blocks import Calibrator
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.yaml_positions import Key
@@ -39,6 +41,39 @@ def extra_images(exp: Experiment) -> str | None:
     return None
 
 
+def holds_out(exp: Experiment) -> bool:
+    """Whether images are kept out of training: for a head part, or to choose options of a calibrator."""
+    return extra_images(exp) == "holdout" or chooses_on(exp, "holdout")
+
+
+def chooses_on(exp: Experiment, images: str) -> bool:
+    """Whether options of a calibrator are chosen on ``holdout`` or ``val`` images."""
+    return any(one.choose is not None and one.choose.on == images for one in exp.calibrate.values())
+
+
+def chosen_on_val(exp: Experiment, checkpoint: str) -> bool:
+    """Whether anything of a checkpoint was chosen on the validation images: calibration, weights, a part's own choices.
+
+    Args:
+        exp: The experiment.
+        checkpoint: ``base``, ``phase<k>`` or the name of a calibrator.
+    """
+    if checkpoint in exp.calibrate:
+        choose = exp.calibrate[checkpoint].choose
+        return (choose is not None and choose.on == "val") or chosen_on_val(exp, exp.calibrated_from(checkpoint))
+    schedules = [] if exp.base.checkpoint is not None else [exp.base.schedule]
+    schedules += [exp.lst.schedule] if exp.lst is not None and checkpoint != "base" else []
+    best = any(one.validation is not None and one.validation.keep != "last" for one in schedules)
+    return best or (bool(schedules) and extra_images(exp) == "val")
+
+
+def swept_options(calibrator: Calibrator) -> list[dict[str, float]]:
+    """Return the options to try, one dict per combination: what the experiment says, else what the method does."""
+    assert calibrator.choose is not None
+    values = calibrator.choose.values or catalogue.find("calibrator", calibrator.type).flags.get("sweeps", {})
+    return [dict(zip(values, one, strict=True)) for one in product(*values.values())] if values else []
+
+
 def needs_features(exp: Experiment) -> bool:
     """Whether any calibrator is trained here on RoI features."""
     return any(is_trained_on_features(one.type, one.checkpoint) for one in exp.calibrate.values())
@@ -49,7 +84,7 @@ def is_trained_on_features(calibrator_type: str, checkpoint: Path | None) -> boo
 
     Args:
         calibrator_type: Its type.
-        checkpoint: The trained head that it takes over, if any.
+        checkpoint: A trained head that it uses instead, if any.
     """
     return checkpoint is None and bool(catalogue.find("calibrator", calibrator_type).flags.get("needs_features", True))
 

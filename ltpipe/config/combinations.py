@@ -252,5 +252,5 @@ COMBINATIONS: tuple[Callable[[Experiment, ResolvedDetector], None], ...] = (
     _parts_need_class_wise_heads,
     _second_stage_needs_a_first,
     _hybrid_cascades,
-    lambda exp, _: check_calibrators(exp),
+    lambda exp, detector: check_calibrators(exp, has_masks=detector.has_masks),
 )

@@ -67,7 +67,7 @@ class ResolvedDetector:
         train_pipeline: Transforms of training.
         test_pipeline: Transforms of evaluation.
         imports: Modules of ``custom_imports``.
-        hooks: ``custom_hooks`` that a training takes over.
+        hooks: ``custom_hooks`` that a training keeps.
         environment: ``env_cfg`` of a file of the user, over ltpipe's own.
         remarks: What mmdet's own files bring and nobody uses, one sentence each.
     """

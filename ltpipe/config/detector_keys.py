@@ -62,7 +62,7 @@ _EXPECTED = frozenset(REPLACED) - {"optim_wrapper", "param_scheduler", "train_da
 
 
 def used_hooks(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the entries of ``custom_hooks`` that a training takes over."""
+    """Return the entries of ``custom_hooks`` that a training keeps."""
     return [hook for hook in values.get("custom_hooks") or [] if hook_name(hook) not in REPLACED_HOOKS]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -21,6 +22,7 @@ from pydantic_core import core_schema
 
 # What Linux takes.
 PATH_BYTES, NAME_BYTES = 4095, 255
+_ADDRESS = re.compile(r"([A-Za-z][\w+-]+):/(.*)")
 
 
 class Number:
@@ -74,9 +76,14 @@ def printable(value: Any) -> Any:
     """Return a value; a path must be one that a disk can hold, and that fits into one line of a log or a command.
 
     Raises:
-        ValueError: A path has a line break or another control character, is no valid UTF-8, or too long.
+        ValueError: A path has a line break or another control character, no valid UTF-8, is too long or an address.
     """
     if isinstance(value, Path):
+        if address := _ADDRESS.match(str(value)):
+            # Two slashes became one when it was made a path.
+            raise ValueError(
+                f"a file is meant, and {address[1]}://{address[2]} is an address: download it, name the file"
+            )
         if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in str(value)):
             raise ValueError(
                 "a path has a line break, another control character, or bytes that are no UTF-8: rename it"

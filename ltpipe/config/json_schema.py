@@ -25,7 +25,10 @@ def experiment_schema() -> dict[str, Any]:
     extends = {"type": "string", "description": "parent experiment, relative to this file"}
     schema["properties"] = {"extends": extends, **schema["properties"]}
     own = blocks["Calibrator"]["properties"]
-    trained = {"schedule": {"$ref": "#/$defs/CalibrationSchedule"}, **{key: own[key] for key in ("seed", "checkpoint")}}
+    trained = {
+        "schedule": {"$ref": "#/$defs/CalibrationSchedule"},
+        **{key: own[key] for key in ("seed", "checkpoint", "choose", "after")},
+    }
     places = {
         "classifier": (blocks["Model"]["properties"], "classifier"),
         "loss": (blocks["Model"]["properties"], "loss"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ltpipe.config.experiment import Choice, Experiment
 from ltpipe.config.fields import printable
 from ltpipe.config.messages import user_error
 from ltpipe.config.published import published
+from ltpipe.config.seeds import parted, run_of
 from ltpipe.config.yaml_positions import Document, Key, expand_variables, read_yaml
 from ltpipe.data.samplers import build_sampler
-from ltpipe.errors import UserError
+from ltpipe.errors import UserError, listed
 from ltpipe.pipeline.sharing import owners
 
 FOLDER = Path("configs") / "experiments"
@@ -35,16 +37,34 @@ def find_experiment(ref: str | Path) -> Path:
     Raises:
         UserError: There is no such file.
     """
-    found = Path(ref) if _is_file(Path(ref)) else _by_name(str(ref), FOLDER)
-    if found is not None:
-        return found
+    return _find(str(ref))[0]
+
+
+def _find(ref: str, folder: Path | None = None) -> tuple[Path, int | None]:
+    """Return the file of an experiment, and the seed if a run for one of its seeds is meant.
+
+    Args:
+        ref: As :func:`find_experiment`, or the name or file of a run: ``toy.seed1``.
+        folder: Where to look first.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    run = parted(ref)
+    for name, seed in ((ref, None), *([run] if run is not None else [])):
+        beside = None if folder is None else folder / f"{name}.yaml"
+        if beside is not None and _is_file(beside):
+            return beside, seed
+        found = Path(name) if _is_file(Path(name)) else _by_name(name, FOLDER)
+        if found is not None:
+            return found, seed
     names = list_experiments()
-    near = get_close_matches(str(ref), names, n=1)
+    near = get_close_matches(ref, names, n=1)
     raise UserError(
         "no such experiment",
         where=FOLDER,
-        got=str(ref),
-        allowed=names or "a path to a YAML file",
+        got=ref,
+        allowed=listed(ref, names) or "a path to a YAML file",
         fix=f"did you mean {near[0]!r}?" if near else f"run from the folder that holds {FOLDER}, or give a path",
     )
 
@@ -60,6 +80,12 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def is_experiment(name: str) -> bool:
+    """Whether this names an experiment in ``configs/experiments``, or the run of one for one of its seeds."""
+    run = parted(name)
+    return bool({name, *([run[0]] if run is not None else [])} & set(list_experiments()))
 
 
 def _by_name(name: str, folder: Path) -> Path | None:
@@ -121,7 +147,7 @@ def read_merged(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
             "the parent experiment does not exist",
             where=document.where(("extends",), path),
             got=parent,
-            allowed=names,
+            allowed=listed(parent, names),
             fix=f"did you mean {near[0]!r}?" if near else None,
         )
     inherited = read_merged(above, (*_seen, path.resolve()))
@@ -134,31 +160,35 @@ def load_experiment(ref: str | Path) -> Experiment:
     """Load, merge, complete and check an experiment, and those it shares results with; the data need not be there.
 
     Args:
-        ref: Path of a YAML file, or the name of a file in ``configs/experiments``.
+        ref: Path of a YAML file, or the name of a file in ``configs/experiments``; for one of the ``seeds`` of an
+            experiment with that behind the name: ``toy.seed1``.
 
     Raises:
         UserError: Anything is wrong with the file: the message names file, line, key, value and what is allowed.
     """
-    experiment = _load(find_experiment(ref))
+    return _complete_with_others(*_find(str(ref)))
+
+
+def _complete_with_others(path: Path, seed: int | None) -> Experiment:
+    experiment = _load(path, seed)
     experiment._owners = owners(experiment, _load_beside)
     experiment._beside = _complete_beside
     return experiment
 
 
 def _complete_beside(exp: Experiment, name: str) -> Experiment:
-    return load_experiment(_find_beside(exp, name))
+    return _complete_with_others(*_find_beside(exp, name))
 
 
 def _load_beside(exp: Experiment, name: str) -> Experiment:
-    return _load(_find_beside(exp, name))
+    return _load(*_find_beside(exp, name))
 
 
-def _find_beside(exp: Experiment, name: str) -> Path:
-    beside = exp.file.with_name(f"{name}.yaml") if exp.file else None
-    return beside if beside is not None and beside.is_file() else find_experiment(name)
+def _find_beside(exp: Experiment, name: str) -> tuple[Path, int | None]:
+    return _find(name, exp.file.parent if exp.file is not None else None)
 
 
-def _load(path: Path) -> Experiment:
+def _load(path: Path, seed: int | None = None) -> Experiment:
     try:
         printable(path)
     except ValueError as error:
@@ -168,13 +198,15 @@ def _load(path: Path) -> Experiment:
     values.setdefault("name", path.stem)
     for block in ("dataset", "detector"):
         values[block] = expand_variables(values.get(block))
+    if isinstance(values.get("evaluate"), dict) and "sets" in values["evaluate"]:
+        values["evaluate"] = {**values["evaluate"], "sets": expand_variables(values["evaluate"]["sets"])}
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
         raise user_error(error, Experiment, document, path) from error
     experiment = complete(experiment, document, path)
     experiment._file = path
-    return experiment
+    return experiment if seed is None else run_of(experiment, seed, partial(_load_beside, experiment))
 
 
 def _without_nulls(values: dict[str, Any], keep: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.loading import list_experiments, load_experiment
+from ltpipe.config.loading import is_experiment, load_experiment
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.pipeline.paths import RESULTS, Paths
 
@@ -23,7 +23,7 @@ def starting_experiment(exp: Experiment) -> Experiment | None:
         not isinstance(file, Path)
         or len(file.parts) < 2
         or file.parts[0] != RESULTS
-        or file.parts[1] not in list_experiments()
+        or not is_experiment(file.parts[1])
     ):
         return None
     here = exp.where("detector.load_from")

@@ -97,15 +97,15 @@ class CalibrationPlan:
         size = self.info.slots_per_step
         return slice(step * size, (step + 1) * size)
 
-    def units(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    def samples(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
         """Return the distinct (image, flip) pairs: what a frozen detector has to see once.
 
         Returns:
-            Image ids ``(U,) int64`` ascending, flips ``(U,) bool``, and the unit of every slot ``(S,) int64``.
+            Image ids ``(U,) int64`` ascending, flips ``(U,) bool``, and the sample of every slot ``(S,) int64``.
         """
         image, of_slot = np.unique(self.image_id, return_inverse=True)
-        code, unit = np.unique(2 * of_slot + self.flip, return_inverse=True)
-        return image[code // 2], (code % 2).astype(np.bool_), unit
+        code, sample = np.unique(2 * of_slot + self.flip, return_inverse=True)
+        return image[code // 2], (code % 2).astype(np.bool_), sample
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``plan.npz`` atomically."""

@@ -28,10 +28,10 @@ Array = NDArray[np.int64]
 
 
 class Candidates(Protocol):
-    """Boxes of every unit (image, flip)."""
+    """Boxes of every sample (image, flip)."""
 
-    def of(self, unit: int) -> tuple[NDArray[np.float32], Array, NDArray[np.float32]]:
-        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(S, P, 4)`` of a unit.
+    def of(self, sample: int) -> tuple[NDArray[np.float32], Array, NDArray[np.float32]]:
+        """Return ground-truth boxes ``(G, 4)``, labels ``(G,)`` and proposals ``(S, P, 4)`` of a sample.
 
         A detector of one stage has ``S = 1``; in a cascade the proposals of stage k are refined k times.
         """
@@ -43,9 +43,9 @@ class FeaturePlan:
     """Rows of every step.
 
     Attributes:
-        image_row: ``(U,) int64`` store row of each unit.
-        flip: ``(U,) bool`` whether the unit is mirrored.
-        box_ptr: ``(U + 1,) int64``; feature rows ``box_ptr[u]:box_ptr[u + 1]`` belong to unit ``u``.
+        image_row: ``(U,) int64`` store row of each sample.
+        flip: ``(U,) bool`` whether the sample is mirrored.
+        box_ptr: ``(U + 1,) int64``; feature rows ``box_ptr[u]:box_ptr[u + 1]`` belong to sample ``u``.
         boxes: ``(F, 4) float32`` distinct boxes, xyxy in pixels of the network input.
         step_ptr: ``(S + 1,) int64``; step ``s`` uses ``rows[step_ptr[s]:step_ptr[s + 1]]``.
         rows: ``(R,) int64`` feature rows.
@@ -65,13 +65,13 @@ class FeaturePlan:
     num_classes: int
 
     @property
-    def units(self) -> list[tuple[int, bool]]:
-        """(store row, flip) of every unit."""
+    def samples(self) -> list[tuple[int, bool]]:
+        """(store row, flip) of every sample."""
         return list(zip(self.image_row.tolist(), self.flip.tolist(), strict=True))
 
     @property
-    def unit_boxes(self) -> list[NDArray[np.float32]]:
-        """Boxes ``(n, 4)`` of every unit."""
+    def sample_boxes(self) -> list[NDArray[np.float32]]:
+        """Boxes ``(n, 4)`` of every sample."""
         return np.split(self.boxes, self.box_ptr[1:-1])
 
     def step_boxes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -95,41 +95,41 @@ class FeaturePlan:
 
 
 def bound_rows(
-    unit_of_slot: Array,
+    sample_of_slot: Array,
     slot_label: Array,
     slots_per_step: int,
-    boxes_per_unit: Array,
+    boxes_per_sample: Array,
     sampling: RoiSampling,
     bg_ratio: float | None,
 ) -> tuple[int, int]:
     """Return the fewest and the most distinct boxes that a plan can come to, before any proposal is known.
 
-    Every distinct (unit, class) has a ground truth at least. A slot keeps at most ``sampling.rois`` boxes, and a unit
-    has no more than its ground truths and proposals.
+    Every distinct (sample, class) has a ground truth at least. A slot keeps at most ``sampling.rois`` boxes, and a
+    sample has no more than its ground truths and proposals.
 
     Args:
-        unit_of_slot: ``(S,)`` unit of every slot, step after step.
+        sample_of_slot: ``(S,)`` sample of every slot, step after step.
         slot_label: ``(S,)`` class every slot was drawn for; -1 for all.
         slots_per_step: Slots of one step.
-        boxes_per_unit: ``(U,)`` ground truths plus proposals of each unit, at most.
+        boxes_per_sample: ``(U,)`` ground truths plus proposals of each sample, at most.
         sampling: How RoIs are drawn from one image.
         bg_ratio: Background rows per foreground row; None takes all.
     """
-    slots = len(unit_of_slot)
-    fewest = len(np.unique(np.stack([unit_of_slot, slot_label]), axis=1).T)
+    slots = len(sample_of_slot)
+    fewest = len(np.unique(np.stack([sample_of_slot, slot_label]), axis=1).T)
     positives = slots_per_step * int(sampling.rois * sampling.positive_fraction)
     per_step = slots_per_step * sampling.rois
     if bg_ratio is not None:
         per_step = min(per_step, positives + int(bg_ratio * positives))
-    per_unit = np.bincount(unit_of_slot, minlength=len(boxes_per_unit)) * sampling.rois
-    most = min(-(-slots // slots_per_step) * per_step, int(np.minimum(per_unit, boxes_per_unit).sum()))
+    per_sample = np.bincount(sample_of_slot, minlength=len(boxes_per_sample)) * sampling.rois
+    most = min(-(-slots // slots_per_step) * per_step, int(np.minimum(per_sample, boxes_per_sample).sum()))
     return min(fewest, most), most
 
 
 def plan_features(
     image_row: Array,
     flip: NDArray[np.bool_],
-    unit_of_slot: Array,
+    sample_of_slot: Array,
     slot_label: Array,
     slots_per_step: int,
     candidates: Candidates,
@@ -142,12 +142,12 @@ def plan_features(
     """Select the rows of every step, for every stage of the detector.
 
     Args:
-        image_row: ``(U,)`` store row of every unit.
+        image_row: ``(U,)`` store row of every sample.
         flip: ``(U,)`` whether it is mirrored.
-        unit_of_slot: ``(S,)`` unit of every slot, step after step.
+        sample_of_slot: ``(S,)`` sample of every slot, step after step.
         slot_label: ``(S,)`` class every slot was drawn for; -1 takes the objects of all classes.
         slots_per_step: Slots of one step.
-        candidates: Boxes of every unit.
+        candidates: Boxes of every sample.
         samplings: How RoIs are drawn from one image, one per stage.
         num_classes: Foreground classes K; background is K.
         bg_ratio: Background rows per foreground row; None takes all.
@@ -158,20 +158,20 @@ def plan_features(
     """
     stages = range(len(samplings))
     chosen: list[list[StepRows]] = [[] for _ in stages]
-    for step, start in enumerate(range(0, len(unit_of_slot), slots_per_step)):
+    for step, start in enumerate(range(0, len(sample_of_slot), slots_per_step)):
         slots = [
             select_stages(
-                *candidates.of(int(unit_of_slot[s])),
+                *candidates.of(int(sample_of_slot[s])),
                 int(slot_label[s]) if slot_label[s] >= 0 else None,
                 [slot_generator(seed, step, s - start, stage) for stage in stages],
                 samplings,
             )
-            for s in range(start, min(start + slots_per_step, len(unit_of_slot)))
+            for s in range(start, min(start + slots_per_step, len(sample_of_slot)))
         ]
         for stage in stages:
             generator = step_generator(seed, step, stage)
             rows = compose_step([slot[stage] for slot in slots], generator, num_classes, bg_ratio)
-            chosen[stage].append(replace(rows, slot=unit_of_slot[start + rows.slot]))
+            chosen[stage].append(replace(rows, slot=sample_of_slot[start + rows.slot]))
     return [_merge(image_row, flip, chosen[stage], candidates, stage, num_classes) for stage in stages]
 
 
@@ -183,14 +183,14 @@ def _merge(
     stage: int,
     num_classes: int,
 ) -> FeaturePlan:
-    """Give every distinct (unit, box) one feature row; ``slot`` of the steps holds units."""
+    """Give every distinct (sample, box) one feature row; ``slot`` of the steps holds samples."""
     step_ptr = np.cumsum([0, *map(len, steps)], dtype=np.int64)
-    unit, pick, labels, partner = (
+    sample, pick, labels, partner = (
         np.concatenate([getattr(rows, name) for rows in steps]).astype(np.int64)
         for name in ("slot", "index", "labels", "matched")
     )
     stride = int(pick.max(initial=0)) + 1
-    keys, first, rows = np.unique(unit * stride + pick, return_index=True, return_inverse=True)
+    keys, first, rows = np.unique(sample * stride + pick, return_index=True, return_inverse=True)
     owner, index = np.divmod(keys, stride)
     box_ptr = np.searchsorted(owner, np.arange(len(image_row) + 1))
     boxes, matched = np.empty((2, len(keys), 4), np.float32)
@@ -198,6 +198,6 @@ def _merge(
         part = slice(box_ptr[u], box_ptr[u + 1])
         gt_boxes, _, proposals = candidates.of(u)
         every = np.concatenate([gt_boxes, proposals[stage]])
-        # A box has one ground truth whatever the slot: the assignment depends on the unit alone.
+        # A box has one ground truth whatever the slot: the assignment depends on the sample alone.
         boxes[part], matched[part] = every[index[part]], every[partner[first[part]]]
     return FeaturePlan(image_row, flip, box_ptr, boxes, step_ptr, rows.astype(np.int64), labels, matched, num_classes)

@@ -1,7 +1,9 @@
 """Training images that are kept out of training, so that a method can measure a loss on them without the test images.
 
 Rarest class first, one image is held out of every class that has none yet, as long as every class in that image keeps
-another image for training. Held-out images usually hold frequent classes too, so there are fewer of them than classes.
+another image for training; then, if more images per class are asked for, another one of every class that has fewer, as
+long as it keeps at least as many for training. Held-out images usually hold frequent classes too, so there are fewer of
+them than classes.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ from ltpipe.errors import UserError
 LARGEST_SHARE = 0.05
 
 
-def choose_holdout(view: PhaseView, *, largest_share: float = LARGEST_SHARE, seed: int = 0) -> NDArray[np.int64]:
+def choose_holdout(
+    view: PhaseView, *, images_per_class: int = 1, largest_share: float = LARGEST_SHARE, seed: int = 0
+) -> NDArray[np.int64]:
     """Return the ids of the images to hold out, ascending.
 
     Args:
         view: The last phase, which sees all classes.
+        images_per_class: Images of every class, which are drawn in as many rounds over the classes. From the second
+            on, a class keeps at least as many images as it gives.
         largest_share: Largest share of the images that may be held out; the most frequent classes go without first.
         seed: Seed of the choice among a class's images.
 
@@ -33,16 +39,19 @@ def choose_holdout(view: PhaseView, *, largest_share: float = LARGEST_SHARE, see
     ptr, image_of = labels.by_class
     left = labels.image_counts.copy()
     held = np.zeros(labels.num_images, dtype=np.bool_)
-    covered = np.zeros(labels.num_classes, dtype=np.bool_)
+    given = np.zeros(labels.num_classes, dtype=np.int64)
     budget = max(1, int(largest_share * labels.num_images))
     random = np.random.default_rng(seed)
-    for label in np.argsort(left, kind="stable"):
-        if covered[label] or left[label] < 2:
+    rarest_first = np.argsort(left, kind="stable")
+    for wanted, label in ((w, c) for w in range(1, images_per_class + 1) for c in rarest_first):
+        if given[label] >= wanted or left[label] < 2:
             continue
         for image in random.permutation(image_of[ptr[label] : ptr[label + 1]]):
             inside = labels.label[labels.ptr[image] : labels.ptr[image + 1]]
-            if left[inside].min() >= 2:
-                held[image] = covered[inside] = True
+            kept = left[inside] - 1
+            if not held[image] and (kept >= (given[inside] + 1 if wanted > 1 else 1)).all():
+                held[image] = True
+                given[inside] += 1
                 left[inside] -= 1
                 break
         if held.sum() == budget:

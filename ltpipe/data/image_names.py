@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ltpipe.data.findings import Findings
-from ltpipe.data.readers.records import ImageRecord
+from ltpipe.data.readers.coco_records import ImageRecord
 from ltpipe.errors import UserError
 
 MENDED = "image files found by a part of their name (a URL, an absolute path, backslashes, another folder)"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.data.annotation_json import write_dataset
-from ltpipe.data.convert import store_records
 from ltpipe.data.findings import Findings, Policy
 from ltpipe.data.progress_bar import Progress
 from ltpipe.data.readers.protocol import Part
 from ltpipe.data.readers.sources import find_parts
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import store_records
 from ltpipe.data.summary import lines
 from ltpipe.errors import UserError
 from ltpipe.run.outputs import Output

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ltpipe.data.findings import Findings
-from ltpipe.data.readers.records import Note, Unusable, number, whole
+from ltpipe.data.readers.coco_records import Note, Unusable, number, whole
 from ltpipe.data.rle import OtherSize, check_rle
 from ltpipe.data.store import SCHEMAS
 

@@ -11,7 +11,7 @@ A store holds what the annotation JSON of one data set says, in the layout the t
 ======================  ==============================================================================================
 
 Polygon coordinates are stored as ``int32`` hundredths of a pixel where ``int / 100.0`` gives back the very same number,
-and as ``float64`` elsewhere, so nothing is lost. Stores are written by :func:`ltpipe.data.convert.build_store`.
+and as ``float64`` elsewhere, so nothing is lost. Stores are written by :func:`ltpipe.data.store_writer.build_store`.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.annotation_subset import Document, read_document, write_subset
-from ltpipe.data.checks import CheckedColumns, checked_columns
 from ltpipe.data.findings import Findings
 from ltpipe.data.id_rows import row_of
 from ltpipe.data.readers import READERS
+from ltpipe.data.record_checks import CheckedColumns, checked_columns
 from ltpipe.data.summary import used
 from ltpipe.errors import UserError
 from ltpipe.run.files import sha256_file

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import ConfigDict
 
-from ltpipe.config.choices import extra_images
+from ltpipe.config.choices import holds_out
 from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories
@@ -76,11 +76,10 @@ def check_masks(paths: Paths, model: ConfigDict, where: object) -> None:
 
 
 def common_config(exp: Experiment, paths: Paths, part: str, num_classes: int) -> dict[str, object]:
-    """Return what the configs of all datasets on the ``train`` or ``val`` part share."""
-    source = exp.dataset.train if part == "train" else exp.dataset.val
+    """Return what the configs of all datasets on ``train``, ``val`` or a further test set share."""
     return {
-        "store": str(paths.store("train" if part == "train" else "val")),
-        "images": str(source.images),
+        "store": str(paths.store(part)),
+        "images": str(exp.parts()[part].images),
         "split": str(paths.split),
         "num_classes": num_classes,
     }
@@ -112,7 +111,7 @@ def stream_config(
         **common_config(exp, paths, "train", num_classes),
         "phase": phase,
         "seed": seed,
-        "holdout": str(paths.holdout) if extra_images(exp) == "holdout" else None,
+        "holdout": str(paths.holdout) if holds_out(exp) else None,
         "ignore_future": exp.split is not None and exp.split.ignore_future_gt,
         "pipeline": with_our_steps(fragment.train_pipeline),
         **order,
@@ -151,11 +150,11 @@ def annotated_config(
 
 
 def test_config(
-    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int
+    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int, part: str = "val"
 ) -> dict[str, object]:
-    """Return the config of the validation images."""
+    """Return the config of the validation images, or of those of a further test set."""
     return {
         "type": "ltpipe.StoreDataset",
-        **common_config(exp, paths, "val", num_classes),
+        **common_config(exp, paths, part, num_classes),
         "pipeline": with_our_steps(pipeline),
     }

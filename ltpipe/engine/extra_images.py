@@ -1,4 +1,4 @@
-"""Images that head parts run over between epochs, and the training hooks of those parts."""
+"""Images beside those of training: held-out ones, those that head parts run over between epochs, and their hooks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,55 @@ import numpy as np
 from mmengine.config import ConfigDict
 
 from ltpipe.config.catalogue import component
-from ltpipe.config.choices import extra_images
+from ltpipe.config.choices import holds_out
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.data.holdout import load_holdout
 from ltpipe.data.phase import PhaseView
-from ltpipe.engine.dataset import AnnotatedDataset
+from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset
 from ltpipe.engine.dataset_configs import common_config
-from ltpipe.engine.loading import loader_config
+from ltpipe.engine.loaders import loader_config
 from ltpipe.engine.model_config import with_our_steps
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import DATASETS, MODELS
+
+
+@DATASETS.register_module()
+class HeldOutImages(StoreDataset):
+    """The images of a store that are held out of training, for testing.
+
+    Args:
+        only: File of the images of :mod:`ltpipe.data.holdout`.
+        **kwargs: As :class:`StoreDataset`.
+    """
+
+    def __init__(self, *, only: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.only = only
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """``(N,)`` int64 store rows of the images."""
+        return np.flatnonzero(np.isin(self.store.image_ids, load_holdout(self.only)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """Return the image at a position of the list."""
+        return super().get_data_info(int(self.rows[idx]))
+
+
+def held_out_config(
+    exp: Experiment, paths: Paths, pipeline: list[dict[str, object]], num_classes: int
+) -> dict[str, object]:
+    """Return the config of the held-out training images, as at test time."""
+    return {
+        "type": "ltpipe.HeldOutImages",
+        **common_config(exp, paths, "train", num_classes),
+        "only": str(paths.holdout),
+        "pipeline": with_our_steps(pipeline),
+    }
 
 
 @DATASETS.register_module()
@@ -108,7 +146,7 @@ def extra_loader(
         seed: Seed of the augmentation.
         per_class: Images to take of every class; None: all.
     """
-    held_out = str(paths.holdout) if extra_images(exp) == "holdout" else None
+    held_out = str(paths.holdout) if holds_out(exp) else None
     dataset = {
         "type": "ltpipe.ExtraImages",
         **common_config(exp, paths, "val" if images == "val" else "train", num_classes),

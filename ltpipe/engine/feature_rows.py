@@ -60,8 +60,8 @@ class LiveRows:
 
     Args:
         detector: The frozen detector.
-        units: (store row, flip).
-        boxes: ``(n, 4)`` per unit.
+        samples: (store row, flip).
+        boxes: ``(n, 4)`` per sample.
         step_ptr: As :class:`StoredRows`.
         rows: As :class:`StoredRows`.
         labels: As :class:`StoredRows`.
@@ -71,14 +71,14 @@ class LiveRows:
     def __init__(
         self,
         detector: FrozenDetector,
-        units: Sequence[tuple[int, bool]],
+        samples: Sequence[tuple[int, bool]],
         boxes: Sequence[NDArray[np.float32]],
         step_ptr: NDArray[np.int64],
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
         stage: int = 0,
     ) -> None:
-        self._detector, self._units, self._boxes, self._stage = detector, units, boxes, stage
+        self._detector, self._samples, self._boxes, self._stage = detector, samples, boxes, stage
         self._starts = np.concatenate([[0], np.cumsum([len(b) for b in boxes])])
         self._ptr, self._rows, self._labels = step_ptr, rows, labels
 
@@ -87,11 +87,11 @@ class LiveRows:
         return len(self._ptr) - 1
 
     def _pooled(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
-        unit_of = np.searchsorted(self._starts, rows, side="right") - 1
-        for unit in np.unique(unit_of):
-            local = rows[unit_of == unit] - self._starts[unit]
-            boxes = {self._stage: self._boxes[unit][local]}
-            row, flip = self._units[unit]
+        sample_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for sample in np.unique(sample_of):
+            local = rows[sample_of == sample] - self._starts[sample]
+            boxes = {self._stage: self._boxes[sample][local]}
+            row, flip = self._samples[sample]
             yield self._detector.pool(row, flip, boxes)[self._stage]
 
     def step(self, index: int) -> tuple[Tensor, Tensor]:

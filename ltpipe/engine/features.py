@@ -32,8 +32,8 @@ _FILLED = "filled"
 
 
 @dataclass(frozen=True)
-class UnitBoxes:
-    """Boxes of every unit (image, flip), in pixels of the network input, xyxy.
+class SampleBoxes:
+    """Boxes of every sample (image, flip), in pixels of the network input, xyxy.
 
     Attributes:
         gt_ptr: ``(U + 1,) int64``.
@@ -49,38 +49,38 @@ class UnitBoxes:
     ptr: NDArray[np.int64]
     proposals: NDArray[np.float32]
 
-    def of(self, unit: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-        """Return ground-truth boxes, their labels, and the proposals ``(S, p, 4)`` of a unit."""
-        gt = slice(self.gt_ptr[unit], self.gt_ptr[unit + 1])
-        return self.gt_boxes[gt], self.gt_labels[gt], self.proposals[:, self.ptr[unit] : self.ptr[unit + 1]]
+    def of(self, sample: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """Return ground-truth boxes, their labels, and the proposals ``(S, p, 4)`` of a sample."""
+        gt = slice(self.gt_ptr[sample], self.gt_ptr[sample + 1])
+        return self.gt_boxes[gt], self.gt_labels[gt], self.proposals[:, self.ptr[sample] : self.ptr[sample + 1]]
 
 
-def collect_boxes(detector: FrozenDetector, units: Sequence[tuple[int, bool]], work: Path) -> UnitBoxes:
-    """Run backbone and RPN once per unit.
+def collect_boxes(detector: FrozenDetector, samples: Sequence[tuple[int, bool]], work: Path) -> SampleBoxes:
+    """Run backbone and RPN once per sample.
 
     Args:
         detector: The frozen detector.
-        units: (store row, flip).
+        samples: (store row, flip).
         work: Folder for the state of a killed run.
     """
 
     def boxes_of(first: int, stop: int) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-        some = units[first:stop]
-        for unit in tqdm(some, desc="proposals", unit="image", initial=first, total=len(units), mininterval=5):
-            yield detector.proposals(*unit)
+        some = samples[first:stop]
+        for sample in tqdm(some, desc="proposals", unit="image", initial=first, total=len(samples), mininterval=5):
+            yield detector.proposals(*sample)
 
-    (files,) = in_shards(work, ["boxes.npz"], len(units), boxes_of, _write_boxes)
+    (files,) = in_shards(work, ["boxes.npz"], len(samples), boxes_of, _write_boxes)
     parts: dict[str, list[NDArray[Any]]] = {}
     for file in files:
         for name, saved in load_arrays(file, kind="state of a killed run", fix=AFRESH)[0].items():
             parts.setdefault(name, []).append(saved)
     joined = {name: np.concatenate(part, axis=int(name == "proposals")) for name, part in parts.items()}
     gt_ptr, ptr = (np.concatenate([[0], np.cumsum(joined[name])]) for name in ("gt_sizes", "sizes"))
-    return UnitBoxes(gt_ptr, joined["gt_boxes"], joined["gt_labels"], ptr, joined["proposals"])
+    return SampleBoxes(gt_ptr, joined["gt_boxes"], joined["gt_labels"], ptr, joined["proposals"])
 
 
 def _write_boxes(files: list[Path], found: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]) -> None:
-    """Write ground-truth boxes, labels and proposals of a shard of units."""
+    """Write ground-truth boxes, labels and proposals of a shard of samples."""
     gt_boxes, gt_labels, proposals = zip(*found, strict=True)
     arrays: dict[str, NDArray[Any]] = {
         "gt_boxes": np.concatenate(gt_boxes).astype(np.float32),
@@ -94,19 +94,19 @@ def _write_boxes(files: list[Path], found: list[tuple[NDArray[Any], NDArray[Any]
 
 def write_features(
     detector: FrozenDetector,
-    units: Sequence[tuple[int, bool]],
+    samples: Sequence[tuple[int, bool]],
     boxes: Sequence[Sequence[NDArray[np.float32]]],
     paths: Sequence[Path],
     dtype: str,
     work: Path,
     level: Level = "roi",
 ) -> None:
-    """Pool the boxes of every unit into one array ``(rows, c, h, w)``, or ``(rows, d)``, per stage, unit after unit.
+    """Pool the boxes of all samples, in their order, into one array ``(rows, c, h, w)``, or ``(rows, d)``, per stage.
 
     Args:
         detector: The frozen detector.
-        units: (store row, flip).
-        boxes: Per stage and unit ``(n, 4)``, xyxy in pixels of the network input.
+        samples: (store row, flip).
+        boxes: Per stage and sample ``(n, 4)``, xyxy in pixels of the network input.
         paths: The ``.npy`` file of every stage.
         dtype: ``float16`` or ``float32``.
         work: Folder for the state of a killed run.
@@ -122,7 +122,7 @@ def write_features(
         check_space(paths[0].parent, (sum(rows), sum(rows)), shape, dtype, reserved=partial)
         _prepare_partial(partial, [(count, *shape) for count in rows], dtype, work)
     wait_for_all()
-    _fill(detector, units, boxes, starts, partial, work, level)
+    _fill(detector, samples, boxes, starts, partial, work, level)
     if get_rank() == 0:
         for file, path in zip(partial, paths, strict=True):
             move(file, path)
@@ -130,25 +130,25 @@ def write_features(
 
 def _fill(
     detector: FrozenDetector,
-    units: Sequence[tuple[int, bool]],
+    samples: Sequence[tuple[int, bool]],
     boxes: Sequence[Sequence[NDArray[np.float32]]],
     starts: Sequence[NDArray[np.int64]],
     files: Sequence[Path],
     work: Path,
     level: Level,
 ) -> None:
-    """Pool the boxes of all units into the files, whose rows they start at; every process fills in its own part."""
+    """Pool the boxes of all samples into the files, whose rows they start at; every process fills in its own part."""
     arrays = [np.load(file, mmap_mode="r+") for file in files]
 
     def pooled(first: int, stop: int) -> Iterator[int]:
-        """Fill in the rows of units; what is noted of each is nothing but its number."""
-        for unit in tqdm(range(first, stop), desc="features", unit="image", mininterval=5):
-            wanted = {stage: of_stage[unit] for stage, of_stage in enumerate(boxes) if len(of_stage[unit])}
+        """Fill in the rows of samples; what is noted of each is nothing but its number."""
+        for sample in tqdm(range(first, stop), desc="features", unit="image", mininterval=5):
+            wanted = {stage: of_stage[sample] for stage, of_stage in enumerate(boxes) if len(of_stage[sample])}
             if wanted:
-                row, flip = units[unit]
+                row, flip = samples[sample]
                 for stage, found in detector.pool(row, flip, wanted, level).items():
-                    arrays[stage][starts[stage][unit] : starts[stage][unit + 1]] = found.cpu().numpy()
-            yield unit
+                    arrays[stage][starts[stage][sample] : starts[stage][sample + 1]] = found.cpu().numpy()
+            yield sample
 
     def flush(notes: list[Path], done: list[int]) -> None:
         for array in arrays:
@@ -156,7 +156,7 @@ def _fill(
         with atomic_path(notes[0]) as temporary:
             temporary.write_text(f"{done[0]} to {done[-1]}")
 
-    in_shards(work, [_FILLED], len(units), pooled, flush)
+    in_shards(work, [_FILLED], len(samples), pooled, flush)
 
 
 def _prepare_partial(files: Sequence[Path], shapes: Sequence[tuple[int, ...]], dtype: str, work: Path) -> None:

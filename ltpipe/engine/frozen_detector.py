@@ -26,7 +26,7 @@ class FrozenDetector:
         self.model: Any = model.eval()
         self.dataset = dataset
 
-    def sample(self, row: int, flip: bool) -> dict[str, Any]:
+    def batch(self, row: int, flip: bool) -> dict[str, Any]:
         """Return the preprocessed batch of one image."""
         item = self.dataset[(row, flip)]
         batch = {"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]}
@@ -38,7 +38,7 @@ class FrozenDetector:
 
         Class-wise cascades refine a box by its best-scoring class, as at test time.
         """
-        batch = self.sample(row, flip)
+        batch = self.batch(row, flip)
         samples = batch["data_samples"]
         feats = self.model.extract_feat(batch["inputs"])
         outputs = self.model.rpn_head(feats)
@@ -86,7 +86,7 @@ class FrozenDetector:
             boxes: By stage, xyxy in pixels of the network input.
             level: What is stored.
         """
-        feats = self.model.extract_feat(self.sample(row, flip)["inputs"])
+        feats = self.model.extract_feat(self.batch(row, flip)["inputs"])
         heads, pool = self.model.roi_head.bbox_heads, self.model.roi_head.pooler(feats)
         found = {}
         for stage, of_stage in boxes.items():

@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ltpipe.checkpoints.tensors import check_kinds
+from ltpipe.checkpoints.tensor_checks import check_kinds
 from ltpipe.data.categories import Categories, check_labels
 from ltpipe.engine.detector_facts import check_same_detector
-from ltpipe.engine.loading import loader_workers, outlive_sigterm
+from ltpipe.engine.loaders import loader_workers, outlive_sigterm
 from ltpipe.engine.roi_heads import Rescore
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.errors import UserError
@@ -98,7 +98,12 @@ def detections(
 
 @torch.no_grad()
 def rescored_detections(
-    model: Any, dataset: Dataset[Any], rescore: Rescore, first: int = 0, stop: int | None = None
+    model: Any,
+    dataset: Dataset[Any],
+    rescore: Rescore,
+    first: int = 0,
+    stop: int | None = None,
+    masks: bool = True,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the detections of every image for each set of scores, from one run of the detector.
 
@@ -110,12 +115,13 @@ def rescored_detections(
         rescore: Makes sets of final scores from those of the box head.
         first: Image to start with.
         stop: Image to stop before; None: all.
+        masks: Whether detectors that can make masks do.
 
     Yields:
         One dict as of :func:`detections` per set of scores.
     """
     for maps, proposals, sample in proposed(model, dataset, first, stop):
-        sets = model.roi_head.predict_rescored(maps, proposals, sample, rescore)
+        sets = model.roi_head.predict_rescored(maps, proposals, sample, rescore, masks)
         yield [of_image(sample, results, int(sample.img_id)) for results in sets]
 
 

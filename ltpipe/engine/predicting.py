@@ -21,7 +21,7 @@ from ltpipe.engine.inference import of_image
 from ltpipe.engine.transforms import LoadImage
 from ltpipe.registry import TRANSFORMS
 
-Found = tuple[Picture, dict[str, Any], Any]
+PictureDetections = tuple[Picture, dict[str, Any], Any]
 """A picture, its detections as of :func:`~ltpipe.engine.inference.detections`, and its pixels as they were read."""
 Item = Picture | tuple[str, Broken]
 
@@ -91,7 +91,8 @@ def predictions(
     pipeline: Callable[[dict[str, Any]], dict[str, Any]],
     pictures: Iterable[Item],
     batch_size: int,
-) -> Iterator[Found | tuple[str, Broken]]:
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[PictureDetections | tuple[str, Broken]]:
     """Yield the detections of every picture in order; the name and the reason where one cannot be read.
 
     The next pictures are read while the detector works.
@@ -101,11 +102,17 @@ def predictions(
         pipeline: As of :func:`prediction_pipeline`.
         pictures: What to detect in.
         batch_size: Images per forward pass.
+        dtype: What backbone, neck and heads compute in; the rest stays in float32 where the detector was prepared by
+            :func:`~ltpipe.engine.precision.guard`.
     """
+    device = next(model.parameters()).device.type
     ready = _prepared(pipeline, iter(pictures), 2 * batch_size)
     while batch := list(islice(ready, batch_size)):
         whole = [item for item in batch if not isinstance(item[1], Broken)]
-        samples = model.test_step(pseudo_collate([sample for _, sample, _ in whole])) if whole else []
+        with torch.autocast(
+            device, dtype=None if dtype is torch.float32 else dtype, enabled=dtype is not torch.float32
+        ):
+            samples = model.test_step(pseudo_collate([sample for _, sample, _ in whole])) if whole else []
         found = iter(samples)
         for item, sample, pixels in batch:
             if isinstance(sample, Broken):

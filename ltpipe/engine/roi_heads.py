@@ -78,12 +78,11 @@ class RoICallPoints:
             nn.ModuleList(map(MODELS.build, part)) if isinstance(part, list | tuple) else MODELS.build(part)
             for part in parts or []
         )
-        self.calibrator = MODELS.build(calibrator) if calibrator is not None else None
         for stage, head in enumerate(self.bbox_heads):
             head.parts, head.loss_average = self.stage_parts(stage), loss_average
-            head.fusion = self._fused if self.calibrator is not None else None
             for part in head.parts:
                 part.check_head(head)
+        self.use_calibrator(MODELS.build(calibrator) if calibrator is not None else None)
         for stage, head in enumerate(self.mask_heads):
             head.parts, head.loss_average = self.stage_parts(stage), loss_average
             if reads_classifier(head):
@@ -102,6 +101,12 @@ class RoICallPoints:
     def stage_parts(self, stage: int) -> list[Any]:
         """Return the parts that a stage calls."""
         return [part[stage] if isinstance(part, nn.ModuleList) else part for part in self.parts]
+
+    def use_calibrator(self, calibrator: Any) -> None:
+        """Let a module with ``calibrated_scores`` and ``fuse`` make the final scores; None: the detector's own are."""
+        self.calibrator: Any = calibrator
+        for head in self.bbox_heads:
+            head.fusion = self._fused if calibrator is not None else None
 
     def semantic(self, x: tuple[Tensor, ...]) -> Tensor | None:
         """Return the semantic feature map of FPN maps; None without a semantic branch."""
@@ -180,38 +185,36 @@ class RoICallPoints:
         return {"scores": scores, "own_scores": own, "calibrated_scores": calibrated}
 
     def predict_rescored(
-        self, x: tuple[Tensor, ...], proposals: InstanceData, sample: Any, rescore: Rescore
+        self, x: tuple[Tensor, ...], proposals: InstanceData, sample: Any, rescore: Rescore, masks: bool = True
     ) -> Iterator[InstanceData]:
-        """Yield the detections of one image, masks included, in its own pixels, for each set of final scores.
+        """Yield the detections of one image in its own pixels for each set of scores; RoIs are pooled once.
 
         Args:
-            x: FPN maps, each ``(1, c, h, w)``.
-            proposals: Proposals of the image.
-            sample: Its data sample.
-            rescore: Makes sets of scores ``(n, K + 1)`` of what :meth:`predict_rois` returns. RoIs are pooled and
-                classified once.
+            x, proposals, sample, masks: As :meth:`predict_rois`.
+            rescore: Makes sets of scores ``(n, K + 1)`` of what that returns.
         """
-        found, head = self.predict_rois(x, proposals, sample), self.bbox_heads[-1]
+        found = self.predict_rois(x, proposals, sample, masks)
         for scores in rescore(found):
-            yield self.with_masks(x, sample, head.detections(found, scores, self.test_cfg))
+            chosen = self.bbox_heads[-1].detections(found, scores, self.test_cfg)
+            yield self.with_masks(x, sample, chosen) if masks else chosen
 
-    def predict_rois(self, x: tuple[Tensor, ...], proposals: InstanceData, sample: Any) -> InstanceData:
-        """Return what the last box head says of all RoIs of one image, and the image's metainfo.
+    def predict_rois(
+        self, x: tuple[Tensor, ...], proposals: InstanceData, sample: Any, masks: bool = True
+    ) -> InstanceData:
+        """Return what the last box head says of all RoIs of one image.
 
         Args:
             x: FPN maps, each ``(1, c, h, w)``.
-            proposals: Proposals of the image.
-            sample: Its data sample.
+            proposals, sample: Proposals of the image, and its data sample.
+            masks: Whether detectors that can make masks will.
 
         Returns:
-            ``bboxes``, ``priors``, ``scores`` and, with a calibrator, ``own_scores`` and ``calibrated_scores`` as of
-            :meth:`ltpipe.engine.box_heads.BoxCallPoints.predict_by_feat`.
+            As :meth:`ltpipe.engine.box_heads.BoxCallPoints.predict_by_feat`, with the image's metainfo.
         """
-        hybrid = isinstance(self, HybridTaskCascadeRoIHead)
-        more = {"semantic_feat": self.semantic(x)} if hybrid else {}
+        more = {"semantic_feat": self.semantic(x)} if isinstance(self, HybridTaskCascadeRoIHead) else {}
         # With masks both boxes and masks are scaled when the masks are pasted.
         metas = [{**sample.metainfo, "flip": False}]
-        (found,) = self.predict_bbox(x, metas, [proposals], None, rescale=not self.with_mask, **more)
+        (found,) = self.predict_bbox(x, metas, [proposals], None, rescale=not (masks and self.with_mask), **more)
         self._forget()
         found.set_metainfo(sample.metainfo)
         if not len(proposals):

@@ -7,7 +7,8 @@ same to people and to mmengine, but it is Python, so no stage reads it: results 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from ltpipe.checkpoint_ids import phase_of
+from ltpipe.config.choices import swept_options
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
 from ltpipe.engine.dataset_configs import class_counts, known_classes
@@ -24,6 +26,7 @@ from ltpipe.engine.heads import as_list
 from ltpipe.engine.inference import load_model
 from ltpipe.engine.last_layers import with_trained_layers
 from ltpipe.engine.model_config import assemble_model, build_component, custom_imports, of_stage
+from ltpipe.errors import UserError
 from ltpipe.methods.calibration import Calibrator
 from ltpipe.methods.lst.freezing import freezing_options
 from ltpipe.pipeline.paths import Paths
@@ -47,7 +50,7 @@ def model_of(exp: Experiment, paths: Paths, split: Split, checkpoint: str) -> tu
         checkpoint: ``base``, ``phase<k>`` or the name of a calibrator.
     """
     if checkpoint in exp.calibrate:
-        fragment, model = model_of(exp, paths, split, exp.final_checkpoint())
+        fragment, model = model_of(exp, paths, split, exp.calibrated_from(checkpoint))
         return fragment, _calibrated(exp, paths, split, checkpoint, model)
     fragment, model = assemble_model(exp, class_counts(paths, split, classes_of(split, checkpoint)))
     if checkpoint == "base":
@@ -64,7 +67,10 @@ def model_of(exp: Experiment, paths: Paths, split: Split, checkpoint: str) -> tu
 
 def _calibrated(exp: Experiment, paths: Paths, split: Split, name: str, model: ConfigDict) -> ConfigDict:
     """Return the model config with a calibrator in it; calibrators decide on it before they are trained."""
-    component = build_component("calibrator", exp.calibrate[name], class_counts(paths, split, split.num_classes))
+    spec = exp.calibrate[name]
+    if spec.choose is not None:
+        spec = spec.model_copy(update=chosen_options(paths.choice(name), swept_options(spec)[0]))
+    component = build_component("calibrator", spec, class_counts(paths, split, split.num_classes))
     init_default_scope("mmdet")
     detector: Any = MODELS.build(copy.deepcopy(model))
     merged: dict[str, Any] = model.to_dict()
@@ -74,6 +80,26 @@ def _calibrated(exp: Experiment, paths: Paths, split: Split, name: str, model: C
         calibrator.initialise(head)
         merged, state = calibrator.merge(merged, state, k if cascade else None)
     return ConfigDict(merged)
+
+
+def chosen_options(file: Path, options: Collection[str]) -> dict[str, float]:
+    """Return the options of a calibrator that were chosen.
+
+    Args:
+        file: Numbers of every value that was tried, of the stage ``calibrate``.
+        options: Their names.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        with open(file, encoding="utf-8", newline="") as rows:
+            (chosen,) = (row for row in csv.DictReader(rows) if row["configured"] == "True")
+        return {option: float(chosen[option]) for option in options}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            "it is not known which options were chosen", where=file, got=error, fix="run the stage calibrate again"
+        ) from error
 
 
 def detector_of(exp: Experiment, paths: Paths, split: Split, checkpoint: str) -> Any:

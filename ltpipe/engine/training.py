@@ -16,13 +16,13 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from torch import nn
 
-from ltpipe.checkpoints.tensors import check_kinds, check_tensors
+from ltpipe.checkpoints.tensor_checks import check_kinds, check_tensors
 from ltpipe.checkpoints.torch_files import AFRESH, Refused, load_plain
 from ltpipe.config.settings import read_settings
-from ltpipe.engine.curves import CurveHook, Watcher
+from ltpipe.engine.curve_hook import CurveHook, Watcher
 from ltpipe.engine.distributed import of_first
 from ltpipe.engine.hooks import saved_states
-from ltpipe.engine.loading import loader_config, loader_workers
+from ltpipe.engine.loaders import loader_config, loader_workers
 from ltpipe.engine.stage_runner import StageRunner
 from ltpipe.errors import UserError
 from ltpipe.methods.reductions import bare_model

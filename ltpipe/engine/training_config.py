@@ -14,7 +14,7 @@ from torch import nn
 
 from ltpipe.config.schedules import Schedule
 from ltpipe.engine.heads import class_of
-from ltpipe.engine.loading import loader_config
+from ltpipe.engine.loaders import loader_config
 from ltpipe.engine.model_config import custom_imports
 from ltpipe.engine.roi_sampling import with_seeded_samplers
 from ltpipe.engine.schedule import optimization

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from ltpipe.engine.curves import HISTORY, KeptRows, Watcher
+from ltpipe.engine.curve_hook import HISTORY, KeptRows, Watcher
 from ltpipe.engine.inference import detections
 from ltpipe.engine.shards import share_of
 from ltpipe.errors import UserError

@@ -16,7 +16,7 @@ _BOX = r"roi_head\.bbox_head\.(?:\d\.)?"
 
 
 @dataclass(frozen=True)
-class Given:
+class StatedFacts:
     """What the user says of a checkpoint; None where nothing is said.
 
     Attributes:
@@ -66,7 +66,7 @@ def rows_of(state: Mapping[str, Tensor], layer: str) -> int | None:
 def describe(
     state: Mapping[str, Tensor],
     num_classes: int,
-    given: Given,
+    given: StatedFacts,
     configured: Mapping[str, dict[str, Any]],
     *,
     plain_heads: bool,
@@ -103,7 +103,7 @@ def _unknown(facts: Facts) -> set[str]:
 
 
 def _settle_classifier(
-    facts: Facts, state: Mapping[str, Tensor], given: Given, configured: Mapping[str, Any], plain: str | None
+    facts: Facts, state: Mapping[str, Tensor], given: StatedFacts, configured: Mapping[str, Any], plain: str | None
 ) -> None:
     has_scale = any(re.match(_BOX + r"fc_cls\.scale$", key) for key in state)
     if has_scale or given.classifier == "cosine":
@@ -130,7 +130,7 @@ def _settle_loss(
     facts: Facts,
     state: Mapping[str, Tensor],
     num_classes: int,
-    given: Given,
+    given: StatedFacts,
     configured: Mapping[str, Any],
     plain: str | None,
 ) -> None:
@@ -178,7 +178,7 @@ def _losses_of_rows(extra: int, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _settle_mask(
-    facts: Facts, state: Mapping[str, Tensor], given: Given, configured: Mapping[str, Any], plain: str | None
+    facts: Facts, state: Mapping[str, Tensor], given: StatedFacts, configured: Mapping[str, Any], plain: str | None
 ) -> None:
     if any(".weight_transfer." in key for key in state):
         _agree("--mask", given.mask, "weight_transfer")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ltpipe import __version__
-from ltpipe.checkpoints.tensors import check_tensors
+from ltpipe.checkpoints.tensor_checks import check_tensors
 from ltpipe.data.categories import Categories, stored_names
 from ltpipe.engine.training import write_checkpoint
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.interop.bags import from_original_channels, layout_from_original
-from ltpipe.interop.checkpoint_facts import Facts, Given, describe
+from ltpipe.interop.checkpoint_facts import Facts, StatedFacts, describe
 from ltpipe.interop.labels import label_order, read_classes
 from ltpipe.interop.layout import Layout, State, apply_layout
 from ltpipe.interop.maskrcnn_benchmark import BENCHMARK, LST
@@ -74,7 +74,7 @@ class Request:
     init: bool = False
     groups: Path | None = None
     ignore_names: bool = False
-    given: Given = field(default_factory=Given)
+    given: StatedFacts = field(default_factory=StatedFacts)
 
 
 def convert(request: Request) -> dict[str, Any]:

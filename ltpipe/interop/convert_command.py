@@ -9,7 +9,7 @@ from typing import Any
 
 from ltpipe.config.class_list import annotation_categories
 from ltpipe.errors import UserError
-from ltpipe.interop.checkpoint_facts import Given
+from ltpipe.interop.checkpoint_facts import StatedFacts
 from ltpipe.interop.class_index import by_category, read_class_index, write_class_index
 from ltpipe.interop.convert import CLASS_INDEX, Request, convert
 from ltpipe.interop.safe_reading import is_torch_file, read_content
@@ -18,11 +18,11 @@ from ltpipe.run.outputs import Output
 
 
 def run(arguments: Any) -> None:
-    """Run ``ltpipe convert`` with parsed arguments: the fields of :class:`Request` and :class:`Given`."""
+    """Run ``ltpipe convert`` with parsed arguments: the fields of :class:`Request` and :class:`StatedFacts`."""
     if holds_class_index(arguments.files[0], arguments.source):
         print(convert_class_index(arguments.files[0], arguments.output, arguments.annotations))
         return
-    given = Given(*(getattr(arguments, f.name) for f in fields(Given)))
+    given = StatedFacts(*(getattr(arguments, f.name) for f in fields(StatedFacts)))
     request = Request(
         tuple(arguments.files),
         arguments.output,

@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 
 from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
-from ltpipe.config.outside_checkpoints import given_checkpoints
+from ltpipe.config.external_checkpoints import external_checkpoints
 from ltpipe.data.annotation_json import write_annotations
 from ltpipe.data.categories import ONE_LIST, Categories, check_labels, labels_in
 from ltpipe.data.split import Split
@@ -122,7 +122,8 @@ def _for_mmdet(
 def _read(exp: Experiment, paths: Paths, checkpoint: str) -> list[Path]:
     """Return what exports read or come from: no export takes its place."""
     own = [paths.model(checkpoint), paths.config(checkpoint), paths.predictions(checkpoint), paths.split]
-    return [*own, exp.dataset.train.annotations, exp.dataset.val.annotations, *given_checkpoints(exp).values()]
+    annotations = (source.annotations for source in exp.parts().values())
+    return [*own, *annotations, *external_checkpoints(exp).values()]
 
 
 def _classes(paths: Paths, meta: Mapping[str, Any], where: Path) -> tuple[Categories, Categories]:

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from ltpipe.checkpoints.tensors import check_kinds
+from ltpipe.checkpoints.tensor_checks import check_kinds
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.categories import Categories, labels_in, stored_names
 from ltpipe.engine.training import fitting_weights, read_checkpoint
@@ -130,7 +130,7 @@ def head_of_stage(state: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
     return {CALIBRATOR + key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def taken_over(exp: Experiment, model: ConfigDict, classes: Categories) -> dict[str, Tensor]:
+def finished_state(exp: Experiment, model: ConfigDict, classes: Categories) -> dict[str, Tensor]:
     """Return the complete state of ``base.checkpoint`` for this experiment's detector.
 
     Statistics of training parts that the experiment does not have are left out; those that the file lacks start anew.
@@ -155,7 +155,7 @@ def taken_over(exp: Experiment, model: ConfigDict, classes: Categories) -> dict[
             got=" ".join(str(error).split())[:400], fix="choose the detector file and the heads it was trained with",
         ) from error  # fmt: skip
     left = sorted(state.keys() - kept.keys())
-    print(f"{path}: taken over, {len(kept)} tensors" + (f"; left out: {', '.join(left[:4])}" if left else ""))
+    print(f"{path}: used as it is, {len(kept)} tensors" + (f"; left out: {', '.join(left[:4])}" if left else ""))
     return dict(detector.state_dict())
 
 

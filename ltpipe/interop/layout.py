@@ -95,11 +95,6 @@ def background_last(rows: Tensor, dim: int = 0) -> Tensor:
     return torch.roll(rows, -1, dims=dim)
 
 
-def background_first(rows: Tensor) -> Tensor:
-    """Move the last row of ``(C, ...)`` to the front."""
-    return torch.roll(rows, 1, dims=0)
-
-
 def outputs_of(layout: Layout, state: Mapping[str, Tensor]) -> int | None:
     """Return K + 1 as the class-wise box regressor, or else the classifier, shows it; None without either."""
     found: dict[Rows, set[int]] = {"classifier": set(), "regressor": set(), "mask": set()}

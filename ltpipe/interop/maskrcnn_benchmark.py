@@ -7,24 +7,8 @@ is, so converted variances are smaller by what mmdet's adds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from ltpipe.interop.layout import Layout, Rule
 
-from torch import Tensor
-
-from ltpipe.interop.layout import Layout, Rule, State, apply_layout, background_first, background_last
-
-__all__ = [
-    "BENCHMARK",
-    "LST",
-    "background_first",
-    "background_last",
-    "convert_state_dict",
-    "rename_key",
-    "trim_class_layers",
-]
-
-PREFIX = "module."
 _BOX, _MASK = "roi_head.bbox_head.", "roi_head.mask_head."
 _RULES = (
     Rule(r"backbone\.body\.stem\.(conv1|bn1)\.", r"backbone.\1."),
@@ -65,34 +49,3 @@ BENCHMARK = Layout(
     norm_without_eps=True,
     geometry="benchmark",
 )
-
-
-def rename_key(key: str) -> str | None:
-    """Return mmdet's name of a source key (with or without ``module.``), or None for what mmdet does not store.
-
-    Raises:
-        UserError: Unknown key.
-    """
-    return LST.rename(key.removeprefix(PREFIX))[0]
-
-
-def convert_state_dict(source: Mapping[str, Tensor]) -> State:
-    """Return a source model state in mmdet's names and class order.
-
-    Args:
-        source: The ``model`` entry of a checkpoint.
-
-    Raises:
-        UserError: Unknown key.
-    """
-    return apply_layout(LST, {key.removeprefix(PREFIX): value for key, value in source.items()})
-
-
-def trim_class_layers(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{"model": ...}`` without the class-dependent layers, optimiser, scheduler and iteration.
-
-    Args:
-        checkpoint: Source checkpoint, e.g. the COCO detector LST starts from, with its own key names.
-    """
-    model = checkpoint["model"]
-    return {"model": {key: value for key, value in model.items() if LST.rename(key.removeprefix(PREFIX))[1] is None}}

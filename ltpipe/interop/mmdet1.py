@@ -11,10 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ltpipe.errors import UserError
-from ltpipe.interop.layout import Layout, Rule, State, apply_layout, background_last
-
-__all__ = ["CALIBRATED", "MMDET1", "background_last", "convert_calibrated_head", "convert_detector"]
+from ltpipe.interop.layout import Layout, Rule, State, apply_layout
 
 _STAGE = r"((?:\d\.)?)"
 MMDET1 = Layout(
@@ -46,25 +43,6 @@ CALIBRATED = Layout(
     ),
     background="first",
 )
-
-
-def convert_detector(state: Mapping[str, Tensor]) -> State:
-    """Convert the ``state_dict`` of a base detector (Mask R-CNN, or HTC with one head per stage).
-
-    Args:
-        state: Old keys, e.g. ``bbox_head.fc_cls.weight`` ``(K + 1, d)``.
-
-    Raises:
-        UserError: No such detector, or a class-wise layer has neither one block nor one per class.
-    """
-    sizes = {len(value) for key, value in state.items() if MMDET1.rename(key)[1] == "classifier"}
-    if len(sizes) != 1:
-        raise UserError(
-            "not a SimCal base checkpoint",
-            got=f"classifiers with {sorted(sizes)} outputs",
-            allowed="bbox_head.fc_cls (or bbox_head.<stage>.fc_cls) with one number of outputs",
-        )
-    return apply_layout(MMDET1, state, outputs=sizes.pop())
 
 
 def convert_calibrated_head(state: Mapping[str, Tensor], prefix: str = _CALIBRATOR) -> State:

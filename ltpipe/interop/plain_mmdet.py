@@ -48,8 +48,10 @@ def plain_detector(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tup
         if head["type"] == f"{OURS}NormedMaskHead":
             options = {key: head.pop(key) for key in ("temperature", "eps", "norm_over_kernel") if key in head}
             head.update(type="FCNMaskHead", predictor_cfg={"type": "NormedConv2d", **options})
-    if plain.get("train_cfg"):
-        plain["train_cfg"] = _plain_samplers(plain["train_cfg"])
+    # A detector that has been built holds the samplers of its RoI head once more.
+    for owner in (plain, roi_head):
+        if owner.get("train_cfg"):
+            owner["train_cfg"] = _plain_samplers(owner["train_cfg"])
     return plain, weights
 
 

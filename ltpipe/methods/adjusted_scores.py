@@ -115,6 +115,7 @@ class OffsetCalibrator(Calibrator):
 
     needs_features = False
     needs_class_logits = True
+    work = "computed"
     product: bool = False
 
     adjusted: AdjustedScores
@@ -132,7 +133,7 @@ class OffsetCalibrator(Calibrator):
         raise NotImplementedError
 
     def initialise(self, bbox_head: Any) -> None:
-        """Take over the detector's classification loss.
+        """Keep the detector's classification loss.
 
         Raises:
             UserError: It has no logit per class.

@@ -28,7 +28,8 @@ class Calibrator(nn.Module):
         needs_cross_entropy: Whether it must have been trained with softmax cross entropy.
         needs_linear: Whether the detector's classifier must be linear.
         needs_class_logits: Whether every class must have a logit of its own, in label order.
-        needs_boxes: Whether it measures the boxes of the training annotations.
+        work: What is done, in a few words, for the table of the documentation.
+        sweeps: Options that are worth choosing on held-out images, and the values to try.
         rows_in_label_order: Whether row c of the calibrated classifier belongs to class c.
         lowest_level: Lowest feature it reads, ``roi``, ``fc1`` or ``last``, for ``features.level``; or an option and
             the level for each of its values.
@@ -43,7 +44,8 @@ class Calibrator(nn.Module):
     needs_cross_entropy: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = False
     needs_class_logits: ClassVar[bool] = False
-    needs_boxes: ClassVar[bool] = False
+    work: ClassVar[str] = "SGD on stored features"
+    sweeps: ClassVar[dict[str, list[float]]] = {}
     rows_in_label_order: ClassVar[bool] = True
     lowest_level: ClassVar[str | dict[str, dict[str, str]]] = "last"
     fuses_scores: ClassVar[bool] = False
@@ -97,6 +99,10 @@ class Calibrator(nn.Module):
     def scores(self, cls_score: Tensor) -> Tensor:
         """Return probabilities ``(n, K + 1)``, background last."""
         return F.softmax(cls_score.float(), dim=-1)
+
+    def fused(self, own: Tensor, scores: Tensor) -> Tensor:
+        """Return the final scores ``(n, K + 1)`` of the detector's own and those of :meth:`scores`."""
+        return scores
 
     def observe(self, x: Tensor, labels: Tensor) -> None:
         """See every mini-batch before its step; for calibrators that collect statistics."""

@@ -18,23 +18,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def batch_share(count: int | Tensor, device: torch.device) -> Tensor:
-    """Return what turns a mean over this process's items into its share of the mean over those of all processes.
-
-    Averaging over processes, as distributed training does, then gives the mean over the whole batch. Every process must
-    call it.
-
-    Args:
-        count: Items of this process.
-        device: Of the result.
-
-    Returns:
-        Scalar float32: ``count * processes / all items``; zero where there is no item at all.
-    """
-    here = torch.as_tensor(count, dtype=torch.float32, device=device)
-    return here * world_size() / all_reduce_sum(here).clamp(min=1)
-
-
 def averaged(losses: dict[str, Tensor], count: int | Tensor, over: LossAverage) -> dict[str, Tensor]:
     """Return losses that are means over this process's items as means over the items of what is to be averaged.
 
@@ -42,11 +25,13 @@ def averaged(losses: dict[str, Tensor], count: int | Tensor, over: LossAverage) 
         losses: Scalars by name; those without ``loss`` in their name stay as they are.
         count: Items of this process: RoIs, positives or boxes.
         over: ``process``, as in mmdet, or the whole ``batch``, which makes a training independent of the number of
-            processes.
+            processes; all of them must call it.
     """
     if over == "process":
         return losses
-    share = batch_share(count, next(iter(losses.values())).device)
+    # With this share of the items, the average over processes, as distributed training takes it, is that of the batch.
+    here = torch.as_tensor(count, dtype=torch.float32, device=next(iter(losses.values())).device)
+    share = here * world_size() / all_reduce_sum(here).clamp(min=1)
     return {name: value * share if "loss" in name else value for name, value in losses.items()}
 
 

@@ -105,12 +105,12 @@ class Confidence:
 
     Attributes:
         of_class: ``(K,)`` D-ECE: distance of score and precision, NaN without objects or detections.
-        placed: ``(K,)`` LaECE0: distance of score and IoU with the object that is found, likewise.
+        localization: ``(K,)`` LaECE0: distance of score and IoU with the object that is found, likewise.
         groups: D-ECE of the detections of all categories together (``all``) and of those of frequency groups, as bins.
     """
 
     of_class: Floats
-    placed: Floats
+    localization: Floats
     groups: Mapping[str, Bins]
 
 
@@ -140,12 +140,12 @@ def measure_confidence(
         row_of(gt.ann_category[selection.anns].astype(np.int64), selection.categories), minlength=number
     )
     letters = classes.set_index("category_id")["frequency"].reindex(ids).to_numpy()
-    right, placed = matched_overlaps(selection, threshold), matched_overlaps(selection, 0.0)
+    right, localization = matched_overlaps(selection, threshold), matched_overlaps(selection, 0.0)
     used = ~right.ignored & (shown[category] > 0)
     found = right.overlap >= 0
     members = {"all": used} | {letter: used & (letters == letter)[category] for letter in FREQUENCY_NAMES}
     groups = {name: bin_detections(own[rows], found[rows]) for name, rows in members.items()}
     errors = class_errors(category[used], own[used], found[used], number)
-    used = ~placed.ignored & (shown[category] > 0)
-    overlap = np.maximum(placed.overlap[used], 0.0)
+    used = ~localization.ignored & (shown[category] > 0)
+    overlap = np.maximum(localization.overlap[used], 0.0)
     return Confidence(errors, class_errors(category[used], own[used], overlap, number), groups)

@@ -93,6 +93,7 @@ def select(
     protocol: Protocol | None = None,
     max_detections: int | None = None,
     category_ids: Sequence[int] | NDArray[np.int64] | None = None,
+    image_ids: NDArray[np.int64] | None = None,
 ) -> Selection:
     """Check the input and apply the protocol's rules.
 
@@ -104,6 +105,7 @@ def select(
         protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
         max_detections: Default: 300 per image (LVIS), 100 per image and category (COCO); -1 for no cap.
         category_ids: Evaluate only these; the numbers of a category do not depend on which others are evaluated.
+        image_ids: Evaluate only these images; there are no detections of others.
 
     Raises:
         UserError: Unknown ids, scores or boxes that are not finite, malformed masks or masks of another size, or boxes
@@ -114,6 +116,11 @@ def select(
     categories = _category_rows(gt, category_ids)
     image_row, category_row = known_rows(gt, predictions)
     anns, counts = counting_annotations(gt, protocol, categories, iou_type)
+    images = np.argsort(gt.image_ids, kind="stable")
+    if image_ids is not None:
+        wanted = np.isin(gt.image_ids, image_ids)
+        images, anns = images[wanted[images]], anns[wanted[gt.ann_image[anns]]]
+        counts["gt"] = len(anns)
     dets, dropped = _detections(gt, predictions, protocol, cap, categories, anns, image_row, category_row)
     counts |= dropped
     areas = _areas(predictions, iou_type, dets)
@@ -122,7 +129,6 @@ def select(
         counts["zero_area"] = int(len(kept) - kept.sum())
         dets, areas = dets[kept], areas[kept]
     counts["evaluated"] = len(dets)
-    images = np.argsort(gt.image_ids, kind="stable")
     limit = max(1, len(dets)) if cap == -1 else cap
     return Selection(gt, predictions, iou_type, protocol, limit, categories, images, anns, dets, areas, counts)
 

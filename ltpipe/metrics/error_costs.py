@@ -7,7 +7,7 @@ is: a detection that is mended in its class counts for the class of the object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -77,21 +77,6 @@ def error_costs(errors: Errors, *, absent: Absent = "skip") -> Costs:
     found = np.bincount(errors.ann_category[errors.used], minlength=len(errors.category_ids))
     mended |= {"FalsePos": _ap(perfect, absent), "FalseNeg": _ap(start._replace(objects=found), absent)}
     return Costs(_ap(base, absent), mended)
-
-
-def mended_in_turn(errors: Errors, steps: Iterable[Sequence[str]], *, absent: Absent = "skip") -> list[Floats]:
-    """Return AP ``(K,)`` of every category after each step of mending, each on the result of those before.
-
-    Args:
-        errors: Of all detections.
-        steps: Kinds of errors that are mended together, step by step.
-        absent: As in :func:`error_costs`.
-    """
-    points, found = _start(errors), []
-    for number, names in enumerate(steps):
-        points = _mend(errors, points, [list(KINDS).index(name) for name in names], number)
-        found.append(_ap(points, absent))
-    return found
 
 
 class _Points(NamedTuple):

@@ -39,6 +39,7 @@ def evaluate(
     protocol: Protocol | None = None,
     max_detections: int | None = None,
     category_ids: Sequence[int] | NDArray[np.int64] | None = None,
+    image_ids: NDArray[np.int64] | None = None,
     engine: str | None = None,
 ) -> Tensors:
     """Evaluate detections against ground truth by the official LVIS or COCO protocol.
@@ -50,6 +51,7 @@ def evaluate(
         protocol: Default: ``lvis`` for federated ground truth, else ``coco``.
         max_detections: Default: 300 per image (LVIS), 100 per image and category (COCO); -1 for no cap.
         category_ids: Evaluate only these, e.g. the classes a phase knows.
+        image_ids: Evaluate only these images; there are no detections of others.
         engine: ``ltpipe``, the package's own, or ``vernier``, an independent one that must give the same bits; default:
             the own one, and vernier for boundaries, which only it knows.
 
@@ -58,7 +60,13 @@ def evaluate(
     """
     name = engine or (SECOND_ENGINE if iou_type == "boundary" else OWN_ENGINE)
     selection = select(
-        gt, predictions, iou_type, protocol=protocol, max_detections=max_detections, category_ids=category_ids
+        gt,
+        predictions,
+        iou_type,
+        protocol=protocol,
+        max_detections=max_detections,
+        category_ids=category_ids,
+        image_ids=image_ids,
     )
     return run_engine(selection, *_engine(name, iou_type))
 

@@ -139,12 +139,12 @@ def pooled_error(group: str) -> Value:
     return value
 
 
-def placed_error(frequency: str | None = None) -> Value:
+def laece(frequency: str | None = None) -> Value:
     """Return what gives the mean distance of score and IoU, over all classes or those of a frequency group."""
 
     def value(measured: Measured) -> Number:
         assert measured.confidence is not None
-        errors = measured.confidence.placed[measured.members(frequency)]
+        errors = measured.confidence.localization[measured.members(frequency)]
         return plain_mean(errors[np.isfinite(errors)])
 
     return value
@@ -156,10 +156,10 @@ def errors_by_class(measured: Measured) -> NDArray[np.float64]:
     return measured.confidence.of_class
 
 
-def placed_by_class(measured: Measured) -> NDArray[np.float64]:
+def laece_by_class(measured: Measured) -> NDArray[np.float64]:
     """Return the distance of score and IoU per class."""
     assert measured.confidence is not None
-    return measured.confidence.placed
+    return measured.confidence.localization
 
 
 def fixed_by_class(measured: Measured) -> NDArray[np.float64]:

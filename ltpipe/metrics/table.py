@@ -30,9 +30,9 @@ from ltpipe.metrics.measured import (
     errors_by_class,
     fixed,
     fixed_by_class,
+    laece,
+    laece_by_class,
     mean,
-    placed_by_class,
-    placed_error,
     pooled,
     pooled_error,
     precision,
@@ -179,9 +179,9 @@ METRICS: tuple[Metric, ...] = (
                 (f"D-ECE_{letter}", f"scores and precision, {name}", _DECE, pooled_error(letter), None)
                 for letter, name in FREQUENCY_NAMES.items()
             ),
-            ("LaECE0", "scores and IoU", _LAECE, placed_error(), placed_by_class),
+            ("LaECE0", "scores and IoU", _LAECE, laece(), laece_by_class),
             *(
-                (f"LaECE0_{letter}", f"scores and IoU, {name}", _LAECE, placed_error(letter), None)
+                (f"LaECE0_{letter}", f"scores and IoU, {name}", _LAECE, laece(letter), None)
                 for letter, name in FREQUENCY_NAMES.items()
             ),
         )

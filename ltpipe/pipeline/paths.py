@@ -8,8 +8,14 @@ from typing import Literal
 from ltpipe.checkpoint_ids import phase_of
 from ltpipe.config.experiment import Experiment
 
-Part = Literal["train", "val"]
+PARTS = ("train", "val")
+"""Parts of the data set; experiments may name further test sets."""
 RESULTS = "results"
+
+
+def index_key(part: str) -> str | None:
+    """Return the key of the stage ``index`` that makes the store of a part."""
+    return None if part in PARTS else part
 
 
 class Paths:
@@ -35,10 +41,10 @@ class Paths:
 
         Args:
             stage: One of :data:`ltpipe.pipeline.stages.TABLE`. The results of ``index`` belong to the data set.
-            key: Phase number, calibrator name or checkpoint id; None for a stage without keys.
+            key: Phase number, test set, calibrator name or measurement; None for a stage without keys.
         """
         if stage == "index":
-            return self.dataset
+            return self.dataset if key is None else self.dataset / "sets" / str(key)
         root = self.results / self._experiment.owners.get((stage, key), self.root.name)
         if isinstance(key, int):
             return root / stage / f"phase{key}"
@@ -55,7 +61,7 @@ class Paths:
     def log(self, stage: str, key: str | int | None = None) -> Path:
         """Log file of a stage, for runs by hand and by Snakemake alike."""
         if stage == "index":
-            return Path("logs/datasets") / f"{self.dataset.name}.log"
+            return Path("logs/datasets") / f"{self.dataset.name}{'' if key is None else f'.set.{key}'}.log"
         name = stage if key is None else f"{stage}.{f'phase{key}' if isinstance(key, int) else key}"
         return Path("logs") / self._experiment.owners.get((stage, key), self.root.name) / f"{name}.log"
 
@@ -75,11 +81,11 @@ class Paths:
         """Note that the toy data of an experiment are drawn."""
         return self.dataset / "toy_data.json"
 
-    def store(self, part: Part) -> Path:
-        """Folder of the columnar annotation store of the training or validation part."""
-        return self.dataset / part
+    def store(self, part: str) -> Path:
+        """Folder of the columnar annotation store of ``train``, ``val`` or a further test set."""
+        return self.dataset / part if index_key(part) is None else self.folder("index", part)
 
-    def statistics(self, part: Part = "train") -> Path:
+    def statistics(self, part: str = "train") -> Path:
         """Class statistics counted from the annotations, CSV."""
         return self.store(part) / "statistics.csv"
 
@@ -119,6 +125,10 @@ class Paths:
         """What a training said of itself, CSV by iteration."""
         return self.folder(stage, key) / "history" / f"{name}.csv"
 
+    def choice(self, calibrator: str) -> Path:
+        """Numbers of every value of the options that were tried, CSV."""
+        return self.folder("calibrate", calibrator) / "choice.csv"
+
     @property
     def plan(self) -> Path:
         """Calibration plan."""
@@ -133,41 +143,41 @@ class Paths:
         """The plan or the features for a stage of a cascade, beside those for the first one."""
         return file.with_stem(f"{file.stem}_stage{stage}") if stage else file
 
-    def predictions(self, checkpoint: str) -> Path:
-        """Detections of a checkpoint on the validation part, Arrow."""
-        return self.folder("evaluate", checkpoint) / "predictions.arrow"
+    def predictions(self, measurement: str) -> Path:
+        """Detections of a measurement, ``base`` or ``base@minival``: of a checkpoint on one part, Arrow."""
+        return self.folder("evaluate", measurement) / "predictions.arrow"
 
-    def metrics(self, checkpoint: str) -> Path:
+    def metrics(self, measurement: str) -> Path:
         """Summary metrics of a checkpoint, JSON."""
-        return self.folder("evaluate", checkpoint) / "metrics.json"
+        return self.folder("evaluate", measurement) / "metrics.json"
 
-    def per_class(self, checkpoint: str) -> Path:
+    def per_class(self, measurement: str) -> Path:
         """Per-class metrics of a checkpoint, CSV."""
-        return self.folder("evaluate", checkpoint) / "per_class.csv"
+        return self.folder("evaluate", measurement) / "per_class.csv"
 
-    def tensors(self, checkpoint: str) -> Path:
+    def tensors(self, measurement: str) -> Path:
         """Precision and recall tensors of a checkpoint."""
-        return self.folder("evaluate", checkpoint) / "tensors.npz"
+        return self.folder("evaluate", measurement) / "tensors.npz"
 
-    def unlimited(self, checkpoint: str) -> Path:
+    def unlimited(self, measurement: str) -> Path:
         """Detections of a checkpoint without a limit per image, Arrow; there only if asked for."""
-        return self.folder("evaluate", checkpoint) / "predictions_per_class.arrow"
+        return self.folder("evaluate", measurement) / "predictions_per_class.arrow"
 
-    def confusions(self, checkpoint: str) -> Path:
+    def confusions(self, measurement: str) -> Path:
         """Which classes a checkpoint takes for which, CSV; not there if only boundaries are measured."""
-        return self.folder("evaluate", checkpoint) / "confusions.csv"
+        return self.folder("evaluate", measurement) / "confusions.csv"
 
-    def resamples(self, checkpoint: str) -> Path:
+    def resamples(self, measurement: str) -> Path:
         """Numbers of a checkpoint on resamples of the images; not there if only boundaries are measured."""
-        return self.folder("evaluate", checkpoint) / "resamples.npz"
+        return self.folder("evaluate", measurement) / "resamples.npz"
 
-    def sweep(self, checkpoint: str) -> Path:
+    def sweep(self, measurement: str) -> Path:
         """Metrics of a checkpoint with two classifiers by mode and threshold, CSV; there only if asked for."""
-        return self.folder("evaluate", checkpoint) / "sweep.csv"
+        return self.folder("evaluate", measurement) / "sweep.csv"
 
-    def affinity(self, checkpoint: str) -> Path:
+    def affinity(self, measurement: str) -> Path:
         """Neighbours of each class by a method that compares classes, CSV; the matrix lies beside it as ``.npz``."""
-        return self.folder("evaluate", checkpoint) / "affinity.csv"
+        return self.folder("evaluate", measurement) / "affinity.csv"
 
     @property
     def report(self) -> Path:
@@ -178,6 +188,11 @@ class Paths:
     def pictures(self) -> Path:
         """The first page of pictures; it links to the others beside it."""
         return self.folder("pictures") / "index.html"
+
+    @property
+    def highlights(self) -> Path:
+        """A dozen of the pictures, for the report."""
+        return self.folder("pictures") / "highlights.json"
 
     @property
     def summary(self) -> Path:

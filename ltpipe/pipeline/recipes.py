@@ -6,6 +6,7 @@ Estimates are products of the schedule, the size of the data set and throughputs
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ltpipe.config.class_list import read_class_list
 from ltpipe.config.detector import resolve_detector
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import list_experiments, load_experiment
+from ltpipe.errors import UserError
 from ltpipe.yaml_files import load_yaml
 
 FIGURES = Path("configs/recipes.yaml")
@@ -48,13 +50,18 @@ def recipes(names: Sequence[str] | None = None, figures: Mapping[str, Any] | Non
     """Return the experiments that state published numbers.
 
     Args:
-        names: Experiments to look at; all by default.
+        names: Experiments to look at; all by default. What cannot be read is told on the error stream and left out.
         figures: Content of ``configs/recipes.yaml``.
     """
     known = _figures() if figures is None else figures
     found = []
     for name in list_experiments() if names is None else names:
-        exp = load_experiment(name)
+        try:
+            exp = load_experiment(name)
+        except UserError as error:
+            # Somebody's unfinished experiment is no reason to show no recipe.
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
         if exp.report.expected:
             found.append(_recipe(exp, known))
     return found

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import toy_data_digest
-from ltpipe.pipeline.paths import RESULTS, Paths
+from ltpipe.pipeline.paths import RESULTS, Paths, index_key
+from ltpipe.pipeline.running import Teller
 from ltpipe.pipeline.stage_files import of_parts
 from ltpipe.pipeline.stage_rules import rule_names
 from ltpipe.pipeline.stages import stage_inputs, stage_keys, stage_outputs
@@ -46,6 +47,7 @@ class Reruns:
         self._lock: IO[str] | None = None
         self._due: dict[Path, list[str]] = {}
         self._kept: list[Path] = []
+        self._teller: Teller | None = None
 
     @cached_property
     def _made(self) -> Mapping[Path, tuple[Experiment, str, str | int | None]]:
@@ -225,6 +227,14 @@ class Reruns:
         if self._lock is None and self._workflow.executor_plugin is not None and not self._workflow.dryrun:
             self._lock = hold_run_lock()
 
+    @property
+    def nothing_ran(self) -> bool:
+        """Whether this Snakemake was to make something and found everything there; it then calls no handler."""
+        if self._lock is None or self._teller is not None:
+            return False
+        graph = self._workflow.dag
+        return bool(graph.targetjobs) and not any(graph.needrun_jobs())
+
     def begin(self, outputs: Iterable[str]) -> None:
         """Before the first job of a run: check what the jobs will read, and keep what Snakemake will remove.
 
@@ -243,7 +253,7 @@ class Reruns:
                 files.setdefault(record, []).append(output)
         for record in files.keys() & self._made.keys():
             self._check_inputs(record, files)
-        bring_to_the_past()
+        clamp_future_times()
         for note in self._drawn.keys() & files.keys():
             if self._is_asked_for(note):  # nothing is kept of it: without it the job knows that it has to run
                 note.unlink(missing_ok=True)
@@ -252,6 +262,10 @@ class Reruns:
                 _forget(Paths(RESULTS, exp).work(stage, key))
             if record in files and keep(record.parent, files[record], asked=self._is_asked_for(record)):
                 self._kept.append(record.parent)
+        due = ((record, self._made[record]) for record in files if record in self._made)
+        logs = {record.parent: Paths(RESULTS, exp).log(stage, key) for record, (exp, stage, key) in due}
+        self._teller = Teller(logs)
+        self._teller.start()
 
     def _check_inputs(self, record: Path, files: Collection[Path]) -> None:
         """Check those inputs of a stage that lie there and will not be made first."""
@@ -263,12 +277,14 @@ class Reruns:
             maker = self.maker(path)
             if maker not in files and (maker is None or path.is_file()):
                 checked_input(exp, paths, stage, name, path)
-        if paths.record("index") not in files:
-            for part in of_parts(inputs):
+        for part in of_parts(inputs):
+            if paths.record("index", index_key(part)) not in files:
                 check_annotations(exp, paths, stage, part)
 
     def end(self) -> None:
         """After the last job of a run: put back what stages have left nothing in the place of."""
+        if self._teller is not None:
+            self._teller.stop()
         for folder in self._kept:
             if holder(folder) is None:
                 put_back(folder)
@@ -284,7 +300,7 @@ def _forget(work: Path) -> None:
         shutil.rmtree(work)
 
 
-def bring_to_the_past() -> None:
+def clamp_future_times() -> None:
     """Give results from the future, made while a clock was ahead, times just before now, in the same order.
 
     Snakemake takes a job for failed, and deletes its results, when an input is younger than they are.

@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ltpipe.config.checks import check_settings
+from ltpipe.config.checks import check_settings, same_data
 from ltpipe.config.experiment import Experiment
+from ltpipe.config.external_checkpoints import external_checkpoints
 from ltpipe.config.loading import list_experiments, load_experiment
-from ltpipe.config.outside_checkpoints import given_checkpoints
 from ltpipe.config.start_weights import starting_experiment
 from ltpipe.errors import UserError
 from ltpipe.pipeline.digests import stage_digest, toy_data_digest
@@ -52,13 +52,16 @@ class Pipeline:
         add_own_stages()
         names = active.split(",") if isinstance(active, str) else list(active)
         self.experiments: dict[str, Experiment] = {}
-        self.active = [self._add(load_experiment(name.strip())) for name in names if name.strip()]
+        named = [load_experiment(name.strip()) for name in names if name.strip()]
+        self.active = [self._add(one) for exp in named for one in (*exp.runs(), exp)]
         if not self.active:
             raise UserError("no experiment is active", where="configs/pipeline.yaml: experiments", got=active)
         for exp in list(self.active):
             for other in exp.report.compare:
                 if other not in self.experiments:
-                    self._add(load_experiment(other))
+                    found = load_experiment(other)
+                    for one in (*found.runs(), found):
+                        self._add(one)
         for exp in list(self.experiments.values()):
             self._add_needed(exp)
         self._check_datasets()
@@ -68,7 +71,9 @@ class Pipeline:
         self.reruns = Reruns(self.experiments)
 
     def _add_needed(self, exp: Experiment) -> None:
-        """Add the experiments whose results this one shares or starts from, and what they need."""
+        """Add the experiments whose results this one shares or starts from, and what they need; seeds have runs."""
+        if exp.seeds:
+            return
         start = starting_experiment(exp)
         shared = [exp.beside(exp.share)] if exp.share is not None and exp.owners else []
         for other in (*shared, *([start] if start is not None else [])):
@@ -85,20 +90,14 @@ class Pipeline:
 
     def _check_datasets(self) -> None:
         for exp in self.experiments.values():
-            first = self.dataset(exp.dataset.name)
-            if exp.dataset != first.dataset:
-                raise UserError(
-                    "two experiments describe one data set differently",
-                    where=f"{exp.file}: dataset",
-                    got=f"{exp.dataset.name}, as in {first.file}",
-                    fix="give the other data set another name, or let one experiment extend the other",
-                )
+            for test_set in (None, *exp.evaluate.sets):
+                first = self.dataset(exp.dataset.name, test_set)
+                same_data(first, exp, test_set, f"{first.name} describes in {first.file}")
 
     def _check_names(self, exp: Experiment) -> None:
         """Refuse input files whose names Snakemake would take for patterns."""
-        data = exp.dataset
-        files = {f"dataset.{p}.annotations": s.annotations for p, s in (("train", data.train), ("val", data.val))}
-        for key, file in {**files, **given_checkpoints(exp)}.items():
+        files = {f"{exp.key_of(part)}.annotations": source.annotations for part, source in exp.parts().items()}
+        for key, file in {**files, **external_checkpoints(exp)}.items():
             if re.search(r"\{[^{}]*\}", str(file)) and file.is_file():
                 where = f"{exp.file}: {key}"
                 raise UserError(
@@ -122,29 +121,34 @@ class Pipeline:
         """Yield the rules of all stages."""
         return stage_rules(list(self.experiments.values()))
 
-    def dataset(self, name: str) -> Experiment:
-        """The first experiment on a data set, which stands for all of them."""
-        return next(exp for exp in self.experiments.values() if exp.dataset.name == name)
+    def dataset(self, name: str, test_set: str | None = None) -> Experiment:
+        """The first experiment on a data set, or with a further test set of it, which stands for all of them."""
+        on = (exp for exp in self.experiments.values() if exp.dataset.name == name)
+        return next(exp for exp in on if test_set is None or test_set in exp.evaluate.sets)
 
     def resources_by_stage(self, settings: Any) -> None:
-        """Give every rule the resources of its stage (``lst`` for ``lst_phase_13``).
+        """Give every rule the resources and threads of its stage (``lst`` for ``lst_phase_13``).
 
         Args:
             settings: Snakemake's ``resource_settings``. What it says of a rule by its own name stays.
         """
-        given = settings.overwrite_resources
-        for rule in self.rules():
-            if rule.name != rule.stage.name and rule.stage.name in given:
-                of_stage = given[rule.stage.name]
-                given[rule.name] = type(of_stage)({**of_stage, **given.get(rule.name, {})})
+        given, threads = settings.overwrite_resources, settings.overwrite_threads
+        for name, stage in ((rule.name, rule.stage.name) for rule in self.rules()):
+            if name == stage:
+                continue
+            if stage in given:
+                given[name] = type(given[stage])({**given[stage], **given.get(name, {})})
+            if stage in threads:
+                threads.setdefault(name, threads[stage])
 
     # ---- functions of wildcards --------------------------------------------------------------------------------------
 
     def of(self, wildcards: Wildcards) -> tuple[Experiment, Paths]:
         """Experiment and paths that the wildcards mean."""
-        exp = (
-            self.dataset(wildcards.dataset) if hasattr(wildcards, "dataset") else self.experiments[wildcards.experiment]
-        )
+        if hasattr(wildcards, "dataset"):
+            exp = self.dataset(wildcards.dataset, getattr(wildcards, "test_set", None))
+        else:
+            exp = self.experiments[wildcards.experiment]
         return exp, Paths(RESULTS, exp)
 
     def command(self, stage: str, key: Key = None) -> Callable[[Wildcards, int], str]:
@@ -159,10 +163,11 @@ class Pipeline:
         """
 
         def of_wildcards(wildcards: Wildcards, threads: int) -> str:
-            words = ["ltpipe", stage, f"--experiment={self.of(wildcards)[0].file}"]
+            words = ["ltpipe", stage, f"--experiment={self.of(wildcards)[0].reference}"]
             entry, value = TABLE.get(stage), _value(wildcards, key)
-            if entry is not None and entry.option is not None:  # a number is required: without, all phases are meant
-                words += [entry.option.flag, str(0 if value is None else value)]
+            option = None if entry is None else entry.option
+            if option is not None and (value is not None or option.kind is int):  # without a number all are meant
+                words += [option.flag, str(0 if value is None else value)]
             return shlex.join(words)
 
         return of_wildcards
@@ -210,7 +215,7 @@ class Pipeline:
         """
         for exp in self.active:
             paths = Paths(RESULTS, exp)
-            if is_current(exp, paths, "validate", None):
+            if ("validate", None) not in stage_keys(exp) or is_current(exp, paths, "validate", None):
                 continue
             log = paths.log("validate")
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +225,11 @@ class Pipeline:
             if code:
                 message = log.read_text(encoding="utf-8").rpartition("ltpipe validate: ")[2].strip()
                 raise UserError(f"{exp.name} is refused before anything is queued\n{message}", fix=f"see {log}")
+
+    def tell_if_nothing_ran(self) -> None:
+        """Print, at the end of a Snakemake that had nothing to do, where the reports are."""
+        if self.reruns.nothing_ran:
+            self.tell()
 
     def tell(self) -> None:
         """Print where the reports of the active experiments are, those that are there."""

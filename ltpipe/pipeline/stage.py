@@ -13,7 +13,7 @@ from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 
 Key = str | int | None
-"""What tells the runs of one stage apart: a phase, the name of a calibrator or a checkpoint, or nothing."""
+"""What tells the runs of one stage apart: a phase, the name of a test set, calibrator or measurement, or nothing."""
 Slice = dict[str, Any]
 Reads = Callable[[Experiment, Mapping[str, Any], Key], Slice]
 Inputs = Iterator[tuple[str, Path]]
@@ -21,7 +21,7 @@ Inputs = Iterator[tuple[str, Path]]
 
 @dataclass(frozen=True)
 class Option:
-    """The key of a stage as an option of the command line.
+    """The key of a stage, or of what it makes ``each``, as an option of the command line.
 
     Attributes:
         flag: The option.
@@ -135,7 +135,7 @@ class Stage:
         keys: The keys of an experiment's runs; none where the experiment has no such stage.
         option: The key on the command line; None: there is one run per experiment.
         alternative: What the command can do instead, with options of its own.
-        each_phase: What the same command makes once for every phase.
+        each: What the same command makes once for every phase, or for every further test set.
         seed: Seed of everything random in it.
         batch_size: It trains a detector and may run in several processes, which share batches of this size; None for an
             experiment in which nothing is trained.
@@ -144,6 +144,7 @@ class Stage:
         torch: Whether it needs torch.
         shared: Whether its results depend on nothing but its part of the experiment and what earlier shared stages have
             made, so that experiments which begin alike can share them.
+        over_seeds: Whether it runs for an experiment with several seeds itself, and not only for the run of each.
         in_all: Whether the target ``all`` asks for it; other stages run for those that read their results.
         threads: Threads of a job.
         mem_mb: Memory of a job, in MB; the profile says what jobs with a GPU get.
@@ -164,13 +165,14 @@ class Stage:
     keys: Callable[[Experiment], Iterable[Key]] = _once
     option: Option | None = None
     alternative: Alternative | None = None
-    each_phase: Stage | None = None
+    each: Stage | None = None
     seed: Callable[[Experiment, Key], int] = _no_seed
     batch_size: Callable[[Experiment], int | None] | None = None
     shares_images: bool = False
     resumes: bool = False
     torch: bool = True
     shared: bool = False
+    over_seeds: bool = False
     in_all: bool = False
     threads: int = 1
     mem_mb: int = 2000
@@ -184,3 +186,7 @@ class Stage:
     def in_processes(self) -> bool:
         """Whether it may run in several processes."""
         return self.batch_size is not None or self.shares_images
+
+    def keys_of(self, exp: Experiment) -> Iterable[Key]:
+        """The keys of an experiment's runs; see :attr:`keys` and :attr:`over_seeds`."""
+        return self.keys(exp) if self.over_seeds or not exp.seeds else ()

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ltpipe.checkpoint_ids import checkpoint_of
-from ltpipe.config.choices import extra_images, is_trained_on_features
+from ltpipe.checkpoint_ids import checkpoint_of, measured_on
+from ltpipe.config.choices import chooses_on, extra_images, holds_out, is_trained_on_features
 from ltpipe.config.experiment import Experiment
-from ltpipe.pipeline.paths import Part, Paths
+from ltpipe.pipeline.paths import PARTS, Paths
 from ltpipe.pipeline.stage import Key
 from ltpipe.run.records import recorded_outputs
 
 STORE = ("info.json", "images.arrow", "categories.arrow", "annotations.arrow", "segments.arrow")
-PARTS: tuple[Part, ...] = ("train", "val")
 _EVALUATED = ("sweep.", "affinity.", "confusions.", "resamples.")
 _CURVES = ("history/training.csv", "history/validation.csv")
 
 Pairs = Iterator[tuple[str, Path]]
 
 
-def of_parts(inputs: Mapping[str, Path]) -> list[Part]:
-    """Parts of the data set whose store is among a stage's inputs."""
-    return [part for part in PARTS if f"index:{part}/info.json" in inputs]
+def of_parts(inputs: Mapping[str, Path]) -> list[str]:
+    """Parts of the data, further test sets included, whose store is among a stage's inputs."""
+    found = (name.removeprefix("index:").partition("/") for name in inputs if name.startswith("index:"))
+    return [part for part, _, file in found if file == "info.json"]
 
 
 # ---- what stages read ------------------------------------------------------------------------------------------------
 
 
-def _store(paths: Paths, part: Part) -> Pairs:
+def _store(paths: Paths, part: str) -> Pairs:
     yield from ((f"index:{part}/{name}", paths.store(part) / name) for name in STORE)
 
 
@@ -38,16 +38,23 @@ def _statistics(paths: Paths) -> Pairs:
 
 def _extra(exp: Experiment, paths: Paths) -> Pairs:
     """Yield what parts read between the epochs."""
-    images = extra_images(exp)
-    if images == "holdout":
+    if holds_out(exp):
         yield "split:holdout", paths.holdout
-    elif images == "val":
+    if extra_images(exp) == "val":
         yield from _store(paths, "val")
 
 
 def _checkpoint(paths: Paths, checkpoint: str) -> Pairs:
     maker, _ = paths.producer(checkpoint)
     yield maker, paths.model(checkpoint)
+
+
+def _choice(exp: Experiment, paths: Paths, checkpoint: str, name: str) -> Pairs:
+    """Yield what says which options a checkpoint has, where they were chosen: not all calibrators leave it."""
+    if checkpoint in exp.calibrate:
+        file = paths.choice(checkpoint)
+        if file.name in recorded_outputs(paths.record("calibrate", checkpoint)):
+            yield name, file
 
 
 def _before(phase: Key) -> str:
@@ -67,6 +74,12 @@ def index_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from zip(makers, (data.train.annotations, data.val.annotations), strict=True)
     if data.class_list is not None:
         yield "dataset.class_list", data.class_list
+
+
+def set_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
+    """Annotations of a further test set, and the classes and groups of the training part."""
+    yield f"evaluate.sets.{key}", exp.evaluate.sets[str(key)].annotations
+    yield from _store(paths, "train")
 
 
 def split_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
@@ -123,6 +136,8 @@ def features_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _store(paths, "train")
     yield from _statistics(paths)
     yield "split", paths.split
+    if chooses_on(exp, "holdout"):
+        yield "split:holdout", paths.holdout
     yield from _checkpoint(paths, exp.final_checkpoint())
 
 
@@ -132,7 +147,12 @@ def calibrate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
     yield from _store(paths, "train")
     yield from _statistics(paths)
     yield "split", paths.split
-    yield from _checkpoint(paths, exp.final_checkpoint())
+    yield from _checkpoint(paths, exp.calibrated_from(str(key)))
+    yield from _choice(exp, paths, exp.calibrated_from(str(key)), "calibrate:choice")
+    if calibrator.choose is not None and calibrator.choose.on == "val":
+        yield from _store(paths, "val")
+    elif calibrator.choose is not None:
+        yield "split:holdout", paths.holdout
     if is_trained_on_features(calibrator.type, calibrator.checkpoint):
         yield "features", paths.plan
         # A cascade has more plans, and stored features are a choice.
@@ -144,30 +164,49 @@ def calibrate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
 
 
 def evaluate_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
-    """Both parts of the data set and the checkpoint."""
+    """The training part, the part that is measured on, and the checkpoint."""
+    checkpoint, part = measured_on(str(key))
     yield from _store(paths, "train")
-    yield from _store(paths, "val")
+    yield from _store(paths, part)
     yield from _statistics(paths)
     yield "split", paths.split
-    yield from _checkpoint(paths, str(key))
+    yield from _checkpoint(paths, checkpoint)
+    yield from _choice(exp, paths, checkpoint, "calibrate:choice")
 
 
 def report_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
-    """All measurements of this experiment and of those it is compared with."""
+    """Measurements of this experiment and of those it is compared with, and its pictures; with seeds, of all runs."""
+    if exp.seeds:
+        for one in (one for _, members in runs_shown(exp) for one in members):
+            for measurement in one.measurements():
+                yield f"evaluate:{one.name}/{measurement}", Paths(paths.results, one).metrics(measurement)
+        return
     shown = [(other, Paths(paths.results, other)) for other in map(exp.beside, exp.report.compare)]
     for one, place in (*shown, (exp, paths)):
         yield f"split:{one.name}", place.split
-        for checkpoint in one.evaluated_checkpoints():
-            label = f"evaluate:{one.name}/{checkpoint}"
-            yield label, place.metrics(checkpoint)
-            yield f"{label}/per_class", place.per_class(checkpoint)
-            for name in recorded_outputs(place.record("evaluate", checkpoint)):
+        for measurement in one.measurements():
+            label = f"evaluate:{one.name}/{measurement}"
+            yield label, place.metrics(measurement)
+            yield f"{label}/per_class", place.per_class(measurement)
+            for name in recorded_outputs(place.record("evaluate", measurement)):
                 if name.startswith(_EVALUATED):
-                    yield f"{label}/{name}", place.folder("evaluate", checkpoint) / name
+                    yield f"{label}/{name}", place.folder("evaluate", measurement) / name
+        for checkpoint in one.evaluated_checkpoints():
+            yield from _choice(one, place, checkpoint, f"calibrate:{one.name}/{checkpoint}/choice")
         for stage, phase in one.trainings():
             for name in recorded_outputs(place.record(stage, phase)):
                 if name in _CURVES:
                     yield f"{stage}:{one.name}/{phase or 0}/{name}", place.folder(stage, phase) / name
+    if paths.highlights.name in recorded_outputs(paths.record("pictures")):
+        yield "pictures", paths.highlights
+
+
+def runs_shown(exp: Experiment) -> list[tuple[str, list[Experiment]]]:
+    """Return what a report over seeds shows: by name the runs of the experiments it is compared with, its own last.
+
+    An experiment without `seeds` is its own only run.
+    """
+    return [(one.name, one.runs() or [one]) for one in (*map(exp.beside, exp.report.compare), exp)]
 
 
 def pictures_inputs(exp: Experiment, paths: Paths, key: Key) -> Pairs:
@@ -198,13 +237,14 @@ def complete_checkpoints(exp: Experiment) -> list[str]:
 
 
 def index_outputs(paths: Paths, key: Key) -> list[Path]:
-    """Stores and statistics of both parts."""
-    return [paths.store(part) / name for part in PARTS for name in (*STORE, paths.statistics(part).name)]
+    """Stores and statistics of both parts, or of a further test set."""
+    parts = PARTS if key is None else (str(key),)
+    return [paths.store(part) / name for part in parts for name in (*STORE, paths.statistics(part).name)]
 
 
 def holdout(exp: Experiment, paths: Paths, key: Key) -> list[Path]:
-    """Images held out of training, where a part asks for them."""
-    return [paths.holdout] if extra_images(exp) == "holdout" else []
+    """Images held out of training, where a part or a choice asks for them."""
+    return [paths.holdout] if holds_out(exp) else []
 
 
 def model_outputs(stage: str) -> Callable[[Paths, Key], list[Path]]:

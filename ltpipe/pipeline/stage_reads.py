@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ltpipe.config.choices import extra_images
+from ltpipe.checkpoint_ids import measured_on
+from ltpipe.config.blocks import Holdout
+from ltpipe.config.choices import chooses_on, holds_out, swept_options
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.stage import Key, Reads, Slice, reading
 
@@ -18,7 +20,9 @@ def with_holdout(reads: Reads) -> Reads:
 
     def read(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
         found = reads(exp, whole, key)
-        return {**found, "holdout": True} if extra_images(exp) == "holdout" else found
+        if not holds_out(exp):
+            return found
+        return {**found, "holdout": True if exp.holdout == Holdout() else whole["holdout"]}
 
     return read
 
@@ -54,15 +58,40 @@ def index_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     return reading(*(f"dataset.{part}" for part in (*parts, *limits)))(exp, whole, key)
 
 
+def set_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``index`` reads for a further test set."""
+    data = (f"dataset.{name}" for name in ("format", "faults", "frequency_limits"))
+    return reading(f"evaluate.sets.{key}", *data)(exp, whole, key)
+
+
+def features_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``features`` reads."""
+    found = reading("detector", "features")(exp, whole, key)
+    return {**found, "without_holdout": True} if chooses_on(exp, "holdout") else found
+
+
 def calibrate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     """What ``calibrate`` reads."""
     found = reading("features.storage", "features.dtype", "features.level")(exp, whole, key)
-    calibrator = whole["calibrate"][key]
+    # What is not asked for leaves no trace, so that results made before it could be asked for stay.
+    unset = [name for name in ("choose", "after") if whole["calibrate"][key][name] is None]
+    calibrator = {name: value for name, value in whole["calibrate"][key].items() if name not in unset}
+    if "choose" in calibrator:
+        limits = ("evaluate.max_detections", "evaluate.score_threshold", "evaluate.nms", "evaluate.bins")
+        found |= reading(*limits)(exp, whole, key) | {"swept": swept_options(exp.calibrate[str(key)])}
     return {**found, "calibrator": calibrator, **({"seed": whole["seed"]} if calibrator["seed"] is None else {})}
 
 
 def evaluate_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
     """What ``evaluate`` reads."""
     # Only calibrated checkpoints can have a second classifier.
-    unread = ("checkpoints",) if key in exp.calibrate else ("checkpoints", "modes", "thresholds")
-    return reading("evaluate", without={"evaluate": unread})(exp, whole, key)
+    unread = () if measured_on(str(key))[0] in exp.calibrate else ("modes", "thresholds")
+    return reading("evaluate", without={"evaluate": ("checkpoints", "sets", *unread)})(exp, whole, key)
+
+
+def report_reads(exp: Experiment, whole: Mapping[str, Any], key: Key) -> Slice:
+    """What ``report`` reads."""
+    found = reading("name", "description", "report", "evaluate.checkpoints")(exp, whole, key)
+    # What is not asked for leaves no trace.
+    found |= {"evaluate.sets": list(exp.evaluate.sets)} if exp.evaluate.sets else {}
+    return found | ({"seeds": list(exp.seeds)} if exp.seeds else {})

@@ -45,17 +45,18 @@ def stage_rules(experiments: Sequence[Experiment]) -> Iterator[Rule]:
     """
     for entry in entries():
         having: dict[Key, list[Experiment]] = {}
-        option = entry.option
-        if option is not None and option.kind is str:
-            having[option.what] = [exp for exp in experiments if option.allowed(exp)]
+        option, main = entry.option, entry is TABLE[entry.name]
+        if option is not None and option.kind is str and (option.required or not main):
+            having[option.what] = [exp for exp in experiments if option.allowed(exp) and any(entry.keys_of(exp))]
         else:
-            if entry is TABLE[entry.name] and (option is None or not option.required):
+            if main and (option is None or not option.required):
                 having[None] = []  # a rule can be named on the command line, whether it has jobs or not
             for exp in experiments:
-                for key in entry.keys(exp):
+                for key in entry.keys_of(exp):
                     having.setdefault(key, []).append(exp)
         for key, some in having.items():
-            yield from _rules(entry, key, some, experiments)
+            if some or main:
+                yield from _rules(entry, key, some, experiments)
 
 
 def _rules(entry: Stage, key: Key, having: Sequence[Experiment], experiments: Sequence[Experiment]) -> Iterator[Rule]:
@@ -75,7 +76,7 @@ def _rules(entry: Stage, key: Key, having: Sequence[Experiment], experiments: Se
         what = entry.title.replace("{key}", f"{{wildcards.{key}}}" if isinstance(key, str) else str(key))
         threads = ", {threads} threads" if entry.threads > 1 else ""
         yield Rule(
-            name=rule_name(entry.name, key if isinstance(key, int) else None, more),
+            name=rule_name(entry.name, key, more),
             stage=entry,
             key=key,
             wildcards=wildcards,
@@ -96,8 +97,8 @@ def _pattern(exp: Experiment) -> tuple[Experiment, Paths]:
 
 def rule_name(stage: str, key: Key = None, more: Iterable[Path] = ()) -> str:
     """Return the name of the rule that runs a stage, where it leaves these files in addition."""
-    name = f"{stage}_phase_{key}" if isinstance(key, int) else stage
-    return "_".join((name, *(file.stem for file in more)))
+    what = f"phase_{key}" if isinstance(key, int) else "set" if stage_of(stage, key) is not TABLE[stage] else ""
+    return "_".join((stage, *filter(None, (what,)), *(file.stem for file in more)))
 
 
 def rule_names(exp: Experiment, paths: Paths, stage: str, key: Key = None) -> set[str]:

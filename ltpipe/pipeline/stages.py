@@ -10,52 +10,24 @@ from ltpipe.config.choices import needs_features
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline import stage_files as files
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stage import Alternative, Key, Option, Shown, Stage, reading
+from ltpipe.pipeline.stage import Alternative, Key, Shown, Stage, reading
+from ltpipe.pipeline.stage_options import CALIBRATOR, MEASUREMENT, REPLAY, TEST_SET, phases, phases_with_cached_teacher
+from ltpipe.pipeline.stage_options import CHECKPOINT as CHECKPOINT  # for stages of a project's own
+from ltpipe.pipeline.stage_options import PHASE as PHASE
 from ltpipe.pipeline.stage_reads import (
     LENGTH,
     calibrate_reads,
     evaluate_reads,
+    features_reads,
     index_reads,
+    report_reads,
+    set_reads,
     with_holdout,
     with_iterations,
     with_validation,
 )
 
 Inputs = dict[str, Path]
-
-
-# ---- keys ------------------------------------------------------------------------------------------------------------
-
-
-def _phases(exp: Experiment) -> range:
-    return range(1, exp.num_phases() + 1)
-
-
-def _phases_with_cached_teacher(exp: Experiment) -> range:
-    return _phases(exp) if exp.lst is not None and exp.lst.distill.teacher == "cached" else range(0)
-
-
-PHASE = Option("--phase", "phase", "phase", int, "phase, from 1", _phases)
-_REPLAY = Option(
-    "--phase",
-    "phase",
-    "phase",
-    int,
-    "0: class order and phases only, k: replay list of phase k; default: everything",
-    lambda exp: range(exp.num_phases() + 1),
-    required=False,
-)
-CALIBRATOR = Option(
-    "--name", "name", "calibrator", str, "name of the calibrator in the experiment", lambda exp: list(exp.calibrate)
-)
-CHECKPOINT = Option(
-    "--checkpoint",
-    "checkpoint",
-    "checkpoint",
-    str,
-    "base, phase1 .., or a calibrator's name",
-    lambda exp: exp.checkpoints(),
-)
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
@@ -83,11 +55,13 @@ _STAGES = (
         "validate",
         "check an experiment and its detector in seconds, and write what it resolves to",
         title="check",
+        keys=lambda exp: (None,) if exp.run_of is None else (),  # once for all seeds
         reads=lambda exp, whole, key: dict(whole),
         inputs=files.no_inputs,
         outputs=lambda paths, key: [paths.lock],
         mem_mb=1000,
         runtime=10,
+        over_seeds=True,
         local=True,
         in_all=True,
     ),
@@ -98,15 +72,28 @@ _STAGES = (
         reads=index_reads,
         inputs=files.index_inputs,
         outputs=files.index_outputs,
+        option=TEST_SET,
         torch=False,
         mem_mb=4000,
         runtime=60,
+        each=Stage(
+            "index",
+            "annotation store of a further test set",
+            title="annotation store of test set {key}",
+            keys=lambda exp: exp.evaluate.sets,
+            option=TEST_SET,
+            reads=set_reads,
+            inputs=files.set_inputs,
+            outputs=files.index_outputs,
+            mem_mb=4000,
+            runtime=60,
+        ),
     ),
     Stage(
         "split",
         "class order, base and phases, replay lists",
         title="class order and phases",
-        option=_REPLAY,
+        option=REPLAY,
         reads=with_holdout(reading("split", without={"split": ["ignore_future_gt"]})),
         inputs=files.split_inputs,
         outputs=lambda paths, key: [paths.split],
@@ -114,11 +101,11 @@ _STAGES = (
         torch=False,
         shared=True,
         mem_mb=4000,
-        each_phase=Stage(
+        each=Stage(
             "split",
             "replay list of one phase",
             title="replay list of phase {key}",
-            keys=_phases,
+            keys=phases,
             reads=with_holdout(with_iterations(reading("lst.replay", *LENGTH))),
             inputs=files.replay_inputs,
             outputs=lambda paths, key: [paths.replay(int(key or 0))],
@@ -146,7 +133,7 @@ _STAGES = (
         "distill",
         "teacher similarities for one incremental phase",
         title="teacher of phase {key}",
-        keys=_phases_with_cached_teacher,
+        keys=phases_with_cached_teacher,
         option=PHASE,
         reads=reading("detector", "lst.distill.teacher"),
         inputs=files.distill_inputs,
@@ -162,7 +149,7 @@ _STAGES = (
         "lst",
         "one incremental phase",
         title="LST phase {key}",
-        keys=_phases,
+        keys=phases,
         option=PHASE,
         reads=with_validation(
             with_iterations(
@@ -188,7 +175,7 @@ _STAGES = (
         "calibration plan and frozen RoI features",
         title="RoI features",
         keys=lambda exp: (None,) if needs_features(exp) else (),
-        reads=reading("detector", "features"),
+        reads=features_reads,
         inputs=files.features_inputs,
         outputs=lambda paths, key: [paths.plan],
         seed=_features_seed,
@@ -203,7 +190,7 @@ _STAGES = (
         "calibrate",
         "train or compute one calibrator",
         title="calibrator {key}",
-        keys=lambda exp: exp.calibrate,
+        keys=lambda exp: exp.calibrators_in_order(),
         option=CALIBRATOR,
         reads=calibrate_reads,
         inputs=files.calibrate_inputs,
@@ -219,8 +206,8 @@ _STAGES = (
         "evaluate",
         "measure one checkpoint",
         title="measurement of {key}",
-        keys=lambda exp: exp.evaluated_checkpoints(),
-        option=CHECKPOINT,
+        keys=lambda exp: exp.measurements(),
+        option=MEASUREMENT,
         alternative=Alternative("cross_check", cross_check_options, "ltpipe.stages.cross_check"),
         reads=evaluate_reads,
         inputs=files.evaluate_inputs,
@@ -238,7 +225,7 @@ _STAGES = (
         alternative=Alternative("annotations", pictures_options, "ltpipe.stages.pictures_of_files"),
         reads=reading("name", "seed", "detector", "split.ignore_future_gt", "base.sampler", "evaluate.checkpoints"),
         inputs=files.pictures_inputs,
-        outputs=lambda paths, key: [paths.pictures],
+        outputs=lambda paths, key: [paths.pictures, paths.highlights],
         mem_mb=8000,
         runtime=120,
     ),
@@ -246,10 +233,11 @@ _STAGES = (
         "report",
         "tables and plots",
         title="report",
-        reads=reading("name", "description", "report", "evaluate.checkpoints"),
+        reads=report_reads,
         inputs=files.report_inputs,
         outputs=lambda paths, key: [paths.report, paths.summary, paths.figures],
         torch=False,
+        over_seeds=True,
         in_all=True,
         shown={
             "report.html": Shown("page.rst", "Reports", "page"),
@@ -266,15 +254,15 @@ project are added by :func:`ltpipe.pipeline.own_stages.add_own_stages`."""
 def stage_of(name: str, key: Key = None) -> Stage:
     """Return the entry of a stage with this key."""
     entry = TABLE[name]
-    return entry.each_phase if entry.each_phase is not None and key is not None else entry
+    return entry.each if entry.each is not None and key is not None else entry
 
 
 def entries() -> Iterator[Stage]:
-    """All entries in the order of the table, what a command makes for each phase on its own."""
+    """All entries in the order of the table, what a command makes for each phase or test set on its own."""
     for entry in TABLE.values():
         yield entry
-        if entry.each_phase is not None:
-            yield entry.each_phase
+        if entry.each is not None:
+            yield entry.each
 
 
 def stage_keys(exp: Experiment) -> list[tuple[str, Key]]:
@@ -284,7 +272,7 @@ def stage_keys(exp: Experiment) -> list[tuple[str, Key]]:
     for entry in entries():
         if entry.option is PHASE:  # what comes behind it in the table comes behind all phases
             phase = exp.num_phases() + 1
-        found += [(key if isinstance(key, int) else phase, entry.name, key) for key in entry.keys(exp)]
+        found += [(key if isinstance(key, int) else phase, entry.name, key) for key in entry.keys_of(exp)]
     return [(name, key) for _, name, key in sorted(found, key=lambda one: one[0])]
 
 

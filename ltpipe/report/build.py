@@ -10,11 +10,12 @@ import pandas as pd
 from ltpipe.data.tables import write_csv
 from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.class_affinity import Affinity
-from ltpipe.metrics.fusion_sweep import Sweep
+from ltpipe.metrics.sweeps import Sweep
 from ltpipe.metrics.table import flat_intervals, flatten
 from ltpipe.report import html
 from ltpipe.report.curves import Curve, draw_curves
 from ltpipe.report.differences import differences_table
+from ltpipe.report.highlights import Highlight
 from ltpipe.report.inputs import (
     IOU_NAMES,
     Evaluation,
@@ -25,6 +26,7 @@ from ltpipe.report.inputs import (
     phases_of,
 )
 from ltpipe.report.plot_classes import NAMED, plot_class_bars
+from ltpipe.report.plot_errors import draw_errors
 from ltpipe.report.plots import (
     COLOURS,
     plot_affinity,
@@ -51,6 +53,8 @@ def build_report(
     sweeps: Sequence[Sweep] = (),
     affinities: Sequence[Affinity] = (),
     curves: Sequence[Curve] = (),
+    highlights: Sequence[Highlight] = (),
+    further: Sequence[Evaluation] = (),
 ) -> list[Path]:
     """Write ``report.html``, ``summary.csv``, ``differences.csv`` if checkpoints compare, and figures (PNG and SVG).
 
@@ -61,9 +65,11 @@ def build_report(
         subtitle: One sentence below it.
         cards: Methods, schedules and provenance of the experiments.
         expectations: Published numbers to show beside ours.
-        sweeps: Modes and thresholds of checkpoints with two classifiers.
+        sweeps: Modes and thresholds of checkpoints with two classifiers, and values that were chosen from.
         affinities: Checkpoints whose method compares classes.
         curves: Trainings.
+        highlights: Pictures of the page's own experiment.
+        further: The same checkpoints on further test sets.
 
     Returns:
         The files written, the page first.
@@ -71,13 +77,13 @@ def build_report(
     folder = Path(folder)
     drawn = folder / "figures"
     figures = draw_figures(drawn, evaluations) | draw_sweeps(drawn, sweeps) | draw_affinities(drawn, affinities)
-    figures |= draw_curves(drawn, curves)
-    write_csv(folder / "summary.csv", summary_table(evaluations))
+    figures |= draw_errors(drawn, evaluations) | draw_curves(drawn, curves)
+    write_csv(folder / "summary.csv", summary_table([*evaluations, *further]))
     differences, tables = differences_table(evaluations), ["summary.csv"]
     if len(differences):
         write_csv(folder / "differences.csv", differences)
         tables.append("differences.csv")
-    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities, curves)
+    chapters = all_sections(evaluations, cards, expectations, figures, sweeps, affinities, curves, highlights, further)
     bodies = [html.section(anchor, name, *parts) for anchor, (name, parts) in chapters.items()]
     links = {f"#{anchor}": name for anchor, (name, _) in chapters.items()}
     engines = ", ".join(sorted({str(item.metrics["engine"]) for item in evaluations}))
@@ -94,10 +100,11 @@ def summary_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """Return one row per evaluation with every number as a fraction of 1."""
     extra = ("evaluated_classes", "protocol", "max_detections", "engine")
     rows = [
-        {"experiment": item.experiment, "checkpoint": item.checkpoint, "iou_type": item.iou_type}
+        {"experiment": item.experiment, "checkpoint": item.checkpoint, "set": item.part, "iou_type": item.iou_type}
         | flatten(item.metrics)
         | flat_intervals(item.metrics)
         | {key: item.metrics[key] for key in extra}
+        | {"chosen_here": item.chosen_here}
         for item in evaluations
     ]
     return pd.DataFrame(rows)
@@ -145,16 +152,16 @@ def draw_figures(folder: Path, evaluations: Sequence[Evaluation]) -> dict[str, P
 
 
 def draw_sweeps(folder: Path, sweeps: Sequence[Sweep]) -> dict[str, Path]:
-    """Draw AP against the threshold where there are several: ``sweep.<experiment>.<checkpoint>.<iou>``."""
+    """Draw AP against what was varied, where there are several values, by :meth:`~Sweep.key`."""
     figures = {}
     for one in sweeps:
         for kind, name in IOU_NAMES.items():
-            rows = one.of(kind)
-            rows = rows[(rows["mode"] == "dual") & (rows["threshold"] > 0)].drop_duplicates("threshold")
-            if len(rows) > 1:
-                path = folder / f"sweep_{one.experiment}_{one.checkpoint}_{kind}"
-                title = f"{one.experiment}, {one.checkpoint}: AP by threshold, {name}"
-                figures[f"sweep.{one.experiment}.{one.checkpoint}.{kind}"] = plot_sweep(rows, path, title=title)
+            curve = one.curve(kind)
+            if curve is not None:
+                option, rows = curve
+                path = folder / f"{one.kind}_{one.experiment}_{one.checkpoint}_{kind}"
+                title = f"{one.experiment}, {one.checkpoint}: AP by {option}, {name}"
+                figures[one.key(kind)] = plot_sweep(rows, option, path, title=title, marked=bool(one.options))
     return figures
 
 

@@ -14,8 +14,9 @@ from ltpipe.metrics.error_names import KINDS
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.report import html
 from ltpipe.report import shots as marks
+from ltpipe.report.captioned import Shot
 from ltpipe.report.picture_pages import shots
-from ltpipe.report.shots import Outline, Shelf, Shot, detection
+from ltpipe.report.shots import Outline, Shelf, detection
 
 PER_KIND, SCENES, SCENE_SCORE, SCENE_BOXES = 4, 2, 0.3, 12
 MISTAKES = [code for code, name in enumerate(KINDS) if name != "Miss"]
@@ -29,11 +30,10 @@ class DetectionPictures:
         shelf: Images and objects.
         predictions: The detections.
         errors: What became of them.
-        per_kind: Pictures of each kind and class.
     """
 
-    def __init__(self, shelf: Shelf, predictions: Predictions, errors: Errors, per_kind: int = PER_KIND) -> None:
-        self._shelf, self._predictions, self._errors, self._per_kind = shelf, predictions, errors, per_kind
+    def __init__(self, shelf: Shelf, predictions: Predictions, errors: Errors) -> None:
+        self._shelf, self._predictions, self._errors = shelf, predictions, errors
         store = shelf.store
         names = dict(zip(store.category_ids.tolist(), store.category_names, strict=True))
         self._names = [names[i] for i in errors.category_ids.tolist()]
@@ -51,18 +51,37 @@ class DetectionPictures:
         Args:
             place: Row of ``errors.category_ids``.
         """
-        errors, own = self._errors, self._by_class[self._first[place] : self._first[place + 1]]
+        errors, own = self._errors, self._own(place)
         yield from self._row("Best hits", own[errors.state[own] == RIGHT])
         for code in MISTAKES:
             wrong = own[(errors.state[own] == WRONG) & (errors.kind[own] == code)]
             yield from self._row(f"Confident mistakes: {list(KINDS.values())[code]}", wrong)
         yield from self._row("Its objects, taken for other classes", self._taken[self._meant == place])
-        yield from self._missed(np.flatnonzero(errors.missed & (errors.ann_category == place)))
+        yield from self._missed(place)
         yield from self._scenes(place, own)
+
+    def worst(self, place: int) -> Iterator[Shot]:
+        """Yield one picture of a class: its most confident mistake, else the largest object missed, if there is one.
+
+        Args:
+            place: Row of ``errors.category_ids``.
+        """
+        errors, own = self._errors, self._own(place)
+        wrong = own[errors.state[own] == WRONG]
+        for row in wrong[:1].tolist():
+            kind = list(KINDS.values())[int(errors.kind[row])]
+            yield from (Shot(shot.picture, f"{kind}: {shot.caption}") for shot in self._shot(row))
+        if not len(wrong):
+            _, missed = self._largest_missed(place, 1)
+            yield from (Shot(shot.picture, f"missed: {shot.caption}") for shot in missed)
+
+    def _own(self, place: int) -> Rows:
+        """Return the detections of a class, the most confident first."""
+        return self._by_class[self._first[place] : self._first[place + 1]]
 
     def _row(self, heading: str, rows: Rows) -> Iterator[str]:
         """Yield the most confident of some detections."""
-        found = [shot for row in rows[: self._per_kind].tolist() for shot in self._shot(row)]
+        found = [shot for row in rows[:PER_KIND].tolist() for shot in self._shot(row)]
         if found:
             yield html.subheading(f"{heading} ({len(rows):,})") + shots(found)
 
@@ -80,19 +99,24 @@ class DetectionPictures:
         image = int(self._image[row])
         yield from self._shelf.cut(image, outlines, f"{caption} · {self._shelf.store.image_file(image)}")
 
-    def _missed(self, rows: Rows) -> Iterator[str]:
+    def _missed(self, place: int) -> Iterator[str]:
         """Yield the largest objects that nothing comes near."""
-        store, anns = self._shelf.store, self._errors.anns[rows]
-        anns = anns[np.argsort(-store.ann_area[anns], kind="stable")][: self._per_kind]
-        found = [
+        count, found = self._largest_missed(place, PER_KIND)
+        if found:
+            yield html.subheading(f"Missed objects, the largest ({count:,})") + shots(found)
+
+    def _largest_missed(self, place: int, most: int) -> tuple[int, list[Shot]]:
+        """Return how many objects of a class nothing comes near, and pictures of the largest of them."""
+        store, errors = self._shelf.store, self._errors
+        anns = errors.anns[np.flatnonzero(errors.missed & (errors.ann_category == place))]
+        largest = anns[np.argsort(-store.ann_area[anns], kind="stable")][:most]
+        return len(anns), [
             shot
-            for row in anns.tolist()
+            for row in largest.tolist()
             for shot in self._shelf.cut(
                 int(store.ann_image[row]), [self._shelf.object(row)], store.image_file(int(store.ann_image[row]))
             )
         ]
-        if found:
-            yield html.subheading(f"Missed objects, the largest ({len(rows):,})") + shots(found)
 
     def _scenes(self, place: int, own: Rows) -> Iterator[str]:
         """Yield the images with most errors of a class, truth and detections side by side."""

@@ -6,7 +6,6 @@ visualizer does: pictures can be made of any detector's files where no torch is 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -92,9 +91,9 @@ def fit(image: Image, longest: int | None, least: int = 0) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
 
 
-def crop(image: Image, box: NDArray[Any] | Sequence[float], *, margin: float = 0.0) -> Image:
-    """Return the part of an image in a box, xyxy, with a margin in parts of its sides; at least one pixel."""
-    x0, y0, x1, y1 = window(image.shape[:2], box, margin)
+def crop(image: Image, box: NDArray[Any] | Sequence[float]) -> Image:
+    """Return the part of an image in a box, xyxy; at least one pixel."""
+    x0, y0, x1, y1 = window(image.shape[:2], box, 0.0)
     return image[y0:y1, x0:x1]
 
 
@@ -112,11 +111,6 @@ def jpeg(image: Image, quality: int = 85) -> bytes:
     done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "images in memory can be encoded"
     return bytes(content)
-
-
-def data_uri(content: bytes) -> str:
-    """Return a JPEG as the source of an image element, inside the page."""
-    return f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def bitmap(mask: Any, height: int, width: int) -> NDArray[np.bool_] | None:

@@ -196,7 +196,8 @@ def show(value: object, kind: str) -> str:
     if _is_nothing(value):
         return NOTHING
     if kind == "percent":
-        return f"{100 * float(str(value)):.1f}"
+        text = f"{100 * float(str(value)):.1f}"
+        return "0.0" if float(text) == 0 else text
     if kind == "points":
         text = f"{100 * float(str(value)):+.1f}"
         return "0.0" if float(text) == 0 else text.replace("-", "−")

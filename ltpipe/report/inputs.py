@@ -15,6 +15,8 @@ from ltpipe.report.html import Column
 
 IOU_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 WHO = (Column("experiment", "experiment", "text"), Column("checkpoint", "checkpoint", "text"))
+MARK = " \u2020"
+"""Behind the name of a checkpoint that was chosen on the images it is measured on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,8 @@ class Evaluation:
         confusions: Which classes are taken for which, most often first, columns ``meant``, ``taken_for``, ``count``;
             None: not measured.
         resamples: Its numbers on resamples of the images; None: not measured.
+        chosen_here: Whether anything of it was chosen on the images that it is measured on.
+        part: Part of the data that it is measured on: ``val``, or a further test set.
     """
 
     experiment: str
@@ -37,6 +41,8 @@ class Evaluation:
     per_class: pd.DataFrame
     confusions: pd.DataFrame | None = None
     resamples: Resamples | None = None
+    chosen_here: bool = False
+    part: str = "val"
 
     @property
     def iou_type(self) -> str:
@@ -122,5 +128,5 @@ def numbers(section: Section) -> list[Column]:
 
 
 def who(item: Evaluation) -> dict[str, Any]:
-    """Return the cells of the columns :data:`WHO`."""
-    return {"experiment": item.experiment, "checkpoint": item.checkpoint}
+    """Return the cells of the columns :data:`WHO`; what was chosen on the images it is measured on is marked."""
+    return {"experiment": item.experiment, "checkpoint": item.checkpoint + (MARK if item.chosen_here else "")}

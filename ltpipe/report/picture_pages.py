@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ltpipe.report import html
-from ltpipe.report.shots import Shot
+from ltpipe.report.captioned import Shot
 from ltpipe.run.files import atomic_path
 
 PAGE_BYTES = 4_000_000

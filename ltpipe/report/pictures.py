@@ -17,14 +17,18 @@ from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.error_kinds import Errors
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.report import html
-from ltpipe.report.class_order import by_importance, by_rarity
+from ltpipe.report.captioned import LEGEND, Shot
+from ltpipe.report.class_ranking import by_importance, by_rarity
 from ltpipe.report.detection_pictures import DetectionPictures
+from ltpipe.report.highlights import DOZEN, Highlight, write_highlights
 from ltpipe.report.html import Column
 from ltpipe.report.picture_pages import Budget, Pages, shots, write_page
 from ltpipe.report.plot_classes import plot_long_tail
-from ltpipe.report.shots import LEGEND, Shelf, Shot
+from ltpipe.report.shots import Shelf
 
 EXAMPLES, ODD_SHOWN = 6, 24
+HIGHLIGHTS = "highlights.json"
+"""What a report shows of the pages, see :mod:`~ltpipe.report.highlights`."""
 MEGABYTES = 100.0
 FOR_EXAMPLES = 0.35
 """Share of the limit that is kept for the examples of the data where there are detections as well."""
@@ -75,7 +79,7 @@ class Album:
 
 
 def write_album(folder: Path, album: Album) -> list[Path]:
-    """Write ``index.html`` and the pages it links to; return all files, that one first."""
+    """Write ``index.html``, the pages it links to, and ``highlights.json``; return all files, the first page first."""
     budget = Budget(album.megabytes)
     rest = budget.part(FOR_EXAMPLES) if album.detected else budget
     more, files = dict[str, str](), list[Path]()
@@ -95,8 +99,11 @@ def write_album(folder: Path, album: Album) -> list[Path]:
         before = one.per_class
     # The last set is looked at first: it may take all there is.
     found: dict[str, dict[str, str]] = {}
+    highlights: list[Highlight] = []
     for one, table in reversed(list(zip(album.detected, tables, strict=True))):
-        found[one.name] = _detected(folder, album, one, table, budget, files)
+        found[one.name], worst = _detected(folder, album, one, table, budget, files)
+        highlights = highlights or worst
+    write_highlights(folder / HIGHLIGHTS, highlights)
     examples = _examples(folder, album, rest, files)
     left_out = budget.full or rest.full
     body = _index(album, tables, examples, found, more, left_out)
@@ -112,7 +119,7 @@ def write_album(folder: Path, album: Album) -> list[Path]:
         page.append(html.section("unread", "Images that cannot be read", html.table(columns, rows)))
     subtitle = f"Pictures of all pages together: at most {album.megabytes:g} MB."
     write_page(folder / "index.html", album.title, subtitle, {"#data": "data", "#classes": "classes", **more}, page)
-    return [folder / "index.html", *files, figure, figure.with_suffix(".svg")]
+    return [folder / "index.html", *files, figure, figure.with_suffix(".svg"), folder / HIGHLIGHTS]
 
 
 def safe_name(name: str) -> str:
@@ -160,18 +167,23 @@ def _facts(row: pd.Series, counted: str) -> str:
 
 def _detected(
     folder: Path, album: Album, one: Detected, table: pd.DataFrame, budget: Budget, files: list[Path]
-) -> dict[str, str]:
-    """Write the pages of a set of detections; return the link of each class by category id."""
+) -> tuple[dict[str, str], list[Highlight]]:
+    """Write the pages of a set of detections; return the link of each class by category id, and a dozen pictures."""
     pictures = DetectionPictures(one.shelf, one.predictions, one.errors)
     pages = Pages(folder, f"detected_{safe_name(one.name)}", f"{one.name}: right and wrong", LEGEND, budget)
+    highlights: list[Highlight] = []
     for place, why in by_importance(table):
         row = table.loc[place]
-        parts = list(pictures.of_class(int(row["place"])))
-        parts = [_facts(row, album.counted), *parts] if parts else []
-        if parts and not pages.add(int(row["category_id"]), str(row["name"]), _heading(row, why), *parts):
+        key, name, parts = int(row["category_id"]), str(row["name"]), list(pictures.of_class(int(row["place"])))
+        if not parts:
+            continue
+        if not pages.add(key, name, _heading(row, why), _facts(row, album.counted), *parts):
             break
+        if len(highlights) < DOZEN:
+            worst = pictures.worst(int(row["place"]))
+            highlights += [Highlight(name, why, shot, pages.links[str(key)]) for shot in worst]
     files += pages.write()
-    return pages.links
+    return pages.links, highlights
 
 
 def _examples(folder: Path, album: Album, budget: Budget, files: list[Path]) -> dict[str, str]:

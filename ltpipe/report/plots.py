@@ -62,7 +62,7 @@ def plot_class_curve(
         The PNG file.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "classes by training instances, most frequent first", "AP (%)")
+        figure, axes = new_figure(title, "classes by training instances, most frequent first", "AP (%)")
         ranked = None
         for index, (label, frame) in enumerate(frames.items()):
             ranked = frame.sort_values(["train_instances", "category_id"], ascending=[False, True], ignore_index=True)
@@ -94,7 +94,7 @@ def plot_group_bars(metrics: Mapping[str, Mapping[str, float | None]], path: Pat
         The PNG file.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "", "AP (%)")
+        figure, axes = new_figure(title, "", "AP (%)")
         width = 0.82 / max(len(metrics), 1)
         top = max((numbers.get(name) or 0.0 for numbers in metrics.values() for name in GROUPS), default=0.0)
         for index, (label, numbers) in enumerate(metrics.items()):
@@ -138,7 +138,7 @@ def plot_forgetting(
         The PNG file.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "evaluated after", "AP (%)")
+        figure, axes = new_figure(title, "evaluated after", "AP (%)")
         for index, (label, values) in enumerate(groups.items()):
             heights = [np.nan if value is None else 100 * value for value in values]
             axes.plot(
@@ -158,26 +158,36 @@ def plot_forgetting(
         return save(figure, path)
 
 
-def plot_sweep(rows: pd.DataFrame, path: Path, *, title: str) -> Path:
-    """Draw AP of all and of each frequency group against the threshold of dual scores.
+def plot_sweep(rows: pd.DataFrame, option: str, path: Path, *, title: str, marked: bool = False) -> Path:
+    """Draw AP of all and of each frequency group against the values of an option.
 
     Args:
-        rows: ``threshold`` (ascending, positive) and the names of :data:`GROUPS` as fractions; NaN where nothing is
-            evaluated.
+        rows: ``option`` (ascending; thresholds, which are counts, are positive), the names of :data:`GROUPS` as
+            fractions, NaN where nothing is evaluated, and ``configured``.
+        option: What was varied.
         path: File without suffix; ``.png`` and ``.svg`` are written.
         title: Heading.
+        marked: Mark the value of the configured row.
 
     Returns:
         The PNG file.
     """
+    counted = option == "threshold"
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, "threshold (training instances)", "AP (%)")
+        figure, axes = new_figure(title, f"{option} (training instances)" if counted else option, "AP (%)")
         shown = {name: meaning for name, meaning in GROUPS.items() if name in rows and rows[name].notna().any()}
         for index, (name, meaning) in enumerate(shown.items()):
             style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 2}
-            axes.plot(rows["threshold"], 100 * rows[name].astype(float), label=f"{name}: {meaning}", **style)
-        axes.set_xscale("log")
-        axes.set_xticks(rows["threshold"], [f"{value:g}" for value in rows["threshold"]])
+            axes.plot(rows[option], 100 * rows[name].astype(float), label=f"{name}: {meaning}", **style)
+        for value in rows.loc[rows["configured"].astype(bool), option] if marked else ():
+            axes.axvline(value, color="#9aa3ad", linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                "chosen", (value, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                fontsize=8, color="#66707a",
+            )  # fmt: skip
+        if counted:
+            axes.set_xscale("log")
+        axes.set_xticks(rows[option], [f"{value:g}" for value in rows[option]])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         legend_below(figure, axes, len(shown))
@@ -248,7 +258,8 @@ def plot_reliability(diagrams: Mapping[str, Mapping[str, Any]], path: Path, *, t
         return save(figure, path)
 
 
-def _figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+def new_figure(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+    """Return an empty figure with its axes; ``across`` and ``up`` name them."""
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

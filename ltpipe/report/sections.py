@@ -8,13 +8,15 @@ from typing import Any
 
 from ltpipe.errors import unknown_name
 from ltpipe.metrics.class_affinity import Affinity
-from ltpipe.metrics.fusion_sweep import Sweep
+from ltpipe.metrics.sweeps import Sweep
 from ltpipe.metrics.table import flatten
 from ltpipe.report import html
 from ltpipe.report.curves import Curve, curve_section
+from ltpipe.report.highlights import Highlight, highlights_section
 from ltpipe.report.html import Column
 from ltpipe.report.inputs import (
     IOU_NAMES,
+    MARK,
     WHO,
     Evaluation,
     Expectation,
@@ -28,8 +30,17 @@ from ltpipe.report.inputs import (
 from ltpipe.report.sections_affinity import affinity
 from ltpipe.report.sections_classes import changes, classes
 from ltpipe.report.sections_context import accounting, data, methods, provenance, terms
-from ltpipe.report.sections_numbers import by_kind, confidence, differences, errors, interval, limits, title_of
-from ltpipe.report.sections_sweep import sweep
+from ltpipe.report.sections_numbers import (
+    by_kind,
+    confidence,
+    differences,
+    differences_of,
+    errors,
+    interval,
+    limits,
+    title_of,
+)
+from ltpipe.report.sections_sweep import choices, sweep
 from ltpipe.report.verdict import verdict
 
 Parts = list[str]
@@ -44,6 +55,8 @@ def all_sections(
     sweeps: Sequence[Sweep] = (),
     affinities: Sequence[Affinity] = (),
     curves: Sequence[Curve] = (),
+    highlights: Sequence[Highlight] = (),
+    further: Sequence[Evaluation] = (),
 ) -> Chapters:
     """Return the sections that have content: anchor to title and parts.
 
@@ -52,19 +65,24 @@ def all_sections(
         cards: What was done.
         expectations: Published numbers.
         figures: PNG files under the names of :func:`ltpipe.report.build.draw_figures`.
-        sweeps: Modes and thresholds of checkpoints with two classifiers.
+        sweeps: Modes and thresholds of checkpoints with two classifiers, and values that were chosen from.
         affinities: Checkpoints whose method compares classes.
         curves: Trainings.
+        highlights: Pictures of the page's own experiment.
+        further: The same checkpoints on further test sets.
     """
     chapters: Chapters = {
-        "brief": ("In short", verdict(evaluations, cards, sweeps)),
+        "brief": ("In short", verdict(evaluations, cards, sweeps, pictured=bool(highlights))),
         "overview": ("Overview", overview(evaluations, figures)),
         "differences": ("Which differences are more than chance", differences(evaluations)),
+        "sets": ("Further test sets", test_sets(further)),
         "published": ("Published numbers beside ours", published(evaluations, expectations)),
         "bins": ("Frequent to rare classes", bins(evaluations, figures)),
         "limits": ("Without competition for places, and across classes", limits(evaluations)),
         "confidence": ("Do scores mean what they say", confidence(evaluations, figures)),
-        "errors": ("What goes wrong", errors(evaluations)),
+        "errors": ("What goes wrong", errors(evaluations, figures)),
+        "pictures": ("What it looks like", highlights_section(highlights)),
+        "choices": ("What was chosen, and on which images", choices(sweeps, figures)),
         "sweep": ("Two classifiers, several ways to combine them", sweep(sweeps, figures)),
         "phases": ("What each phase keeps", phases(evaluations, figures)),
         "affinity": ("Which classes are alike", affinity(affinities, figures)),
@@ -98,23 +116,48 @@ def overview(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> 
             "with nothing else in the table."
         ),
     ]
+    if any(item.chosen_here for item in evaluations):
+        parts.append(
+            html.note(
+                f"{MARK.strip()} Something of this checkpoint (options, the step of training that was kept, how often "
+                "classes are drawn) was chosen on the images of this table: its numbers are too good."
+            )
+        )
     for kind, ours in by_kind(evaluations):
-        columns = [*WHO, *numbers("overview"), Column("classes", "classes", "count")]
-        whole = complete(ours)
-        rows = [
-            who(item)
-            | flatten(item.metrics)
-            | {"classes": item.metrics["evaluated_classes"], "partial": item not in whole}
-            | {"interval": interval(item, "AP")}
-            for item in ours
-        ]
-        if any(row["interval"] for row in rows):
-            columns.insert(len(WHO) + 1, Column("interval", "95 %", "text"))
-        parts += [html.heading(title_of(kind)), html.table(columns, rows, group="experiment", pale="partial")]
+        parts += [html.heading(title_of(kind)), main_table(ours)]
         if f"groups.{kind}" in figures:
             caption = f"AP of all, rare, common and frequent classes, {IOU_NAMES[kind]}; complete checkpoints only."
             parts.append(html.figure(figures[f"groups.{kind}"], caption))
     return parts
+
+
+def main_table(ours: Sequence[Evaluation]) -> str:
+    """Return the table of the main numbers on one set of images, of one IoU type."""
+    columns = [*WHO, *numbers("overview"), Column("classes", "classes", "count")]
+    whole = complete(ours)
+    rows = [
+        who(item)
+        | flatten(item.metrics)
+        | {"classes": item.metrics["evaluated_classes"], "partial": item not in whole}
+        | {"interval": interval(item, "AP")}
+        for item in ours
+    ]
+    if any(row["interval"] for row in rows):
+        columns.insert(len(WHO) + 1, Column("interval", "95 %", "text"))
+    return html.table(columns, rows, group="experiment", pale="partial")
+
+
+def test_sets(further: Sequence[Evaluation]) -> Parts:
+    """Return the main numbers of the same checkpoints on further test sets, and what of the differences is chance."""
+    parts: Parts = []
+    for name in dict.fromkeys(item.part for item in further):
+        for kind, ours in by_kind([item for item in further if item.part == name]):
+            parts += [html.heading(f"{name}, {IOU_NAMES[kind]}"), main_table(ours), *differences_of(ours)]
+    text = (
+        "The checkpoints of the table above on other images: nothing was trained or chosen again. Compare inside a "
+        "table only; a ranking that holds on several sets is worth more than a difference on one."
+    )
+    return [html.note(text), *parts] if parts else []
 
 
 def published(evaluations: Sequence[Evaluation], expectations: Sequence[Expectation]) -> Parts:

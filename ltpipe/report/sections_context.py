@@ -92,6 +92,7 @@ def provenance(cards: Sequence[ExperimentCard]) -> Parts:
         Column("device", "device", "text"),
         Column("started", "started", "text"),
         Column("digest", "settings digest", "text"),
+        Column("commit", "commit", "text"),
         Column("versions", "other versions", "long"),
     ]
     text = "From the stage.json beside each result, which also holds the checksums of all inputs and outputs."
@@ -114,16 +115,18 @@ def _stage_row(experiment: str, stage: Mapping[str, Any], common: Mapping[str, A
         "experiment": experiment,
         "stage": stage.get("label", stage.get("stage")),
         "seed": stage.get("seed"),
-        "time": None if seconds is None else _duration(seconds),
+        "time": None if seconds is None else duration(seconds),
         "memory": None if memory is None else f"{memory / 1024:.1f} GiB",
         "device": stage.get("device"),
         "started": stage.get("started"),
         "digest": str(stage.get("digest", ""))[:12] or None,
         "versions": versions or None,
+        "commit": stage.get("commit"),
     }
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit that suits it."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

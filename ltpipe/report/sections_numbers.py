@@ -33,22 +33,15 @@ def title_of(kind: str) -> str:
 def interval(item: Evaluation, key: str) -> str | None:
     """Return the interval of a number, in percent."""
     ends = (item.metrics.get("intervals") or {}).get(key)
-    return None if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+    return None if ends is None else " to ".join(html.show(end, "percent") for end in ends)
 
 
 def differences(evaluations: Sequence[Evaluation]) -> Parts:
     """Return checkpoints compared two by two."""
     parts: Parts = []
     for kind, ours in by_kind(evaluations):
-        rows, name = [], naming(ours)
-        for first, second in pairs(ours):
-            cells = {key: _difference(one) for key, one in compared(first, second).items()}
-            rows.append({"from": name(first), "to": name(second), **cells})
-        shown = [key for key in RESAMPLED if any(key in row for row in rows)]
-        columns = [Column("from", "from", "text"), Column("to", "to", "text")]
-        columns += [Column(key, key, "text") for key in shown]
-        if rows:
-            parts += [html.heading(title_of(kind)), html.table(columns, rows)]
+        table = differences_of(ours)
+        parts += [html.heading(title_of(kind)), *table] if table else []
     text = (
         "Differences in percent points, with their 95 % intervals, which come from drawing the validation images again "
         f"({COUNT:,} times, with replacement, the same draws for both), and the share of the draws in favour of the "
@@ -56,6 +49,17 @@ def differences(evaluations: Sequence[Evaluation]) -> Parts:
         "it may vanish or turn. The interval knows of the images alone; another seed of training moves numbers as well."
     )
     return [html.note(text), *parts] if parts else []
+
+
+def differences_of(ours: Sequence[Evaluation]) -> Parts:
+    """Return the table of checkpoints compared two by two, of one set of images and one IoU type; or nothing."""
+    rows, name = [], naming(ours)
+    for first, second in pairs(ours):
+        cells = {key: _difference(one) for key, one in compared(first, second).items()}
+        rows.append({"from": name(first), "to": name(second), **cells})
+    shown = [key for key in RESAMPLED if any(key in row for row in rows)]
+    columns = [Column("from", "from", "text"), Column("to", "to", "text"), *(Column(key, key, "text") for key in shown)]
+    return [html.table(columns, rows)] if rows else []
 
 
 def _difference(one: Difference) -> str:
@@ -118,7 +122,7 @@ def confidence(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -
     return [html.note(text), *parts] if parts else []
 
 
-def errors(evaluations: Sequence[Evaluation]) -> Parts:
+def errors(evaluations: Sequence[Evaluation], figures: Mapping[str, Path]) -> Parts:
     """Return what each kind of error costs in each frequency group, and which classes are taken for which."""
     parts: Parts = []
     groups = {"": "all", **{f"_{letter}": name for letter, name in FREQUENCY_NAMES.items()}}
@@ -132,6 +136,9 @@ def errors(evaluations: Sequence[Evaluation]) -> Parts:
         columns = [*WHO, Column("group", "classes", "text"), *(Column(one, one, "points") for one in KINDS)]
         if rows:
             parts += [html.heading(title_of(kind)), html.table(columns, rows, group="checkpoint")]
+        if f"errors.{kind}" in figures:
+            caption = "The kinds do not add up to all that is lost: mending one changes what the others cost."
+            parts.append(html.figure(figures[f"errors.{kind}"], caption))
     name = naming(evaluations)
     shown = [item for item in complete(evaluations) if item.confusions is not None and len(item.confusions)]
     lists = [

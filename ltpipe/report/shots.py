@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from ltpipe.data.images import read_as_annotated
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
 from ltpipe.metrics.predictions import Predictions
-from ltpipe.report.drawing import Image, Marks, bitmap, data_uri, draw, jpeg, window
+from ltpipe.report.captioned import Shot
+from ltpipe.report.drawing import Image, Marks, bitmap, draw, jpeg, window
 
 TRUTH, FOUND, WRONG = 2, 0, 6
 """Colours: objects of the annotations, right detections, wrong ones."""
-LEGEND = "Green: objects of the annotations. Blue: right detections. Red: wrong ones."
 THUMBNAIL, SCENE, QUALITY, MARGIN, KEPT = 260, 460, 78, 0.45, 48
 
 
@@ -39,22 +38,6 @@ class Outline:
     mask: NDArray[np.bool_] | None
     text: str
     colour: int
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A picture and what is said below it."""
-
-    picture: bytes
-    caption: str
-
-    def html(self) -> str:
-        """Return it as a part of a page, with the picture inside."""
-        text = escape(self.caption)
-        return (
-            f'<figure><img loading="lazy" alt="{escape(self.caption, quote=True)}" src="{data_uri(self.picture)}">'
-            f"<figcaption>{text}</figcaption></figure>"
-        )
 
 
 class Shelf:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ltpipe.frequency import FREQUENCY_NAMES
 from ltpipe.metrics.error_names import KINDS
-from ltpipe.metrics.fusion_sweep import Sweep
+from ltpipe.metrics.sweeps import Sweep
 from ltpipe.report import html
 from ltpipe.report.differences import said_of
 from ltpipe.report.inputs import IOU_NAMES, Evaluation, ExperimentCard, complete, experiments_of, phases_of
@@ -20,13 +20,20 @@ NOTICEABLE, FORGOTTEN = 0.005, 0.03
 Parts = list[str]
 
 
-def verdict(evaluations: Sequence[Evaluation], cards: Sequence[ExperimentCard], sweeps: Sequence[Sweep]) -> Parts:
+def verdict(
+    evaluations: Sequence[Evaluation],
+    cards: Sequence[ExperimentCard],
+    sweeps: Sequence[Sweep],
+    *,
+    pictured: bool = False,
+) -> Parts:
     """Return the best checkpoint, gains and losses in numbers, and a list of next steps.
 
     Args:
         evaluations: Experiments together, checkpoints in order of training; the page's own experiment last.
         cards: What was done.
         sweeps: Checkpoints with two classifiers.
+        pictured: Whether the page shows pictures.
     """
     kind = next((kind for kind in ("segm", "bbox", "boundary") if any(e.iou_type == kind for e in evaluations)), None)
     ours = [item for item in evaluations if item.iou_type == kind]
@@ -36,12 +43,19 @@ def verdict(evaluations: Sequence[Evaluation], cards: Sequence[ExperimentCard], 
     best = max(whole, key=lambda item: item.metrics["AP"])
     parts = [html.lead(_best(best, whole, ours))]
     parts += [html.note(sentence) for one in experiments_of(ours) for sentence in _steps(one, ours, whole)]
-    steps = [*_next(best, ours, cards), *_thresholds(sweeps, str(kind))]
+    steps = [*_next(best, ours, cards), *_thresholds([one for one in sweeps if not one.options], str(kind))]
+    if cards and not pictured:
+        text = "Look at what is wrong, the classes that matter most first; the report then shows a dozen pictures:"
+        own = ours[-1].experiment
+        steps.append(html.step(text, f"ltpipe pictures {own} && ltpipe report {own}"))
     return parts + ([html.heading("What to do next"), html.steps(steps)] if steps else [])
 
 
 def _best(best: Evaluation, whole: Sequence[Evaluation], ours: Sequence[Evaluation]) -> html.Markup:
     name = _name(best, ours)
+    if _percent(best.metrics["AP"]) == _percent(0.0):
+        text = f"No checkpoint detects anything worth the name yet: the best AP on {IOU_NAMES[best.iou_type]} is "
+        return html.Markup(f"{html.plain(text)}{_percent(0.0)}, that of {html.strong(name)}.")
     groups = [f"{key} {_percent(best.metrics[key])}" for key in ("APr", "APc", "APf") if best.metrics[key] is not None]
     text = f" reaches {_percent(best.metrics['AP'])} AP on {IOU_NAMES[best.iou_type]}"
     text += f" ({', '.join(groups)})" if groups else ""
@@ -52,6 +66,7 @@ def _best(best: Evaluation, whole: Sequence[Evaluation], ours: Sequence[Evaluati
         text += f", {_points(gap).lstrip('+')} more than {_name(second, ours)}, the next" if gap > 0 else ""
         text += said_of(second, best)[0] if gap > 0 else ""
         text += f"; it is the best of {len(whole)} that know all {len(best.per_class)} classes"
+    text += "; it was chosen on these images, so its numbers are too good" if best.chosen_here else ""
     return html.Markup(f"{html.strong(name)}{html.plain(text)}.")
 
 
@@ -137,8 +152,6 @@ def _next(best: Evaluation, ours: Sequence[Evaluation], cards: Sequence[Experime
             f"{own} has no calibrated checkpoint: a calibrator takes minutes and leaves the detector as it is.",
             "calibrate: {simcal: {type: simcal}}",
         )
-    if cards:
-        yield html.step("Look at what is wrong, the classes that matter most first:", f"ltpipe pictures {own}")
 
 
 def _longer(card: ExperimentCard) -> int:

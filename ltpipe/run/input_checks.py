@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.errors import UserError
-from ltpipe.pipeline.paths import Part, Paths
+from ltpipe.pipeline.paths import Paths, index_key
 from ltpipe.pipeline.stage_files import of_parts
 from ltpipe.pipeline.stage_rules import rule_name
 from ltpipe.pipeline.stages import TABLE, Inputs, stage_keys
@@ -97,7 +97,7 @@ def check_outside(folder: Path, stage: str, name: str, path: Path) -> None:
         )
 
 
-def check_annotations(exp: Experiment, paths: Paths, stage: str, part: Part) -> None:
+def check_annotations(exp: Experiment, paths: Paths, stage: str, part: str) -> None:
     """Refuse a store that was made from other annotations than the experiment names.
 
     Annotations that are not there any more cannot be compared; the store is complete without them.
@@ -106,19 +106,19 @@ def check_annotations(exp: Experiment, paths: Paths, stage: str, part: Part) -> 
         exp: The experiment.
         paths: Its paths.
         stage: The stage that reads the store.
-        part: Which part of the data set.
+        part: Which part of the data set, or which further test set.
 
     Raises:
         UserError: They have changed since, or another experiment has indexed its own under the same name.
     """
-    source = exp.dataset.train.annotations if part == "train" else exp.dataset.val.annotations
+    source = exp.parts()[part].annotations
     info = read_json(paths.store(part) / "info.json")
     if not isinstance(info, dict) or not source.is_file():
         return
     now, before = checksum(source), str(info.get("sha256"))
     if (now, exp.dataset.format) == (before, info.get("format")):
         return
-    by = (read_json(paths.record("index")) or {}).get("experiment", exp.name)
+    by = (read_json(paths.record("index", index_key(part))) or {}).get("experiment", exp.name)
     raise UserError(
         f"stage {stage} would read annotations that are not those of the experiment",
         where=paths.store(part),
@@ -154,7 +154,7 @@ def _again(exp: Experiment, paths: Paths, maker: str, path: Path) -> str:
     command = f"ltpipe {maker} --experiment {exp.name if owner == 'datasets' else owner}"
     option = TABLE[maker].option if maker in TABLE else None
     folder = path.parent.parent if path.parent.name == "history" else path.parent
-    if option is None or folder.name == maker:
+    if option is None or folder.name == maker or (owner == "datasets" and folder.name not in exp.evaluate.sets):
         return f"`{command}` (or snakemake with `-R {maker.replace('-', '_')}`)"
     key = option.kind(folder.name.removeprefix("phase" if option.kind is int else ""))
     return f"`{command} {option.flag} {key}` (or snakemake with `-R {rule_name(maker, key)}`)"

@@ -14,8 +14,12 @@ from ltpipe.run.slurm import ask
 LOCK = ".lock"
 # The executor `ltslurm` keeps a file per submitted job here.
 SUBMITTED = Path(".snakemake/ltslurm")
-_TRAINING = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?eta: ((?:\d+ days?, )?\S+)\s+time: ([\d.]+)")
+_TRAINING = re.compile(
+    r"Iter\(train\) \[\s*(\d+)/(\d+)\].*?eta: ((?:\d+ days?, )?\S+)\s+time: ([\d.]+)(?:.*?\bloss: (\S+))?"
+)
 _CONTINUES = "the next attempt continues"
+# Python's warnings, whose second line is indented code; they are no progress.
+_WARNING = re.compile(r"\b\w*Warning: ")
 _ERROR = re.compile(r"^(ltpipe [\w-]+: |Traceback |\w*Error\b|\S*(Error|Exception): )")
 
 
@@ -54,14 +58,16 @@ def describe(who: dict[str, object]) -> str:
 
 
 def rate(log: Path) -> str | None:
-    """Progress of a running stage: iterations, time per iteration and time left, or the log's last line."""
+    """Progress of a running stage: iterations, time per iteration, time left and loss, or the log's last line."""
     lines = _tail(log)
     for line in reversed(lines):
         found = _TRAINING.search(line)
         if found is not None:
-            step, total, left, seconds = found.groups()
-            return f"iteration {step} of {total}, {float(seconds):.2f} s each, {left} left"
-    return lines[-1][:100] if lines else None
+            step, total, left, seconds, loss = found.groups()
+            text = f"iteration {step} of {total}, {float(seconds):.2f} s each, {left} left"
+            return text if loss is None else f"{text}, loss {loss}"
+    told = [line for line in lines if not (_WARNING.search(line) or line.startswith("  "))]
+    return told[-1][:100] if told else None
 
 
 def failure(log: Path) -> str | None:

@@ -50,7 +50,7 @@ def is_cut_off(folder: Path) -> bool:
     return begun and not (folder / RECORD).is_file()
 
 
-def place(paths: Paths) -> dict[str, str]:
+def location(paths: Paths) -> dict[str, str]:
     """Return what a record keeps to say where its inputs lay, which :func:`located` finds again."""
     return {"results": os.path.abspath(paths.results), "project": os.getcwd()}
 

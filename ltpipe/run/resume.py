@@ -10,7 +10,7 @@ from typing import Any
 from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import slice_digest, stage_seed, stage_slice
 from ltpipe.pipeline.paths import Paths
-from ltpipe.pipeline.stages import stage_inputs
+from ltpipe.pipeline.stages import TABLE, stage_inputs
 from ltpipe.run.changes import changed_settings
 from ltpipe.run.checksums import checksum
 from ltpipe.run.earlier_results import record_of
@@ -85,8 +85,16 @@ def state_of(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -
     if reasons is None:
         return None
     if not reasons:
+        if _is_training(exp, stage) and not any(_ITERATION.fullmatch(file.name) for file in work.iterdir()):
+            return "starts anew: it was stopped before it saved a state"
         return "continues from its last checkpoint"
     return f"{described(work)} would be discarded:\n" + "\n".join(reasons)
+
+
+def _is_training(exp: Experiment, stage: str) -> bool:
+    """Whether a stage saves its state by iterations."""
+    batch_size = TABLE[stage].batch_size
+    return batch_size is not None and batch_size(exp) is not None
 
 
 def described(work: Path) -> str:

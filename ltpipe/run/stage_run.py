@@ -7,7 +7,6 @@ import filecmp
 import os
 import platform
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, move, write_json
 from ltpipe.run.input_checks import check_outside, checked_inputs, outdated_makers
 from ltpipe.run.loader_errors import from_loader
-from ltpipe.run.records import EARLIER, RECORD, RUN_KEY, place
+from ltpipe.run.machine import commit, device
+from ltpipe.run.records import EARLIER, RECORD, RUN_KEY, location
 from ltpipe.run.resume import described, replaced_record, run_key, why_discarded
 from ltpipe.run.stage_lock import exclusive
 from ltpipe.run.threads import same_threads
@@ -99,10 +99,11 @@ def stage_run(stage: str, exp: Experiment, paths: Paths, key: str | int | None =
                 "settings": today["settings"],
                 "seed": today["seed"],
                 "inputs": {str(path): today["inputs"][name] for name, path in inputs.items()},
-                "place": place(paths),
+                "place": location(paths),
                 "outputs": {path.relative_to(folder).as_posix(): checksum(path) for path in run.outputs},
                 "versions": {"python": platform.python_version(), **installed_versions()},
-                "device": _device(),
+                "commit": commit(),
+                "device": device(),
                 "processes": processes,
                 "threads": threads,
                 "started": started.isoformat(timespec="seconds"),
@@ -212,10 +213,3 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return f"cpu ({os.cpu_count()} cores)"

@@ -10,6 +10,7 @@ from typing import Any
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import FOLDER, list_experiments, load_experiment
+from ltpipe.config.seeds import parted
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_keys
@@ -96,7 +97,12 @@ def _stale(
 
 
 def print_status(exp: Experiment, paths: Paths) -> None:
-    """Print one line per stage, and more below it for an error or several changes."""
+    """Print one line per stage, and more below it for an error or several changes; with several seeds by run."""
+    for one in exp.runs():
+        print(f"{one.name}:")
+        print_status(one, Paths(paths.results, one))
+        print()
+    print(f"{exp.name}:\n" if exp.seeds else "", end="")
     rows = status(exp, paths)
     width = max(len(row.label) for row in rows)
     indent = "\n" + " " * (width + 12)
@@ -105,9 +111,11 @@ def print_status(exp: Experiment, paths: Paths) -> None:
 
 
 def print_all(results: Path) -> None:
-    """Print one line per experiment that has results: how far it is, and what runs or has failed."""
-    folders = sorted(file.name for file in results.glob("*") if file.is_dir() and file.name != "datasets")
+    """Print one line per experiment that has results: how far it is with all its seeds, what runs or has failed."""
     known = set(list_experiments())
+    names = (file.name for file in results.glob("*") if file.is_dir() and file.name != "datasets")
+    runs = ((name, parted(name)) for name in names)
+    folders = sorted({run[0] if name not in known and run is not None else name for name, run in runs})
     width = max((len(name) for name in folders), default=0)
     for name in folders:
         if name not in known:
@@ -115,7 +123,8 @@ def print_all(results: Path) -> None:
             continue
         try:
             exp = load_experiment(name)
-            print(f"{name:{width}s}  {_summary(status(exp, Paths(results, exp)))}")
+            rows = [row for one in (*exp.runs(), exp) for row in status(one, Paths(results, one))]
+            print(f"{name:{width}s}  {_summary(rows)}")
         except UserError as error:
             print(f"{name:{width}s}  {error.what}; see ltpipe status {name}")
     others = len(known - set(folders))

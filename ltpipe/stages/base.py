@@ -16,7 +16,7 @@ from ltpipe.engine.last_layers import check_fixed_layers, without_layers
 from ltpipe.engine.one_stage import is_one_stage, one_stage_start
 from ltpipe.engine.stage_models import model_of
 from ltpipe.engine.training import fitting_weights, write_checkpoint
-from ltpipe.interop.finished_checkpoints import start_state, taken_over
+from ltpipe.interop.finished_checkpoints import finished_state, start_state
 from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import MODELS
 from ltpipe.run.downloads import fetch
@@ -26,7 +26,7 @@ from ltpipe.stages.detector_training import DetectorTraining
 
 
 def run(exp: Experiment, paths: Paths) -> None:
-    """Train from ``detector.load_from`` or from scratch, or take over ``base.checkpoint``."""
+    """Train from ``detector.load_from`` or from scratch, or use ``base.checkpoint`` as it is."""
     with stage_run("base", exp, paths) as stage, process_group():
         split = Split.load(paths.split)
         fragment, model = model_of(exp, paths, split, "base")
@@ -36,7 +36,7 @@ def run(exp: Experiment, paths: Paths) -> None:
         start = starting_weights(exp, model, training.classes, stage.folder)
         config = training.config(iterations, stage.work, start)
         if exp.base.checkpoint:
-            write_checkpoint(paths.model("base"), taken_over(exp, model, training.classes), training.meta)
+            write_checkpoint(paths.model("base"), finished_state(exp, model, training.classes), training.meta)
             with atomic_path(paths.config("base")) as temporary:
                 config.dump(str(temporary))
         else:

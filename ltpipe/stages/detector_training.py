@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config, ConfigDict
 
 from ltpipe.checkpoint_ids import checkpoint_of
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
-from ltpipe.engine.dataset_configs import known_classes, stream_config, training_order
+from ltpipe.data.store import AnnotationStore
+from ltpipe.engine.dataset_configs import known_classes, stream_config, test_config, training_order
 from ltpipe.engine.detector_facts import facts_of
 from ltpipe.engine.extra_images import part_hooks
+from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import build_dataset
 from ltpipe.engine.model_config import component_modules
 from ltpipe.engine.training import train
 from ltpipe.engine.training_config import training_config
+from ltpipe.engine.validation import ValidationHook
+from ltpipe.metrics.evaluation import evaluate
+from ltpipe.metrics.predictions import Predictions
+from ltpipe.metrics.predictions_writer import merge_predictions
+from ltpipe.metrics.table import summarize
+from ltpipe.metrics.tensors import Tensors
 from ltpipe.pipeline.paths import Paths
-from ltpipe.stages.measuring import validation_hooks
+from ltpipe.stages.evaluate import class_table, write_predictions
 
 
 class DetectorTraining:
@@ -47,7 +56,8 @@ class DetectorTraining:
         self, exp: Experiment, paths: Paths, split: Split, phase: int, fragment: ConfigDict, model: ConfigDict
     ) -> None:
         assert phase == 0 or exp.lst is not None, "validate refuses phases without an lst block"
-        self.exp, self.paths, self.phase, self.fragment, self.model = exp, paths, phase, fragment, model
+        self.exp, self.paths, self.split, self.phase = exp, paths, split, phase
+        self.fragment, self.model = fragment, model
         self.schedule = exp.lst.schedule if phase and exp.lst is not None else exp.base.schedule
         self.name, self.num_classes = checkpoint_of(phase), split.classes_known(phase)
         self.classes = known_classes(paths, split, self.num_classes)
@@ -86,15 +96,40 @@ class DetectorTraining:
 
     def run(self, config: Config) -> dict[str, Any]:
         """Train and write the checkpoint; return facts for the record."""
-        watching = validation_hooks(
-            self.exp,
-            self.paths,
-            self.schedule,
-            self.model,
-            self.fragment,
-            checkpoint=self.name,
-            num_classes=self.num_classes,
-            seed=self.seed,
-        )
         made = self.paths.model(self.name), self.paths.config(self.name)
-        return train(config, *made, meta=self.meta, watching=watching)
+        return train(config, *made, meta=self.meta, watching=self.validation_hooks())
+
+    def validation_hooks(self) -> list[ValidationHook]:
+        """Return the hook that a schedule with ``validation`` asks for; it measures some images, drawn by the seed."""
+        spec = self.schedule.validation
+        if spec is None:
+            return []
+        split, store = self.split, AnnotationStore.open(self.paths.store("val"))
+        dataset: Any = build_dataset(test_config(self.exp, self.paths, self.fragment.test_pipeline, self.num_classes))
+        rows = np.arange(len(dataset))
+        if spec.images is not None and spec.images < len(rows):
+            rows = np.sort(np.random.default_rng(self.seed).choice(rows, spec.images, replace=False))
+        seen = store.of_images(rows)
+        kinds = [kind for kind in self.exp.evaluate.iou_types if kind != "boundary"]
+        kinds = [kind for kind in kinds if kind == "bbox" or bool(seen.ann_has_mask.any())]
+        masks, longer, classes = "segm" in kinds, last_pixel(self.model), class_table(self.paths, split)
+
+        def write(file: Path, images: Iterable[dict[str, Any]]) -> None:
+            write_predictions([file], ([image] for image in images), split=split, masks=masks, longer=longer)
+
+        def measure(files: Sequence[Path]) -> dict[str, float | None]:
+            merged = files[0].with_name("all.arrow")
+            merge_predictions(files, merged)
+            found, known = Predictions.open(merged), split.order[: self.num_classes]
+            cap = self.exp.evaluate.max_detections if seen.federated else None
+            tensors: dict[str, Tensors] = {
+                kind: evaluate(seen, found, kind, max_detections=cap, category_ids=known) for kind in kinds
+            }
+            numbers = {
+                kind: summarize(one, classes, bins=self.exp.evaluate.bins, phase=self.phase)
+                for kind, one in tensors.items()
+            }
+            return {f"{kind}/{name}": numbers[kind][name] for kind in kinds for name in spec.names}
+
+        best = spec.keep.best if spec.keep != "last" else None
+        return [ValidationHook(dataset, rows, spec.every * self.schedule.accumulate, write, measure, best)]

@@ -56,20 +56,20 @@ def run(exp: Experiment, paths: Paths, phase: int) -> None:
 def _passes(detector: FrozenDetector, num_old: int, work: Path) -> list[Path]:
     """Return files with the rows of every image with an object of a new class: of all as they are, then flipped."""
     images = detector.dataset.view.new_images.tolist()
-    units = [(row, flip) for flip in (False, True) for row in images]
+    samples = [(row, flip) for flip in (False, True) for row in images]
 
     def rows_of(first: int, stop: int) -> Iterator[ImageRows]:
-        some = units[first:stop]
-        for row, flip in tqdm(some, desc="teacher", unit="image", initial=first, total=len(units), mininterval=5):
+        some = samples[first:stop]
+        for row, flip in tqdm(some, desc="teacher", unit="image", initial=first, total=len(samples), mininterval=5):
             yield _rows(detector, num_old, row, flip)
 
-    (files,) = in_shards(work, ["rows.npz"], len(units), rows_of, _write)
+    (files,) = in_shards(work, ["rows.npz"], len(samples), rows_of, _write)
     return files
 
 
 @torch.no_grad()
 def _rows(detector: FrozenDetector, num_old: int, row: int, flip: bool) -> ImageRows:
-    batch = detector.sample(row, flip)
+    batch = detector.batch(row, flip)
     feats = detector.model.extract_feat(batch["inputs"])
     (found,) = teacher_rows(detector.model.roi_head, feats, batch["data_samples"], num_old)
     return found

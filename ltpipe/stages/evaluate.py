@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ltpipe.checkpoint_ids import phase_of
+from ltpipe.checkpoint_ids import measured_on, phase_of
 from ltpipe.config.detector import has_masks
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.split import Split
@@ -33,11 +33,11 @@ from ltpipe.engine.shards import in_shards
 from ltpipe.engine.stage_models import classes_of, loaded, model_of
 from ltpipe.metrics.class_affinity import neighbours, save_affinity
 from ltpipe.metrics.fixed_ap import best_per_category
-from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
 from ltpipe.metrics.long_tail_numbers import Numbers, measure
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import ROWS_PER_BATCH, PredictionWriter, merge_predictions
 from ltpipe.metrics.resamples import save_resamples
+from ltpipe.metrics.sweeps import sweep_rows, write_sweep
 from ltpipe.metrics.tensors import save_tensors
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import discard, write_json
@@ -48,34 +48,36 @@ Detections = list[dict[str, Any]]
 
 
 def run(exp: Experiment, paths: Paths, checkpoint: str) -> None:
-    """Measure one checkpoint."""
-    with stage_run("evaluate", exp, paths, checkpoint) as stage:
+    """Measure one checkpoint on the validation images, or on a further test set: ``base@minival``."""
+    measurement = checkpoint
+    checkpoint, part = measured_on(measurement)
+    with stage_run("evaluate", exp, paths, measurement) as stage:
         split = Split.load(paths.split)
         with process_group():
-            known, scored, shards, affinity = predict(exp, paths, checkpoint, split, stage.work)
+            known, scored, shards, affinity = predict(exp, paths, measurement, split, stage.work)
         if not is_first():
             return
         for one, files in zip(scored, shards, strict=False):
             merge_predictions(files, one.predictions)
         unlimited, per_class = None, exp.evaluate.detections_per_class
         if per_class is not None:
-            unlimited = paths.unlimited(checkpoint)
+            unlimited = paths.unlimited(measurement)
             merge_predictions(shards[-1], stage.work / "per_class.arrow")
             write_best(stage.work / "per_class.arrow", unlimited, per_class)
             stage.outputs.append(unlimited)
         else:
-            discard(paths.unlimited(checkpoint))
-        numbers = measure_all(exp, paths, split, paths.predictions(checkpoint), known, unlimited=unlimited)
+            discard(paths.unlimited(measurement))
+        numbers = measure_all(exp, paths, split, paths.predictions(measurement), known, part=part, unlimited=unlimited)
         for sometimes in (paths.sweep, paths.affinity, paths.confusions, paths.resamples):
-            discard(sometimes(checkpoint))
-        stage.outputs += write_tables(exp, paths, checkpoint, split, numbers)
-        save_tensors(paths.tensors(checkpoint), {kind: one.tensors for kind, one in numbers.items()})
-        stage.notes["detections"] = len(Predictions.open(paths.predictions(checkpoint)))
+            discard(sometimes(measurement))
+        stage.outputs += write_tables(exp, paths, measurement, split, numbers)
+        save_tensors(paths.tensors(measurement), {kind: one.tensors for kind, one in numbers.items()})
+        stage.notes["detections"] = len(Predictions.open(paths.predictions(measurement)))
         if scored[0].names:
-            write_sweep_table(exp, paths, checkpoint, split, known, scored, numbers)
-            stage.outputs.append(paths.sweep(checkpoint))
-        # A calibrated checkpoint has its detector's.
-        if affinity and checkpoint not in exp.calibrate:
+            write_sweep_table(exp, paths, measurement, split, known, scored, numbers)
+            stage.outputs.append(paths.sweep(measurement))
+        # A calibrated checkpoint has its detector's, and it is the same for all images.
+        if affinity and part == "val" and checkpoint not in exp.calibrate:
             stage.outputs += write_affinity(paths, checkpoint, split, known, affinity)
 
 
@@ -95,31 +97,30 @@ class Scored:
 
 
 def predict(
-    exp: Experiment, paths: Paths, checkpoint: str, split: Split, work: Path
+    exp: Experiment, paths: Paths, measurement: str, split: Split, work: Path
 ) -> tuple[NDArray[np.int64], list[Scored], list[list[Path]], dict[str, NDArray[Any]]]:
     """Write the detections of the checkpoint, in shards.
 
     Returns:
         The ids of the categories it knows; what the detections will be: first what the checkpoint itself detects, then,
         in the work folder, its other modes; the shards of each, and last those without a limit per image if they are
-        asked for; and how alike the classes are to a part of it that says
-        so.
+        asked for; and how alike the classes are to a part of it that says so.
     """
+    checkpoint, part = measured_on(measurement)
     fragment, config = described = model_of(exp, paths, split, checkpoint)
     set_limits(config, exp.evaluate)
     num_classes = classes_of(split, checkpoint)
     model: Any = loaded(described, paths, split, checkpoint)
-    dataset: Any = build_dataset(test_config(exp, paths, fragment.test_pipeline, num_classes))
-    scored = [Scored((), None, paths.predictions(checkpoint))]
+    dataset: Any = build_dataset(test_config(exp, paths, fragment.test_pipeline, num_classes, part))
+    scored = [Scored((), None, paths.predictions(measurement))]
     roi_head: Any = getattr(model, "roi_head", None)
     calibrator: Any = getattr(roi_head, "calibrator", None)
     rescore: Rescore | None = None
     if exp.evaluate.oracle_labels:
         rescore = OracleLabels(dataset)
     elif (exp.evaluate.modes or exp.evaluate.thresholds) and hasattr(calibrator, "choices"):
-        fusion = calibrator
-        choices = fusion.choices(exp.evaluate.modes, exp.evaluate.thresholds)
-        files = [paths.predictions(checkpoint), *(work / f"choice{i}.arrow" for i in range(1, len(choices)))]
+        choices = calibrator.choices(exp.evaluate.modes, exp.evaluate.thresholds)
+        files = [paths.predictions(measurement), *(work / f"choice{i}.arrow" for i in range(1, len(choices)))]
         scored = [Scored(c.names, c.from_calibrated(), f) for c, f in zip(choices, files, strict=True)]
 
         def rescore(found: Any) -> Any:
@@ -190,19 +191,20 @@ def measure_all(
     predictions: Path,
     known: NDArray[np.int64],
     *,
+    part: str = "val",
     resamples: bool = True,
     unlimited: Path | None = None,
 ) -> dict[str, Numbers]:
     """Return all numbers by IoU type; ``unlimited``: detections for AP-fixed and AP-pool, made without a limit."""
-    gt, classes = AnnotationStore.open(paths.store("val")), class_table(paths, split)
-    found = Predictions.open(predictions)
+    gt, classes = AnnotationStore.open(paths.store(part)), class_table(paths, split)
+    found, annotations = Predictions.open(predictions), exp.parts()[part].annotations
     # The COCO protocol caps per image and class, at 100, whatever the detector keeps per image.
     cap = exp.evaluate.max_detections if gt.federated else None
     masks = found.masks is not None and bool(gt.ann_has_mask.any())
     measured = [iou_type for iou_type in exp.evaluate.iou_types if iou_type == "bbox" or masks]
     if found.masks is not None and not masks:
-        print(f"{exp.dataset.val.annotations}: no object has a mask, only boxes are measured", file=sys.stderr)
-    check_measurable(exp.evaluate.iou_types, exp.dataset.val.annotations, masks)
+        print(f"{annotations}: no object has a mask, only boxes are measured", file=sys.stderr)
+    check_measurable(exp.evaluate.iou_types, annotations, masks)
     options: dict[str, Any] = {"max_detections": cap, "category_ids": known, "resamples": resamples}
     if unlimited is not None:
         options |= {"unlimited": Predictions.open(unlimited), "per_category": exp.evaluate.detections_per_class}
@@ -223,10 +225,10 @@ def known_phase(checkpoint: str, split: Split) -> int:
 
 
 def write_tables(
-    exp: Experiment, paths: Paths, checkpoint: str, split: Split, numbers: Mapping[str, Numbers]
+    exp: Experiment, paths: Paths, measurement: str, split: Split, numbers: Mapping[str, Numbers]
 ) -> list[Path]:
     """Write the summary, the per-class table, the confusions and the resamples; return those not always there."""
-    classes, phase = class_table(paths, split), known_phase(checkpoint, split)
+    classes, phase = class_table(paths, split), known_phase(measured_on(measurement)[0], split)
     summaries, tables = {}, []
     for kind, one in numbers.items():
         summaries[kind], table = one.of(classes, bins=exp.evaluate.bins, phase=phase)
@@ -234,17 +236,17 @@ def write_tables(
         if one.fixed is not None:
             limited = exp.evaluate.detections_per_class is None
             summaries[kind]["per_image_limit"] = exp.evaluate.max_detections if limited else None
-    write_json(paths.metrics(checkpoint), summaries)
-    write_csv(paths.per_class(checkpoint), pd.concat(tables))
+    write_json(paths.metrics(measurement), summaries)
+    write_csv(paths.per_class(measurement), pd.concat(tables))
     files: list[Path] = []
     confused = [one.confusions.assign(iou_type=kind) for kind, one in numbers.items() if one.confusions is not None]
     if confused:
-        write_csv(paths.confusions(checkpoint), pd.concat(confused))
-        files.append(paths.confusions(checkpoint))
+        write_csv(paths.confusions(measurement), pd.concat(confused))
+        files.append(paths.confusions(measurement))
     drawn = {kind: one.resamples for kind, one in numbers.items() if one.resamples is not None}
     if drawn:
-        save_resamples(paths.resamples(checkpoint), drawn)
-        files.append(paths.resamples(checkpoint))
+        save_resamples(paths.resamples(measurement), drawn)
+        files.append(paths.resamples(measurement))
     return files
 
 
@@ -262,17 +264,18 @@ def write_affinity(
 def write_sweep_table(
     exp: Experiment,
     paths: Paths,
-    checkpoint: str,
+    measurement: str,
     split: Split,
     known: NDArray[np.int64],
     scored: Sequence[Scored],
     numbers: Mapping[str, Numbers],
 ) -> None:
     """Write the numbers of all modes and thresholds; those of the first entry are given."""
+    checkpoint, part = measured_on(measurement)
     classes, phase = class_table(paths, split), known_phase(checkpoint, split)
     rows: list[dict[str, Any]] = []
     for index, one in enumerate(scored):
-        own = measure_all(exp, paths, split, one.predictions, known, resamples=False) if index else numbers
+        own = measure_all(exp, paths, split, one.predictions, known, part=part, resamples=False) if index else numbers
         metrics = {kind: item.of(classes, bins=exp.evaluate.bins, phase=phase)[0] for kind, item in own.items()}
         rows += sweep_rows(one.names, one.calibrated_classes, metrics, scored[0].names[0])
-    write_sweep(paths.sweep(checkpoint), rows)
+    write_sweep(paths.sweep(measurement), rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ltpipe.config.choices import chooses_on
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.calibration_plan import PlanInfo, draw_plan
 from ltpipe.data.calibration_rois import RoiSampling
@@ -39,22 +40,22 @@ def run(exp: Experiment, paths: Paths) -> None:
         drawn = {name: getattr(spec, name) for name in DRAWN}
         info = PlanInfo(**drawn, split=view.split.digest, annotation_sha256=view.store.info["sha256"])
         slots = draw_plan(view.class_images, info)
-        image_id, flip, unit_of_slot = slots.units()
+        image_id, flip, sample_of_slot = slots.samples()
         rows, slot_label = row_of(image_id, view.store.image_ids), slots.class_label.astype(np.int64)
-        units = list(zip(rows.tolist(), flip.tolist(), strict=True))
+        samples = list(zip(rows.tolist(), flip.tolist(), strict=True))
         sampling = RoiSampling(**{name: getattr(spec, name) for name in SAMPLED})
         if spec.storage == "cached" and is_first():
-            slots_of = (unit_of_slot, slot_label, info.slots_per_step)
+            slots_of = (sample_of_slot, slot_label, info.slots_per_step)
             fewest, most = bound_rows(*slots_of, detector.most_boxes(rows), sampling, spec.bg_ratio)
             bounds = (fewest * detector.stages, most * detector.stages)
             check_space(paths.features.parent, bounds, detector.shape_at(spec.level), spec.dtype)
         plans = plan_features(
             rows,
             flip,
-            unit_of_slot,
+            sample_of_slot,
             slot_label,
             info.slots_per_step,
-            collect_boxes(detector, units, stage.work),
+            collect_boxes(detector, samples, stage.work),
             [replace(sampling, pos_iou=iou) for iou in detector.positive_ious],
             num_classes=view.num_classes,
             bg_ratio=spec.bg_ratio,
@@ -65,15 +66,15 @@ def run(exp: Experiment, paths: Paths) -> None:
                 discard(leftover)
         if spec.storage == "cached":
             files = [paths.of_stage(paths.features, k) for k in range(len(plans))]
-            boxes = [plan.unit_boxes for plan in plans]
-            write_features(detector, units, boxes, files, spec.dtype, stage.work, spec.level)
+            boxes = [plan.sample_boxes for plan in plans]
+            write_features(detector, samples, boxes, files, spec.dtype, stage.work, spec.level)
             stage.outputs += files
         elif is_first():
             discard(paths.features)
         if not is_first():
             return
         stage.outputs += save_plans(plans, paths)
-        stage.notes["images"] = len(units)
+        stage.notes["images"] = len(samples)
         stage.notes |= {key: sum(len(getattr(plan, key)) for plan in plans) for key in ("boxes", "rows")}
 
 
@@ -91,4 +92,6 @@ def frozen_detector(exp: Experiment, paths: Paths) -> FrozenDetector:
     split = Split.load(paths.split)
     fragment = read_detector(exp.detector.config)
     data = annotated_config(exp, paths, fragment, phase=split.num_phases, num_classes=split.num_classes)
+    if chooses_on(exp, "holdout"):  # what is chosen on these images is not trained on them either
+        data["holdout"] = str(paths.holdout)
     return FrozenDetector(detector_of(exp, paths, split, source), build_dataset(data))

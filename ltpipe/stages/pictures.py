@@ -16,9 +16,10 @@ from ltpipe.metrics.table import COUNTS
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stage_files import complete_checkpoints, trained_phases
 from ltpipe.report import html
+from ltpipe.report.captioned import Shot
 from ltpipe.report.picture_pages import shots
 from ltpipe.report.pictures import Album, Detected, write_album
-from ltpipe.report.shots import SCENE, TRUTH, Outline, Shelf, Shot, drawn
+from ltpipe.report.shots import SCENE, TRUTH, Outline, Shelf, drawn
 from ltpipe.run.files import discard, move
 from ltpipe.run.stage_run import stage_run
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
-from ltpipe.data.convert import build_store
 from ltpipe.data.formats import annotation_format
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.data.summary import sentences
 from ltpipe.errors import UserError
 from ltpipe.frequency import FREQUENCY_LIMITS

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.config import ConfigDict
 from numpy.typing import NDArray
 
@@ -15,6 +16,7 @@ from ltpipe.data.image_sources import Broken, Sources, find_sources
 from ltpipe.data.progress_bar import Progress
 from ltpipe.engine.geometry import last_pixel
 from ltpipe.engine.inference import load_model
+from ltpipe.engine.precision import guard
 from ltpipe.engine.predicting import prediction_pipeline, predictions
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.run.files import write_json
@@ -25,6 +27,7 @@ from ltpipe.stages.trained_detector import Detector, find_detector
 DETECTIONS, IMAGES = "detections.json", "images.json"
 SCORE = 0.3
 BROKEN_SHOWN = 20
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def thresholds(given: Sequence[str], classes: Categories) -> NDArray[np.float64]:
@@ -62,6 +65,7 @@ def predict(
     batch_size: int = 1,
     every: int = 1,
     wanted: Wanted | None = None,
+    precision: str = "fp32",
 ) -> tuple[int, int, list[tuple[str, Broken]]]:
     """Write what a detector finds.
 
@@ -76,11 +80,14 @@ def predict(
         batch_size: Images per forward pass.
         every: Take every so-manieth frame of videos.
         wanted: What to write beside the detections.
+        precision: What backbone, neck and heads compute in, of :data:`PRECISIONS`.
 
     Returns:
         Pictures and detections, and what could not be read.
     """
     model = load_model(_with_scores(detector.model, float(least.min())), detector.weights)
+    if precision != "fp32":
+        guard(model)
     pipeline = prediction_pipeline(detector.test_pipeline)
     longer, broken = last_pixel(detector.model), []
     facts = {"detector": str(detector.weights), "classes": len(detector.classes.ids)}
@@ -89,7 +96,7 @@ def predict(
         with open(folder / DETECTIONS, "wb") as stream:
             stream.write(b"[")
             writer = Writer(folder, stream, detector.classes, least, longer, wanted or Wanted())
-            for item in predictions(model, pipeline, sources.pictures(every), batch_size):
+            for item in predictions(model, pipeline, sources.pictures(every), batch_size, PRECISIONS[precision]):
                 if isinstance(item[1], Broken):
                     broken.append((str(item[0]), item[1]))
                 else:
@@ -126,6 +133,8 @@ def run(arguments: Namespace) -> None:
     for name in ("batch_size", "every"):
         if getattr(arguments, name) < 1:
             raise UserError("not a number from 1", where=f"--{name.replace('_', '-')}", got=getattr(arguments, name))
+    if arguments.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("float16 needs a GPU", where="--precision", got="fp16, and no GPU", allowed="bf16 or fp32")
     sources = find_sources(arguments.paths)
     detector = find_detector(arguments.detector, arguments.checkpoint, arguments.results)
     least = thresholds(arguments.score, detector.classes)
@@ -140,6 +149,7 @@ def run(arguments: Namespace) -> None:
         batch_size=arguments.batch_size,
         every=arguments.every,
         wanted=Wanted(not arguments.no_pictures, arguments.crops),
+        precision=arguments.precision,
     )
     print(f"{folder}: {count} detections in {pictures} images")
     if broken:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.categories import Categories
-from ltpipe.engine.predicting import Found
+from ltpipe.engine.predicting import PictureDetections
 from ltpipe.report.drawing import Marks, bitmap, crop, draw, jpeg
 
 
@@ -61,7 +61,7 @@ class Writer:
         self._folder, self._stream, self._classes, self._least = folder, stream, classes, least
         self._longer, self._wanted, self._encoder = longer, wanted, msgspec.json.Encoder()
 
-    def add(self, found: Found) -> None:
+    def add(self, found: PictureDetections) -> None:
         """Write what was found in a picture."""
         picture, detections, pixels = found
         height, width = detections["size"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ltpipe.checkpoint_ids import measured_on
+from ltpipe.config.choices import chosen_on_val
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.fields import Choice
 from ltpipe.config.schedules import Schedule, Steps
@@ -21,23 +24,28 @@ from ltpipe.metrics.resamples import load_resamples
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_inputs, stage_keys
 from ltpipe.report.build import Curve, Evaluation, Expectation, ExperimentCard, Sweep, build_report
+from ltpipe.report.highlights import read_highlights
 from ltpipe.run.records import read_json, recorded_outputs
 from ltpipe.run.stage_run import stage_run
+from ltpipe.stages.report_over_seeds import run as over_seeds
 
 
 def run(exp: Experiment, paths: Paths) -> None:
-    """Write the report page, the summary table and the figures."""
+    """Write the report page, the summary table and the figures; with several seeds, over the runs for them."""
+    if exp.seeds:
+        over_seeds(exp, paths)
+        return
     others = [exp.beside(name) for name in exp.report.compare]
     shown = [*((other, Paths(paths.results, other)) for other in others), (exp, paths)]
     read = set(stage_inputs(exp, paths, "report").values())
-    swept, alike = (
+    swept, chosen, alike = (
         [
             (one.name, checkpoint, table(place, checkpoint))
             for one, place in shown
             for checkpoint in one.evaluated_checkpoints()
             if table(place, checkpoint) in read
         ]
-        for table in (Paths.sweep, Paths.affinity)
+        for table in (Paths.sweep, Paths.choice, Paths.affinity)
     )
     trained = [
         (one.name, "base" if key is None else f"phase{key}", place.curve(stage, key, "training"))
@@ -45,19 +53,22 @@ def run(exp: Experiment, paths: Paths) -> None:
         for stage, key in one.trainings()
         if place.curve(stage, key, "training") in read
     ]
+    beside = Path(os.path.relpath(paths.pictures.parent, paths.folder("report"))).as_posix()
     with stage_run("report", exp, paths) as stage:
         measured = [item for one, place in shown for item in evaluations(one, place)]
         same_classes(exp, measured)
         stage.outputs += build_report(
             paths.folder("report"),
-            measured,
+            [item for item in measured if item.part == "val"],
             title=exp.name,
             subtitle=exp.description,
             cards=[_card(one, place) for one, place in shown],
             expectations=[Expectation(exp.name, **item.model_dump()) for item in exp.report.expected],
-            sweeps=[Sweep(name, checkpoint, read_csv(file)) for name, checkpoint, file in swept],
+            sweeps=[Sweep(name, checkpoint, read_csv(file)) for name, checkpoint, file in [*chosen, *swept]],
             affinities=[load_affinity(file, name, checkpoint) for name, checkpoint, file in alike],
             curves=[curve(*one, read) for one in trained],
+            highlights=read_highlights(paths.highlights, beside) if paths.highlights in read else (),
+            further=[item for item in measured if item.part != "val"],
         )
 
 
@@ -68,16 +79,18 @@ def curve(name: str, checkpoint: str, training: Path, read: set[Path]) -> Curve:
 
 
 def evaluations(exp: Experiment, paths: Paths) -> Iterator[Evaluation]:
-    """Yield the evaluations of an experiment, checkpoints in the order of training."""
-    for checkpoint in exp.evaluated_checkpoints():
-        table = read_csv(paths.per_class(checkpoint))
-        made = recorded_outputs(paths.record("evaluate", checkpoint))
-        pairs, drawn = paths.confusions(checkpoint), paths.resamples(checkpoint)
+    """Yield the evaluations of an experiment, checkpoints in the order of training, further test sets last."""
+    for measurement in exp.measurements():
+        checkpoint, part = measured_on(measurement)
+        table = read_csv(paths.per_class(measurement))
+        made = recorded_outputs(paths.record("evaluate", measurement))
+        pairs, drawn = paths.confusions(measurement), paths.resamples(measurement)
         confused = read_csv(pairs) if pairs.name in made else pd.DataFrame(columns=["iou_type"])
         resamples = load_resamples(drawn) if drawn.name in made else {}
-        for kind, metrics in json.loads(paths.metrics(checkpoint).read_text(encoding="utf-8")).items():
-            per_class, own = (part[part["iou_type"] == kind].reset_index(drop=True) for part in (table, confused))
-            yield Evaluation(exp.name, checkpoint, metrics, per_class, own, resamples.get(kind))
+        for kind, metrics in json.loads(paths.metrics(measurement).read_text(encoding="utf-8")).items():
+            per_class, own = (rows[rows["iou_type"] == kind].reset_index(drop=True) for rows in (table, confused))
+            here = part == "val" and chosen_on_val(exp, checkpoint)
+            yield Evaluation(exp.name, checkpoint, metrics, per_class, own, resamples.get(kind), here, part)
 
 
 def same_classes(exp: Experiment, measured: Sequence[Evaluation]) -> None:

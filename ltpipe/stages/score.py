@@ -15,10 +15,10 @@ import pandas as pd
 
 from ltpipe import __version__
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
-from ltpipe.data.convert import build_store
 from ltpipe.data.formats import annotation_format
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.data.tables import write_csv
 from ltpipe.errors import UserError, unknown_name
 from ltpipe.frequency import BIN_EDGES, FREQUENCY_LIMITS

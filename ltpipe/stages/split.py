@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ltpipe.config.choices import extra_images
+from ltpipe.config.choices import holds_out
 from ltpipe.config.experiment import Experiment
 from ltpipe.data.holdout import choose_holdout, load_holdout, save_holdout
 from ltpipe.data.phase import PhaseView
@@ -51,9 +51,9 @@ def write_split(exp: Experiment, paths: Paths) -> None:
             annotation_sha256=AnnotationStore.open(paths.store("train")).info["sha256"],
             **spec,
         )
-        if extra_images(exp) == "holdout":
+        if holds_out(exp):
             view = PhaseView(AnnotationStore.open(paths.store("train")), split, split.num_phases)
-            save_holdout(paths.holdout, choose_holdout(view))
+            save_holdout(paths.holdout, choose_holdout(view, **exp.holdout.model_dump()))
         split.save(paths.split)
 
 
@@ -63,7 +63,7 @@ def write_replay(exp: Experiment, paths: Paths, phase: int) -> None:
     assert lst is not None, "phases without an lst block do not load"
     with stage_run("split", exp, paths, phase):
         store, split = AnnotationStore.open(paths.store("train")), Split.load(paths.split)
-        exclude = load_holdout(paths.holdout) if extra_images(exp) == "holdout" else None
+        exclude = load_holdout(paths.holdout) if holds_out(exp) else None
         view = PhaseView(store, split, phase, exclude=exclude)
         first = build_replay(view, variant=lst.replay.variant, seed=lst.replay.seed, epochs=1)
         length = len(first.epoch(0)[0])

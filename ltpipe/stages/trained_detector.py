@@ -22,6 +22,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.registry import import_plugins
 from ltpipe.run.input_checks import checked_input
 from ltpipe.run.records import RECORD
+from ltpipe.stage_command import one_run
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def find_detector(named: str, checkpoint: str | None, results: Path) -> Detector
         if checkpoint is not None:
             raise UserError("an exported detector is one checkpoint", where="--checkpoint", got=checkpoint)
         return _exported(Path(named))
-    exp = load_experiment(named)
+    exp = one_run(load_experiment(named))
     if checkpoint not in exp.checkpoints():
         raise unknown_name("checkpoint", str(checkpoint), exp.checkpoints(), where="--checkpoint")
     paths = Paths(results, exp)

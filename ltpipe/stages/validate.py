@@ -19,6 +19,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.run.files import atomic_path, discard, sha256_file, write_json
 from ltpipe.run.records import read_json
 from ltpipe.run.stage_run import installed_versions, stage_run
+from ltpipe.stages.validate_summary import summary
 from ltpipe.yaml_files import dump_yaml
 
 INSPECTED = Path(".ltpipe") / "detectors"
@@ -32,7 +33,8 @@ def run(exp: Experiment, paths: Paths) -> None:
         read_settings()
         remarks = check_experiment(exp, list_experiments())
         facts = _inspected(exp)
-        stage.notes["images"] = sampled = sample_images(exp)
+        images: dict[str, int] = {}
+        stage.notes["images"] = sampled = sample_images(exp, images)
         remarks += [f"dataset.{part}: {text}" for part, found in sampled.items() for text in orientation_remarks(found)]
         text = dump_yaml(exp.model_dump(mode="json"))
         with atomic_path(paths.lock) as temporary:
@@ -41,7 +43,7 @@ def run(exp: Experiment, paths: Paths) -> None:
     shared = {f"{stage} {key or ''}".strip(): owner for (stage, key), owner in exp.owners.items()}
     if exp.share is not None:
         print(f"{exp.name}: taken from {exp.share}: {', '.join(shared) or 'nothing, it begins otherwise'}")
-    for fact in facts:
+    for fact in [*summary(exp, paths, images), *facts]:
         print(f"{exp.name}: {fact}")
     for remark in remarks:
         print(f"{exp.name}: {remark}", file=sys.stderr)
@@ -70,8 +72,12 @@ def _inspect(exp: Experiment) -> list[str]:
     return list(found.facts)
 
 
-def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:
+def sample_images(exp: Experiment, counts: dict[str, int] | None = None) -> dict[str, dict[str, int]]:
     """Look for the image files of both parts, read some of them, and compare their sizes with the annotation files.
+
+    Args:
+        exp: The experiment.
+        counts: Gets the number of images of each part.
 
     Returns:
         By part whose annotations are there: how many were read, and what became of their orientation.
@@ -80,9 +86,11 @@ def sample_images(exp: Experiment) -> dict[str, dict[str, int]]:
         UserError: Image files are missing, or one that was read is damaged or of another size.
     """
     found = {}
-    for part, source in (("train", exp.dataset.train), ("val", exp.dataset.val)):
+    for part, source in exp.parts().items():
         if source.annotations.is_file():
             images = [image for image in read_images(source.annotations) if min(image.height, image.width) > 0]
+            if counts is not None:
+                counts[part] = len(images)
             name = [f"image id {image.id}" for image in images].__getitem__
             files = image_files(images, source.images, source.annotations, name, Findings())
             sizes = [(image.height, image.width) for image in images]

@@ -15,6 +15,7 @@ import pytest
 
 import ltpipe
 from ltpipe.report.build import ExperimentCard, build_report
+from ltpipe.report.highlights import read_highlights
 from ltpipe.stages.pictures_of_files import pictures_of_files
 from tests.helpers.reports import evaluation
 
@@ -51,7 +52,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         evaluation("steps", "simcal", 0.28),
     ]
     card = ExperimentCard("steps", "Two phases.", {"loss": "seesaw"}, epochs=2.0, iterations=100)
-    build_report(folder / "report", shown, title="steps", cards=[card])
+    highlights = read_highlights(folder / "pictures" / "highlights.json", "../pictures")
+    build_report(folder / "report", shown, title="steps", cards=[card], highlights=highlights)
     named = {f"pictures {file.stem}": file for file in sorted((folder / "pictures").glob("*.html"))}
     return {"report": folder / "report" / "report.html", "score": folder / "score" / "report.html", **named}
 

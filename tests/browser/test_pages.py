@@ -111,3 +111,16 @@ def test_from_the_table_to_the_pictures(browser: Browser, pages: dict[str, Path]
     assert anchor and page.locator(f"#{anchor} h2").inner_text().startswith(name)
     assert page.locator(f"#{anchor} img").count() > 0 and wrong == []
     page.context.close()
+
+
+def test_from_the_report_to_the_pictures(browser: Browser, pages: dict[str, Path]) -> None:
+    """A picture of a class leads to the others of it."""
+    page, wrong = opened(browser, pages["report"])
+    figures = page.locator("#pictures figure")
+    assert figures.count() == 12
+    name = figures.first.locator("figcaption").inner_text().partition(" (")[0]
+    figures.first.locator("a").click()
+    page.wait_for_load_state()
+    anchor = page.url.partition("#")[2]
+    assert anchor and page.locator(f"#{anchor} h2").inner_text().startswith(name) and wrong == []
+    page.context.close()

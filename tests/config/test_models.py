@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ltpipe.config.blocks import Evaluate
 from ltpipe.config.experiment import Schedule, Split
 from ltpipe.config.schedules import CalibrationSchedule, IncrementalSchedule
-from ltpipe.config.training import Lst, Replay
+from ltpipe.config.training_blocks import Lst, Replay
 from ltpipe.errors import UserError
 from tests.helpers.small_project import Load
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import yaml
 
 from ltpipe.config.json_schema import SCHEMA, experiment_schema, schema_text, write_schema
+from ltpipe.config.yaml_positions import read_yaml
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "configs" / "experiments").rglob("*.yaml"))
@@ -24,7 +24,7 @@ def test_the_committed_schema_is_current(request: pytest.FixtureRequest) -> None
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_experiments_fit_the_schema(file: Path) -> None:
-    jsonschema.Draft202012Validator(experiment_schema()).validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    jsonschema.Draft202012Validator(experiment_schema()).validate(read_yaml(file).values)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from ltpipe.data.checks import checked_columns
-from ltpipe.data.convert import build_store
 from ltpipe.data.findings import Findings
 from ltpipe.data.readers import READERS
+from ltpipe.data.record_checks import checked_columns
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.data.summary import lines
 from ltpipe.errors import UserError
 

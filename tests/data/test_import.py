@@ -15,10 +15,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ltpipe.cli import main
-from ltpipe.data.convert import build_store
 from ltpipe.data.images import exif_orientation
 from ltpipe.data.import_data import import_data
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.errors import UserError
 
 SIZE = (40, 20)  # width, height

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.phase import PhaseView
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.errors import UserError
 
 SAMPLE = Path(__file__).parent / "lvis_val_100.json"

@@ -1,4 +1,4 @@
-"""Calibration plans: frequencies, content, distinct units, files."""
+"""Calibration plans: frequencies, content, distinct samples, files."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def test_seed_and_length(classes: ClassImages) -> None:
 
 def test_units(classes: ClassImages) -> None:
     plan = draw_plan(classes, PlanInfo(steps=100))
-    image, flip, unit = plan.units()
-    assert_array_equal(image[unit], plan.image_id)
-    assert_array_equal(flip[unit], plan.flip)
+    image, flip, sample = plan.samples()
+    assert_array_equal(image[sample], plan.image_id)
+    assert_array_equal(flip[sample], plan.flip)
     assert len(image) == len(set(zip(plan.image_id.tolist(), plan.flip.tolist(), strict=True)))
     assert (np.diff(image) >= 0).all()
 

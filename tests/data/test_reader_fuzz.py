@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ltpipe.data.annotation_json import write_dataset
-from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.data.summary import lines
 from ltpipe.errors import UserError
 from tests.helpers.annotation_cases import coco_content, lvis_content

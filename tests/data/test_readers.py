@@ -15,15 +15,15 @@ from pycocotools.coco import COCO
 
 from ltpipe.command_options import import_options
 from ltpipe.config.blocks import Dataset
-from ltpipe.data import convert
-from ltpipe.data.convert import build_store
+from ltpipe.data import store_writer
 from ltpipe.data.findings import Findings
 from ltpipe.data.image_names import image_files
 from ltpipe.data.readers import READERS
-from ltpipe.data.readers.records import ImageRecord
+from ltpipe.data.readers.coco_records import ImageRecord
 from ltpipe.data.readers.sources import SOURCES
 from ltpipe.data.readers.text import quoted_words
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.data.summary import sentences
 from ltpipe.errors import UserError
 from tests.helpers.annotation_cases import (
@@ -136,7 +136,7 @@ def test_bare_words_become_text() -> None:
 
 def test_memory_does_not_grow_with_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred times as many coordinates, the same peak."""
-    monkeypatch.setattr(convert, "SEGMENT_ROWS", 16)
+    monkeypatch.setattr(store_writer, "SEGMENT_ROWS", 16)
     peaks = {}
     for corners in (4, 4, 400):
         content = lvis_content()

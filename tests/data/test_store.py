@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ltpipe.data import convert
-from ltpipe.data.convert import build_store
+from ltpipe.data import store_writer
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.errors import UserError
 from ltpipe.frequency import frequency_groups
 from tests.helpers.annotation_cases import LVIS_100, coco_content, lvis_content, write_content
@@ -77,7 +77,7 @@ def test_real_lvis_file_round_trip(tmp_path: Path) -> None:
 def test_small_files_round_trip_for_any_batch_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(convert, "SEGMENT_ROWS", rows)
+    monkeypatch.setattr(store_writer, "SEGMENT_ROWS", rows)
     for fmt, content in (("lvis", lvis_content()), ("coco", coco_content())):
         (tmp_path / fmt).mkdir()
         assert_holds(built(tmp_path / fmt, content, fmt), content, federated=fmt == "lvis")
@@ -154,7 +154,7 @@ def test_failed_conversion_keeps_the_old_store(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(convert, "read_masks", fail)
+        patch.setattr(store_writer, "read_masks", fail)
         built(tmp_path, coco_content(), "coco")
     assert AnnotationStore.open(tmp_path / "store").info["format"] == "lvis"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "train.json"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.errors import UserError
 from tests.helpers.annotation_cases import COMPRESSED_RLE, PLAIN_RLE, coco_content, lvis_content, write_content
 
@@ -182,7 +182,7 @@ def test_text_that_is_no_annotation_file(tmp_path: Path, text: str, words: list[
 
 
 def test_first_bad_mask_of_a_later_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltpipe.data.convert.SEGMENT_ROWS", 2)
+    monkeypatch.setattr("ltpipe.data.store_writer.SEGMENT_ROWS", 2)
     content = lvis_content()
     content["annotations"][2]["segmentation"] = [[1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 2]]
     with pytest.raises(UserError, match=r"1 masks that cannot be read \(annotations\[2\] \(id 4\)"):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.statistics import class_statistics
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.data.toy import write_toy_data
 from ltpipe.data.toy_draw import SHAPES, STYLES, Thing, draw_scene, outline, polygon_area
 from ltpipe.errors import UserError

@@ -167,6 +167,17 @@ def test_the_experiments_of_the_pages_are_accepted(tmp_path: Path, monkeypatch: 
         check_settings(load_experiment(name), list_experiments())
 
 
+def test_every_promise_about_a_cluster_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    text = page.partition("## When things die")[2].partition("## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    there = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names and all(f"def {name}(" in there for name in names), row
+
+
 @pytest.mark.tutorial
 @pytest.mark.timeout(5400)
 def test_the_tutorial_as_it_is_written(tmp_path: Path) -> None:

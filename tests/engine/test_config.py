@@ -19,7 +19,7 @@ from ltpipe.config.fields import Choice
 from ltpipe.config.options import INJECTED
 from ltpipe.config.schedules import Schedule
 from ltpipe.engine.hooks import saved_states
-from ltpipe.engine.loading import loader_workers
+from ltpipe.engine.loaders import loader_workers
 from ltpipe.engine.model_config import (
     ClassCounts,
     assemble_model,

@@ -17,10 +17,10 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader, SequentialSampler
 
 from ltpipe.config.experiment import Experiment
-from ltpipe.data.convert import build_store
 from ltpipe.data.replay import ReplayIndex
 from ltpipe.data.split import Split, make_split
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset, StreamDataset
 from ltpipe.engine.model_config import with_our_steps
 from ltpipe.engine.training_stream import StreamSampler

@@ -87,26 +87,26 @@ def test_bounds_are_shown_before_the_proposals(
 def test_bounds_hold(bg_ratio: float | None, label: int | None) -> None:
     """The plan made afterwards lies between the bounds."""
     rng = np.random.default_rng(0)
-    units = [(rng.uniform(0, 50, (3, 2)), rng.integers(0, 4, 3)) for _ in range(6)]
-    boxes = [np.concatenate([c, c + 20], axis=1).astype(np.float32) for c, _ in units]
+    samples = [(rng.uniform(0, 50, (3, 2)), rng.integers(0, 4, 3)) for _ in range(6)]
+    boxes = [np.concatenate([c, c + 20], axis=1).astype(np.float32) for c, _ in samples]
     proposals = [np.repeat(b, 9, axis=0) + rng.normal(0, 4, (27, 4)).astype(np.float32) for b in boxes]
-    candidates = SimpleNamespace(of=lambda u: (boxes[u], units[u][1], proposals[u][None]))
-    unit_of_slot = rng.integers(0, 6, 40)
-    labels = np.array([units[u][1][0] if label is None else label for u in unit_of_slot])
+    candidates = SimpleNamespace(of=lambda u: (boxes[u], samples[u][1], proposals[u][None]))
+    sample_of_slot = rng.integers(0, 6, 40)
+    labels = np.array([samples[u][1][0] if label is None else label for u in sample_of_slot])
     sampling = RoiSampling(rois=16)
-    low, high = bound_rows(unit_of_slot, labels, 4, np.full(6, 30), sampling, bg_ratio)
+    low, high = bound_rows(sample_of_slot, labels, 4, np.full(6, 30), sampling, bg_ratio)
     (plan,) = plan_features(
-        np.arange(6), np.zeros(6, bool), unit_of_slot, labels, 4, candidates, [sampling],
+        np.arange(6), np.zeros(6, bool), sample_of_slot, labels, 4, candidates, [sampling],
         num_classes=4, bg_ratio=bg_ratio, seed=0,
     )  # fmt: skip
     assert 0 < low <= len(plan.boxes) <= high <= 6 * 30
-    few = bound_rows(unit_of_slot[:4], labels[:4], 4, np.full(6, 30), sampling, bg_ratio)[1]
+    few = bound_rows(sample_of_slot[:4], labels[:4], 4, np.full(6, 30), sampling, bg_ratio)[1]
     assert few == {1.0: 4 * 8, 0.5: 4 * 6}[bg_ratio] if bg_ratio else few <= 4 * 16
     for row in range(len(plan.boxes)):
-        unit = int(np.searchsorted(plan.box_ptr, row, side="right")) - 1
+        sample = int(np.searchsorted(plan.box_ptr, row, side="right")) - 1
         label = plan.labels[plan.rows == row][0]
         if label < 4:
-            assert any(np.array_equal(plan.matched[row], b) for b in boxes[unit][units[unit][1] == label])
+            assert any(np.array_equal(plan.matched[row], b) for b in boxes[sample][samples[sample][1] == label])
         else:
             assert np.array_equal(plan.matched[row], plan.boxes[row])
 
@@ -137,7 +137,7 @@ def test_stages_of_a_cascade_are_pooled_together_into_files_of_their_own(
         write_features(Killed(), UNITS, [BOXES, later], files, "float32", work)
     detector = Boxes()
     write_features(detector, UNITS, [BOXES, later], files, "float32", work)
-    assert detector.pooled == [30], "the units before are kept"
+    assert detector.pooled == [30], "the samples before are kept"
     assert [np.load(file)[:, 0, 0, 0].tolist() for file in files] == [
         [12, 12, 33, 33, 33],
         [113, 113, 113, 122, 122],

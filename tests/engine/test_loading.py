@@ -18,7 +18,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader, Dataset
 
-from ltpipe.engine.loading import outlive_sigterm
+from ltpipe.engine.loaders import outlive_sigterm
 from ltpipe.errors import UserError
 from ltpipe.run.cores import VARIABLE, cores
 from ltpipe.run.loader_errors import from_loader

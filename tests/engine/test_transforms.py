@@ -19,9 +19,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, SequentialSampler
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.images import check_sample, orientation_remarks
 from ltpipe.data.split import make_split
+from ltpipe.data.store_writer import build_store
 from ltpipe.engine.dataset import AnnotatedDataset, StoreDataset
 from ltpipe.engine.hooks import DivergenceHook
 from ltpipe.engine.model_config import with_our_steps

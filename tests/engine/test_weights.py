@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ltpipe.checkpoints.tensors import check_kinds, check_tensors
+from ltpipe.checkpoints.tensor_checks import check_kinds, check_tensors
 from ltpipe.engine.training import fitting_weights, read_checkpoint
 from ltpipe.errors import UserError
 

@@ -234,8 +234,8 @@ class Project:
         return [self.folder / name for name in self.record(stage)["inputs"] if name.startswith("results/")]
 
     def delete(self, stage: Stage) -> None:
-        """Remove the outputs of a stage."""
-        for file in self.outputs(stage):
+        """Remove the outputs of a stage, if the undisturbed run has made it: ``all`` does not ask for every one."""
+        for file in self.outputs(stage) if self.record(stage) is not None else ():
             file.unlink()
 
     def end_leftovers(self) -> None:

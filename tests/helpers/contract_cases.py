@@ -17,6 +17,8 @@ from ltpipe.registry import MODELS
 
 K, WIDTH, CHANNELS, ROI = 6, 16, 4, 2
 UNSEEN = 5
+# Where everything is built; the contract's tests set it.
+DEVICE = torch.device("cpu")
 # What the pipeline knows about the data; class 5 has none.
 FACTS = {
     "num_classes": K,
@@ -58,7 +60,7 @@ def build(slot: str, name: str, **given: Any) -> Any:
 def build_config(made: dict[str, Any]) -> Any:
     """Return the module of a config."""
     with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(made)
+        return MODELS.build(made).to(DEVICE)
 
 
 def channels(loss: Any) -> int:
@@ -69,13 +71,19 @@ def channels(loss: Any) -> int:
 def logits(loss: Any, labels: list[int], seed: int = 0) -> Tensor:
     """Return random classifier outputs."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(len(labels), channels(loss), generator=generator) * 2
+    return torch.randn(len(labels), channels(loss), generator=generator).to(DEVICE) * 2
 
 
 def run_loss(loss: Any, z: Tensor, labels: list[int]) -> dict[str, Tensor]:
     """Call a loss as mmdet's box head does and return its terms."""
-    target = torch.tensor(labels, dtype=torch.long)
-    found = loss(z, target, torch.ones(len(labels)), avg_factor=float(max(len(labels), 1)), reduction_override=None)
+    target = torch.tensor(labels, dtype=torch.long, device=DEVICE)
+    found = loss(
+        z,
+        target,
+        torch.ones(len(labels), device=DEVICE),
+        avg_factor=float(max(len(labels), 1)),
+        reduction_override=None,
+    )
     return found if isinstance(found, dict) else {"loss_cls": found}
 
 
@@ -103,22 +111,22 @@ def box_head(classifier: str = "linear", loss: str = "cross_entropy") -> Any:
 
 def pooled(count: int, seed: int = 0) -> Tensor:
     """Return pooled RoI features ``(count, CHANNELS, ROI, ROI)``."""
-    return torch.randn(count, CHANNELS, ROI, ROI, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, CHANNELS, ROI, ROI, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def box_batch(head: Any, labels: list[int], seed: int = 0, rows: slice = slice(None)) -> BoxBatch:
     """Return a batch after the head's forward and its ordinary losses."""
     generator = torch.Generator().manual_seed(seed + 1)
     corner = torch.rand(len(labels), 2, generator=generator) * 40
-    rois = torch.cat([torch.zeros(len(labels), 1), corner, corner + 20], dim=1)[rows]
-    targets = torch.randn(len(labels), 4, generator=generator)[rows]
-    feats, target = pooled(len(labels), seed)[rows], torch.tensor(labels, dtype=torch.long)[rows]
+    rois = torch.cat([torch.zeros(len(labels), 1), corner, corner + 20], dim=1)[rows].to(DEVICE)
+    targets = torch.randn(len(labels), 4, generator=generator)[rows].to(DEVICE)
+    feats, target = pooled(len(labels), seed)[rows], torch.tensor(labels, dtype=torch.long, device=DEVICE)[rows]
     features, for_reg = head.predictor_inputs(feats)
     cls_score, deltas = head.fc_cls(features), head.fc_reg(for_reg)
     weights = (target < K).float()[:, None].expand(-1, 4)
-    label_weights = torch.ones(len(target))
+    label_weights = torch.ones(len(target), device=DEVICE)
     losses = head.loss(cls_score, deltas, rois, target, label_weights, targets, weights) if len(target) else {}
-    objects = torch.where(target < K, torch.arange(len(target)), -1)
+    objects = torch.where(target < K, torch.arange(len(target), device=DEVICE), -1)
     targets_and_rois = (deltas, targets, weights, objects, len(target))
     return BoxBatch(features, cls_score, target, label_weights, feats, rois, losses, *targets_and_rois)
 
@@ -129,7 +137,7 @@ class MaskPredictor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.conv_logits = nn.Conv2d(CHANNELS, K, 1)
+        self.conv_logits = nn.Conv2d(CHANNELS, K, 1).to(DEVICE)
         self.loss_mask = build_config({"type": "CrossEntropyLoss", "use_mask": True})
 
 
@@ -137,8 +145,8 @@ def mask_batch(head: MaskPredictor, labels: Tensor, seed: int = 0) -> MaskBatch:
     """Return the mask batch of the foreground rows of ``labels``."""
     labels = labels[labels < K]
     generator = torch.Generator().manual_seed(seed)
-    features = torch.rand(len(labels), CHANNELS, 4, 4, generator=generator)
-    targets = (torch.rand(len(labels), 4, 4, generator=generator) > 0.5).float()
+    features = torch.rand(len(labels), CHANNELS, 4, 4, generator=generator).to(DEVICE)
+    targets = (torch.rand(len(labels), 4, 4, generator=generator) > 0.5).float().to(DEVICE)
     return MaskBatch(features, head.conv_logits(features), targets, labels)
 
 

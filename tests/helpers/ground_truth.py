@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ltpipe.data.convert import build_store
 from ltpipe.data.formats import annotation_format
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 
 
 def read_ground_truth(path: Path) -> AnnotationStore:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.distributed import TCPStore
 
 from ltpipe.config.experiment import Experiment
 from ltpipe.config.loading import load_experiment
@@ -86,6 +86,7 @@ EXPERIMENT: dict[str, Any] = {
     "evaluate": {"max_detections": 20, "iou_types": ["bbox", "segm"]},
 }
 Stage = tuple[str, Any] | str
+_MEETING_PLACES: list[TCPStore] = []  # they end with what refers to them
 
 
 def write_project(folder: Path) -> None:
@@ -196,11 +197,14 @@ def command_lines(environments: list[dict[str, str]], *arguments: object) -> lis
 
 
 def torchrun(processes: int) -> list[dict[str, str]]:
-    """Return what torchrun tells its processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """Return what torchrun tells its processes, and serve their meeting place as it does.
+
+    A port that is only looked up for them may be taken when they listen, also by a connection of another address.
+    """
+    _MEETING_PLACES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    port = str(_MEETING_PLACES[-1].port)
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(processes)]
 
 

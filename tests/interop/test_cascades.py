@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.interop.class_order import reorder_config
 from ltpipe.interop.convert import Request, convert
-from ltpipe.interop.mmdet1 import convert_detector
 from ltpipe.methods.class_rows import reorder_layers
 from tests.helpers.old_detectors import CHANNELS, WIDTH, K
+from tests.published.old_layouts import convert_detector
 
 
 def roi_head(kind: str) -> nn.Module:

@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from ltpipe.errors import UserError
-from ltpipe.interop.maskrcnn_benchmark import (
-    background_first,
-    background_last,
-    convert_state_dict,
-    rename_key,
-    trim_class_layers,
-)
+from ltpipe.interop.layout import background_last
+from tests.published.old_layouts import background_first, convert_state_dict, rename_key, trim_class_layers
 
 
 @pytest.mark.parametrize(

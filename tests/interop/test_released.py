@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltpipe.engine.training import read_checkpoint
 from ltpipe.errors import UserError
-from ltpipe.interop.checkpoint_facts import Given
+from ltpipe.interop.checkpoint_facts import StatedFacts
 from ltpipe.interop.convert import Request, convert
 from ltpipe.interop.mmdet2 import choices_from_config
 from ltpipe.run.files import sha256_file
@@ -43,7 +43,7 @@ def saved(tmp_path: Path, content: Any, name: str = "old.pth", legacy: bool = Fa
 
 def converted(files: Path | tuple[Path, ...], **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     files = (files,) if isinstance(files, Path) else files
-    given = Given(**{key: options.pop(key) for key in list(options) if key in Given.__dataclass_fields__})
+    given = StatedFacts(**{key: options.pop(key) for key in list(options) if key in StatedFacts.__dataclass_fields__})
     output = files[0].with_name("new.pth")
     convert(Request(files, output, given=given, **options))
     content = read_checkpoint(output)

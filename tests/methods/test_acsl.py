@@ -48,8 +48,6 @@ def test_groups() -> None:
     assert class_groups(IMAGES, ["r", "f", "c"], [50, 600]).tolist() == [1, 0, 0], "unless limits are given"
     with pytest.raises(UserError, match="limits"):
         class_groups(IMAGES, None, [100, 10])
-    with pytest.raises(UserError, match="share"):
-        ACSLLoss(K, IMAGES, rare_share=1.5)
 
 
 def test_scores_are_plain() -> None:

@@ -26,7 +26,7 @@ def expected(z: torch.Tensor, confusion: torch.Tensor, plain: bool) -> float:
             if label < K and c < K:
                 given, taken = max(float(confusion[label, c]), 1e-3), max(float(confusion[c, label]), 1e-3)
                 logit += 0.85 * math.log(given / taken)
-                counts = plain or scores[c] >= scores[label] or scores[c] >= 0.3
+                counts = plain or scores[c] >= scores[label] or scores[c] >= 0.7
             score = 1 / (1 + math.exp(-logit))
             value -= math.log(score if c == label else 1 - score) * counts
     return value / len(LABELS)
@@ -34,7 +34,7 @@ def expected(z: torch.Tensor, confusion: torch.Tensor, plain: bool) -> float:
 
 def test_value_and_confusion() -> None:
     torch.manual_seed(0)
-    loss, sums, counts = BACLLoss(K, score_threshold=0.3, plain_steps=2), torch.zeros(K, K), torch.zeros(K)
+    loss, sums, counts = BACLLoss(K, plain_steps=2), torch.zeros(K, K), torch.zeros(K)
     for step in range(4):
         z = torch.randn(len(LABELS), K + 1) * 2
         confusion = sums / counts.clamp(min=1)[:, None]
@@ -66,4 +66,4 @@ def test_classes_in_another_order() -> None:
 
 def test_options() -> None:
     with pytest.raises(UserError, match="bacl"):
-        BACLLoss(K, score_threshold=0.0)
+        BACLLoss(K, plain_steps=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from ltpipe.methods.bags.functions import (
 )
 from ltpipe.methods.bags.group_softmax import BAGS, GroupSoftmaxLoss
 from tests.helpers.detectors import probabilities
-from tests.helpers.pairs import run_pair
 
 COUNTS = [5, 2000, 0, 50, 500, 9, 10, 99, 100, 999, 1000]
 K = len(COUNTS)
@@ -263,28 +261,6 @@ def test_calibrator_replaces_only_the_classifier() -> None:
     assert staged["roi_head"]["bbox_head"][1]["loss_cls"]["type"].endswith("GroupSoftmaxLoss") and all(
         key.startswith("roi_head.bbox_head.1.") for key in weights
     )
-
-
-def part_of_the_rows(rank: int) -> Tensor:
-    """Gradient of a linear map with averages over both processes."""
-    score, labels = rows()
-    part = slice(0, 10) if rank == 0 else slice(10, None)
-    scale = torch.ones(K + 6, requires_grad=True)
-    loss = GroupSoftmaxLoss(K, COUNTS, beta=1e6, sync_average=True)
-    in_groups = group_labels(labels[part], loss.label_map)
-    losses = group_losses(score[part] * scale, in_groups, torch.ones(5, len(labels[part])), loss.sizes, sync=True)
-    losses.sum().backward()
-    return scale.grad
-
-
-def test_synchronised_average_equals_one_process(tmp_path: Path) -> None:
-    score, labels = rows()
-    scale = torch.ones(K + 6, requires_grad=True)
-    loss = GroupSoftmaxLoss(K, COUNTS)
-    weights = torch.ones(5, 40)
-    group_losses(score * scale, group_labels(labels, loss.label_map), weights, loss.sizes).sum().backward()
-    gradients = run_pair(tmp_path, part_of_the_rows)
-    torch.testing.assert_close((gradients[0] + gradients[1]) / 2, scale.grad)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

@@ -14,6 +14,7 @@ from ltpipe.interop.class_order import reorder_config
 from ltpipe.interop.plain_mmdet import foreign_types, plain_detector
 from ltpipe.methods.box_layers import read_features
 from ltpipe.methods.class_rows import reorder_classes
+from tests.helpers import contract_cases as cases
 from tests.helpers.contract_cases import (
     BATCHES,
     CHANNELS,
@@ -44,6 +45,12 @@ every_part = pytest.mark.parametrize("part_name", names("part"))
 every_mask_head = pytest.mark.parametrize("mask_name", names("mask"))
 every_calibrator = pytest.mark.parametrize("calibrator_name", names("calibrator"))
 every_batch = pytest.mark.parametrize("kind", BATCHES)
+
+
+@pytest.fixture(autouse=True, params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is promised on a CPU and, with ``-m gpu``, on a GPU."""
+    monkeypatch.setattr(cases, "DEVICE", torch.device(request.param))
 
 
 def same_state(one: Any, other: Any, **tolerance: float) -> None:
@@ -111,7 +118,9 @@ def test_loss_scores_and_accuracy(loss_name: str) -> None:
         z = logits(loss, labels)[:count]
         scores = loss.get_activation(z)
         assert scores.shape == (count, K + 1) and ((scores >= 0) & (scores <= 1)).all()
-        for name, value in loss.get_accuracy(z, torch.tensor(labels, dtype=torch.long)[:count]).items():
+        for name, value in loss.get_accuracy(
+            z, torch.tensor(labels, dtype=torch.long, device=cases.DEVICE)[:count]
+        ).items():
             assert name.startswith("acc") and 0 <= float(value) <= 100
 
 
@@ -122,7 +131,7 @@ def test_loss_in_half_precision(loss_name: str, dtype: torch.dtype) -> None:
     for half in (True, False):
         loss = build("loss", loss_name)
         z = logits(loss, labels).to(dtype)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(cases.DEVICE.type, dtype=torch.bfloat16, enabled=half):
             found.append(total(run_loss(loss, z if half else z.float(), labels)).float())
         for name, value in loss.state_dict().items():
             assert value.dtype not in (torch.float16, torch.bfloat16), name
@@ -180,7 +189,7 @@ def test_losses_on_two_processes_equal_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 5])
 def test_classifier_shapes_and_gradients(classifier_name: str, count: int) -> None:
     layer = build("classifier", classifier_name, in_features=WIDTH, out_features=K + 3)
-    x = torch.randn(count, WIDTH)
+    x = torch.randn(count, WIDTH, device=cases.DEVICE)
     x[:1] = 0
     x.requires_grad_()
     z = layer(x)
@@ -194,9 +203,9 @@ def test_classifier_in_half_precision_and_after_loading(classifier_name: str) ->
     layer, other = (build("classifier", classifier_name, in_features=WIDTH, out_features=K + 1) for _ in range(2))
     nn.init.normal_(layer.weight)
     other.load_state_dict(layer.state_dict())
-    x = torch.randn(5, WIDTH)
+    x = torch.randn(5, WIDTH, device=cases.DEVICE)
     assert torch.equal(layer(x), other(x))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(cases.DEVICE.type, dtype=torch.bfloat16):
         half = layer(x).float()
     torch.testing.assert_close(half, layer(x), rtol=2e-2, atol=0.02 * layer(x).abs().max().item())
 
@@ -267,7 +276,7 @@ def test_part_in_half_precision(part_name: str) -> None:
     head, mask_head, found = box_head(), MaskPredictor(), []
     for half in (False, True):
         part = build("part", part_name)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(cases.DEVICE.type, dtype=torch.bfloat16, enabled=half):
             found.append(total(run_part(part, head, mask_head, box_batch(head, BATCHES["mixed"]))).float())
         for name, value in part.state_dict().items():
             assert value.dtype not in (torch.float16, torch.bfloat16), name
@@ -319,14 +328,14 @@ def mask_logits(head: Any, feats: Tensor, labels: Tensor) -> Tensor:
     """Call a mask head as the RoI head does."""
     if not getattr(head, "needs_class_weight", False):
         return head(feats)
-    rows = torch.randn(K + 1, WIDTH, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(K + 1, WIDTH, generator=torch.Generator().manual_seed(0)).to(cases.DEVICE)
     return head(feats, class_weight=rows, labels=labels)
 
 
 @every_mask_head
 @pytest.mark.parametrize("count", [0, 3])
 def test_mask_head_shapes_and_gradients(mask_name: str, count: int) -> None:
-    head, labels = mask_head(mask_name), torch.tensor([0, 5, 0])[:count]
+    head, labels = mask_head(mask_name), torch.tensor([0, 5, 0], device=cases.DEVICE)[:count]
     found = mask_logits(head, pooled(count), labels)
     assert found.shape == (count, 1 if head.class_agnostic else K, 2 * ROI, 2 * ROI)
     found.square().sum().backward()
@@ -335,14 +344,14 @@ def test_mask_head_shapes_and_gradients(mask_name: str, count: int) -> None:
 
 @every_mask_head
 def test_mask_head_in_half_precision_and_after_loading(mask_name: str) -> None:
-    head, other, labels = mask_head(mask_name), mask_head(mask_name), torch.tensor([0, 5, 0])
+    head, other, labels = mask_head(mask_name), mask_head(mask_name), torch.tensor([0, 5, 0], device=cases.DEVICE)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     other.load_state_dict(head.state_dict())
     expected = mask_logits(head, pooled(3), labels)
     assert torch.equal(mask_logits(other, pooled(3), labels), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(cases.DEVICE.type, dtype=torch.bfloat16):
         half = mask_logits(head, pooled(3), labels).float()
     torch.testing.assert_close(half, expected, rtol=3e-2, atol=0.03 * expected.abs().max().item())
 
@@ -364,7 +373,7 @@ def calibrator_on_detector(name: str) -> tuple[Any, Any, Tensor]:
 @every_calibrator
 def test_calibrator_trains_and_scores(calibrator_name: str) -> None:
     calibrator, _, rows = calibrator_on_detector(calibrator_name)
-    labels = torch.tensor(BATCHES["mixed"])
+    labels = torch.tensor(BATCHES["mixed"], device=cases.DEVICE)
     for count in (len(rows), 0):
         z = calibrator(rows[:count])
         scores = calibrator.scores(z)
@@ -414,11 +423,11 @@ def parts_of(model: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
 def observed(name: str) -> tuple[Any, Any, Tensor]:
     """Return a calibrator that has seen some rows and whose weights have moved, its head, and its rows."""
     calibrator, head, rows = calibrator_on_detector(name)
-    calibrator.observe(rows, torch.tensor(BATCHES["mixed"]))
+    calibrator.observe(rows, torch.tensor(BATCHES["mixed"], device=cases.DEVICE))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in filter(lambda one: one.requires_grad, calibrator.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(cases.DEVICE) * 0.3)
     return calibrator.eval(), head, rows
 
 
@@ -472,7 +481,7 @@ def test_merged_detector_in_half_precision(calibrator_name: str) -> None:
     calibrator, head, rows = observed(calibrator_name)
     parts = parts_of(*merged_head(calibrator, head))
     expected = detector_scores(parts, pooled(len(rows)))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(cases.DEVICE.type, dtype=torch.bfloat16):
         found = detector_scores(parts, pooled(len(rows))).float()
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
     assert detector_scores(parts, pooled(0)).shape == (0, K + 1)

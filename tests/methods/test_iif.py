@@ -74,17 +74,6 @@ def test_weights_of_one_are_cross_entropy() -> None:
         loss(logits, labels, weights, avg_factor=2.0, reduction_override="sum")
 
 
-def test_class_weight_and_ignore_index_are_those_of_mmdet() -> None:
-    per_class = [1.0, 2.0, 3.0, 4.0, 0.5]
-    loss = make(class_weight=per_class, ignore_index=1, loss_weight=2.0)
-    plain = CrossEntropyLoss(class_weight=per_class, ignore_index=1, loss_weight=2.0)
-    logits, labels, weights = batch()
-    ours = loss(logits, labels, weights, avg_factor=5.0)
-    torch.testing.assert_close(ours, plain(logits * loss.weights, labels, weights, avg_factor=5.0))
-    with pytest.raises(UserError, match="class_weight"):
-        make(class_weight=[1.0])
-
-
 def test_rows_without_weight_have_no_influence() -> None:
     loss = make()
     logits, labels, weights = batch()

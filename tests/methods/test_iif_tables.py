@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltpipe.errors import UserError
-from ltpipe.methods.iif.tables import ClassTable, check_table, read_table
+from ltpipe.methods.iif.class_tables import ClassTable, check_table, read_table
 from tests.published.iif_csv import table_from_counts, write_table
 
 NAMES = ["fork", "person", "hair drier"]

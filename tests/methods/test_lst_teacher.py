@@ -134,29 +134,27 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         TeacherLogits(np.array([1, 2]), np.array([0, 1, 3]), np.arange(2), np.arange(2), np.zeros((2, 2, OLD)))
 
 
-def test_legacy_json_round_trip(tmp_path: Path) -> None:
+def test_legacy_json(tmp_path: Path) -> None:
     plain, flipped = (
         {"7": [[0.5, 0.25, -1.0], [0.1, 0.2, 0.3]], "30": [[v, 0.0, 1.0]], "8": []} for v in (0.75, 0.125)
     )
     source = tmp_path / "distilled_logits.json"
     source.write_text(json.dumps([plain, flipped]))
     boxes = {7: ([71, 70], [2, 3]), 30: ([300], [2]), 8: ([], [])}
-    store = read_legacy_json(source, boxes, dtype="float64")
+    store, background = read_legacy_json(source, boxes, dtype="float64")
     assert store.logits[1, store.rows(30)].tolist() == [[0.0, 1.0]] and store.ann_id.tolist() == [71, 70, 300]
-    write_legacy_json(store, tmp_path / "again.json")
+    write_legacy_json(store, background, tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == [plain, flipped]
     store.save(tmp_path / "t.npz")
     (got,) = lookup(CachedTeacher(str(tmp_path / "t.npz"), 2), sample(7, [70, 71], flip=False))
     torch.testing.assert_close(got, torch.tensor([[0.2, 0.3], [0.25, -1.0]]))
 
 
-def test_legacy_json_needs_its_annotations_and_its_background(tmp_path: Path) -> None:
+def test_legacy_json_needs_its_annotations(tmp_path: Path) -> None:
     source = tmp_path / "distilled_logits.json"
     source.write_text(json.dumps([{"7": [[0.5, 0.25]]}, {"7": [[0.5, 0.25]]}]))
     with pytest.raises(UserError, match="image 7"):
         read_legacy_json(source, {7: ([70, 71], [2, 2])})
-    with pytest.raises(UserError, match="background column"):
-        write_legacy_json(TeacherLogits.collect(passes(), OLD), tmp_path / "out.json")
 
 
 def test_ids_are_stored_in_32_bits_where_they_fit(tmp_path: Path) -> None:

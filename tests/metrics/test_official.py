@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 
 from ltpipe import __version__
-from ltpipe.data.convert import build_store
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.errors import UserError
 from ltpipe.interop.read_detections import read_results
 from ltpipe.metrics import native_engine as native
 from ltpipe.metrics import vernier_engine as backends
-from ltpipe.metrics.cross_check import cross_check
 from ltpipe.metrics.evaluation import evaluate
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.metrics.predictions_writer import PredictionWriter
 from ltpipe.metrics.tensors import Tensors, differing_categories, load_tensors, save_tensors
+from ltpipe.stages.cross_check import cross_check
 from tests.helpers.detection_cases import GROUND_TRUTH, encode
 from tests.helpers.engines import evaluate_by
 from tests.helpers.ground_truth import read_ground_truth

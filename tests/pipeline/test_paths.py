@@ -13,7 +13,7 @@ from ltpipe.pipeline.digests import slice_digest, stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.files import sha256_file
-from ltpipe.run.records import place
+from ltpipe.run.records import location
 from ltpipe.run.status import status
 from tests.helpers.small_project import Load
 
@@ -118,7 +118,7 @@ def test_results_and_projects_that_were_moved_are_done(load: Load, tmp_path: Pat
     finish(exp, here)
     for stage, key in stage_keys(exp):
         record = json.loads(here.record(stage, key).read_text())
-        here.record(stage, key).write_text(json.dumps(record | {"place": place(here)}))
+        here.record(stage, key).write_text(json.dumps(record | {"place": location(here)}))
     assert set(states(exp, Paths("out", exp)).values()) == {"done"}
     Path("out").rename("elsewhere")
     assert set(states(exp, Paths("elsewhere", exp)).values()) == {"done"}

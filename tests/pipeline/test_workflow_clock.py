@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from ltpipe.pipeline.reruns import bring_to_the_past
+from ltpipe.pipeline.reruns import clamp_future_times
 
 
 def test_results_from_the_future_keep_their_order(project: Path) -> None:
@@ -18,7 +18,7 @@ def test_results_from_the_future_keep_their_order(project: Path) -> None:
         os.utime(file, (now + shift, now + shift))
     past, user = files[0].stat().st_mtime_ns, Path("data/train.json")
     os.utime(user, (now + 90000, now + 90000))
-    bring_to_the_past()
+    clamp_future_times()
     times = [file.stat().st_mtime_ns for file in files]
     assert times[0] == past < times[2] == times[3] < times[1] < time.time_ns()
     assert user.stat().st_mtime > time.time(), "not ours to change"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ltpipe.data.tables import write_csv
 from ltpipe.errors import UserError
-from ltpipe.methods.iif.tables import COLUMNS, IMAGES, INSTANCES, ClassTable, Layout, column_name
+from ltpipe.methods.iif.class_tables import COLUMNS, IMAGES, INSTANCES, ClassTable, Layout, column_name
 from ltpipe.methods.iif.weights import FORMULAS, iif_weights
 
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from ltpipe.errors import UserError
 from ltpipe.methods.lst.teacher import TeacherLogits
-from ltpipe.run.files import atomic_path
 
 
 def read_legacy_json(
     path: str | Path, boxes: Mapping[int, tuple[Sequence[int], Sequence[int]]], dtype: str = "float32"
-) -> TeacherLogits:
-    """Read the original JSON layout.
+) -> tuple[TeacherLogits, np.ndarray]:
+    """Read the original JSON layout; also return its background column ``(2, B)``.
 
     Args:
         path: List of two objects (unflipped, flipped) from image id to rows of ``1 + K`` numbers, background first.
@@ -42,31 +41,25 @@ def read_legacy_json(
     passes = [[row for image in images for row in part[str(image)]] for part in (plain, flipped)]
     columns = len(passes[0][0]) if passes[0] else 1
     values = np.array(passes, dtype).reshape(2, -1, columns)
-    return TeacherLogits(
+    teacher = TeacherLogits(
         image_id=image_id,
         ptr=np.cumsum([0, *(len(boxes[i][0]) for i in images)], dtype=np.int64),
         ann_id=np.array([a for i in images for a in boxes[i][0]], np.int64),
         label=np.array([a for i in images for a in boxes[i][1]], np.int64),
         logits=values[:, :, 1:],
-        background=values[:, :, 0],
     )
+    return teacher, values[:, :, 0]
 
 
-def write_legacy_json(teacher: TeacherLogits, path: str | Path) -> None:
-    """Write the original JSON layout, atomically.
+def write_legacy_json(teacher: TeacherLogits, background: np.ndarray, path: Path) -> None:
+    """Write the original JSON layout.
 
     Args:
-        teacher: With its background column.
+        teacher: What the file holds.
+        background: ``(2, B)`` similarity to the background row.
         path: The file.
-
-    Raises:
-        UserError: The background column was not kept.
     """
-    if teacher.background is None:
-        raise UserError(
-            "the legacy layout has a background column, which this teacher file lacks", allowed="imported legacy files"
-        )
-    rows = np.concatenate([teacher.background[:, :, None], teacher.logits], axis=2)
+    rows = np.concatenate([background[:, :, None], teacher.logits], axis=2)
     content = [
         {
             str(image): part[start:stop].tolist()
@@ -74,5 +67,4 @@ def write_legacy_json(teacher: TeacherLogits, path: str | Path) -> None:
         }
         for part in rows
     ]
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))

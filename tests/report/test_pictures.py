@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 
 from ltpipe.cli import main
-from ltpipe.data.convert import build_store
 from ltpipe.data.odd_objects import odd_objects
 from ltpipe.data.store import AnnotationStore
+from ltpipe.data.store_writer import build_store
 from ltpipe.errors import UserError
-from ltpipe.report.class_order import by_importance
+from ltpipe.report.class_ranking import by_importance
 from ltpipe.report.picture_pages import PAGE_BYTES
 from ltpipe.stages.pictures_of_files import pictures_of_files
 from tests.helpers.pages import check_pages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 from ltpipe.errors import UserError
 from ltpipe.metrics import table as table_module
-from ltpipe.metrics.fusion_sweep import sweep_rows, write_sweep
+from ltpipe.metrics.error_names import KINDS
+from ltpipe.metrics.sweeps import sweep_rows, write_sweep
 from ltpipe.metrics.table import METRICS, Metric
 from ltpipe.report import html
 from ltpipe.report.build import Expectation, ExperimentCard, Sweep, build_report
@@ -135,6 +137,29 @@ def test_what_to_do_next(tmp_path: Path) -> None:
     shown = [evaluation("one", "base", 0.2), evaluation("one", "simcal", 0.3)]
     brief = words(of_page(build_report(tmp_path, shown, title="one", cards=enough)[0].read_text("utf-8"), "brief"))
     assert "training image" not in brief and "No class is" not in brief and "calibrated checkpoint" not in brief
+
+
+def test_zero_is_no_achievement(tmp_path: Path) -> None:
+    """Where nothing is detected no checkpoint is called the best, in words or in bold."""
+    shown = [evaluation("one", "base", 0.0), evaluation("one", "simcal", 0.0)]
+    text = build_report(tmp_path, shown, title="one")[0].read_text("utf-8")
+    assert "No checkpoint detects anything worth the name yet: the best AP on masks is 0.0" in words(text)
+    assert html.show(-0.0004, "percent") == "0.0" and html.show(-0.001, "percent") == "-0.1"
+    assert "the best of" not in words(of_page(text, "brief")) and "number best" not in text
+
+
+def test_costs_of_errors_are_drawn(tmp_path: Path) -> None:
+    """A part of a bar for each kind, for every group of which something is known."""
+    item = evaluation("one", "base", 0.3)
+    costs = {f"dAP_{kind}": 0.01 * place for place, kind in enumerate(KINDS, 1)}
+    rare = {f"dAP_{kind}_r": 0.1 for kind in KINDS}
+    empty = {f"dAP_{kind}{suffix}": None for kind in KINDS for suffix in ("_c", "_f")}
+    measured = replace(item, metrics=item.metrics | costs | rare | empty)
+    page, *files = build_report(tmp_path, [measured], title="one")
+    assert tmp_path / "figures" / "errors_segm.svg" in files and "do not add up" in page.read_text("utf-8")
+    drawn = (tmp_path / "figures" / "errors_segm.svg").read_text("utf-8")
+    assert all(f">{kind}: {what}<" in drawn for kind, what in KINDS.items())
+    assert ">all classes<" in drawn and ">rare<" in drawn and ">common<" not in drawn and ">10.0<" in drawn
 
 
 def test_every_class_can_be_sorted_and_searched(written: Path) -> None:

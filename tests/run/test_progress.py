@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ltpipe.errors import UserError
+from ltpipe.pipeline.running import Teller
 from ltpipe.run.log_progress import describe, failure, holder, rate, submitted_jobs
 
 HOLD = """
@@ -51,11 +52,30 @@ def test_rate(tmp_path: Path) -> None:
     log = tmp_path / "base.log"
     assert rate(log) is None
     log.write_text(LINE.format(eta="0:03:20") + "saved\n")
-    assert rate(log) == "iteration 50 of 450, 0.50 s each, 0:03:20 left"
+    assert rate(log) == "iteration 50 of 450, 0.50 s each, 0:03:20 left, loss 2.5"
     log.write_text(LINE.format(eta="1 day, 2:00:00"))
-    assert rate(log) == "iteration 50 of 450, 0.50 s each, 1 day, 2:00:00 left"
+    assert rate(log) == "iteration 50 of 450, 0.50 s each, 1 day, 2:00:00 left, loss 2.5"
     log.write_text("images\n 10%|# | 1/10\r 20%|## | 2/10\r")
     assert rate(log) == " 20%|## | 2/10"
+
+
+def test_snakemake_tells_of_running_stages(tmp_path: Path) -> None:
+    """Once for every change of a stage that somebody holds; nothing of stages that nobody runs."""
+    logs = {tmp_path / name: tmp_path / f"{name}.log" for name in ("base", "lst")}
+    for log in logs.values():
+        log.write_text(LINE.format(eta="0:03:20"))
+    teller = Teller(logs)
+    # A process does not see its own lock.
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "lst")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        (line,) = teller.lines()
+        assert line.endswith("lst.log: iteration 50 of 450, 0.50 s each, 0:03:20 left, loss 2.5")
+        assert list(teller.lines()) == []
+        logs[tmp_path / "lst"].write_text(LINE.format(eta="0:01:00"))
+        assert len(list(teller.lines())) == 1
+        process.kill()
+    assert list(teller.lines()) == []
 
 
 def test_failure(tmp_path: Path) -> None:

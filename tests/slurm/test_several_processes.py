@@ -47,3 +47,15 @@ def test_two_nodes_are_stopped_and_continue(start_project: Start) -> None:
     assert stopped is not None, output[-4000:]
     assert f"iter_{stopped[1]}.pth" in project.log, project.log
     assert project.record["processes"] == 2
+
+
+def test_passes_over_images_on_two_nodes(start_project: Start) -> None:
+    """What the profile says of ``distill``, ``features`` and ``evaluate`` may be several nodes, too."""
+    project = start_project()
+    stages = ("distill", "features", "evaluate")
+    asked = [resource.replace("base", stage, 1) for stage in stages for resource in TWO_NODES]
+    output, _ = project.start(asked, target="all").communicate(timeout=800)
+    assert "steps (100%) done" in output, output[-4000:]
+    for record in (project.folder / "results/tiny").rglob("stage.json"):
+        content = project.record_of(str(record.parent.relative_to(project.folder / "results/tiny")))
+        assert content.get("processes", 1) == (2 if content["stage"] in stages else 1), record

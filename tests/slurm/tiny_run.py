@@ -46,13 +46,12 @@ class Project(Workspace):
             *options: More options.
             target: What to make.
         """
-        path = [str(self.folder / "bin"), str(Path(sys.executable).parent), self.cluster.environment["PATH"]]
         process = subprocess.Popen(
             ["snakemake", "--profile", "slurm", target, "--config", "experiments=tiny", "--latency-wait", "20"]
             + ["--ltslurm-init-seconds-before-status-checks", "3", *options]
             + ["--set-resources", "base:runtime=60", *resources],  # replaces the profile's, with their limits
             cwd=self.folder,
-            env={**self.cluster.environment, "PATH": os.pathsep.join(path), "PYTHONPATH": str(ROOT)},
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -60,6 +59,12 @@ class Project(Workspace):
         )
         self.running.append(process)
         return process
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of Snakemake and its jobs."""
+        path = [str(self.folder / "bin"), str(Path(sys.executable).parent), self.cluster.environment["PATH"]]
+        return {**self.cluster.environment, "PATH": os.pathsep.join(path), "PYTHONPATH": str(ROOT)}
 
     def stop(self) -> None:
         """End what a failed test has left running."""

@@ -67,7 +67,7 @@ def test_bags_in_both_scopes_on_ordinary_mini_batches(chain: Chain, tmp_path: Pa
         run_stages(exp, paths.results, "features", ("calibrate", "classifier"), ("calibrate", "head"))
         states[storage] = {name: state_of(paths.model(name)) for name in scopes}
     drawn, before = FeaturePlan.load(paths.plan), state_of(paths.model("phase2"))
-    assert len(drawn.units) == 4 * 3 <= len(drawn.rows) and len(set(drawn.labels.tolist())) > 4
+    assert len(drawn.samples) == 4 * 3 <= len(drawn.rows) and len(set(drawn.labels.tolist())) > 4
     for name, trained in (
         ("classifier", ("fc_cls", "loss_cls")),
         ("head", ("shared_fcs", "fc_reg", "fc_cls", "loss_cls")),

@@ -69,9 +69,9 @@ def test_each_stage_sees_the_boxes_of_the_one_before_refined(cascade: tuple[Expe
     assert detector.positive_ious == [0.5, 0.6, 0.7]
     plans = plans_of(paths)
     head = detector.model.roi_head
-    for unit, (row, flip) in enumerate(plans[0].units):
+    for sample, (row, flip) in enumerate(plans[0].samples):
         gt_boxes, gt_labels, proposals = detector.proposals(row, flip)
-        batch = detector.sample(row, flip)
+        batch = detector.batch(row, flip)
         with torch.no_grad():
             maps = detector.model.extract_feat(batch["inputs"])
             rois = bbox2roi([torch.from_numpy(proposals[0])])
@@ -85,8 +85,8 @@ def test_each_stage_sees_the_boxes_of_the_one_before_refined(cascade: tuple[Expe
                 torch.testing.assert_close(torch.from_numpy(proposals[k]), moved, rtol=1e-4, atol=1e-3)
         for k, plan in enumerate(plans):
             used = np.concatenate([gt_boxes, proposals[k]])
-            assert all((used == box).all(axis=1).any() for box in plan.unit_boxes[unit])
-            part = slice(plan.box_ptr[unit], plan.box_ptr[unit + 1])
+            assert all((used == box).all(axis=1).any() for box in plan.sample_boxes[sample])
+            part = slice(plan.box_ptr[sample], plan.box_ptr[sample + 1])
             labels = {int(r): int(label) for r, label in zip(plan.rows, plan.labels, strict=True)}
             best = box_iou(gt_boxes, plan.boxes[part]).max(axis=0)
             for offset, overlap in enumerate(best):
@@ -215,7 +215,7 @@ def test_phases_grow_and_distil_every_stage(project: Path, tmp_path: Path) -> No
     detector = FrozenDetector(model, build_dataset(data))
     part, seen = model.roi_head.parts[0].train(), 0
     for row in detector.dataset.view.new_images.tolist():
-        batch = detector.sample(row, True)
+        batch = detector.batch(row, True)
         with torch.no_grad():
             maps = model.extract_feat(batch["inputs"])
             assert part.image_losses(model.roi_head, maps, batch["data_samples"])["loss_distill"] < 1e-6

@@ -22,13 +22,13 @@ from ltpipe.engine.inference import build_dataset, load_model
 from ltpipe.engine.model_config import read_detector
 from ltpipe.errors import UserError
 from ltpipe.methods.lst.expansion import expand_checkpoint
-from ltpipe.metrics.cross_check import cross_check
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.digests import stage_digest
 from ltpipe.registry import MODELS
 from ltpipe.run.files import sha256_file
 from ltpipe.run.records import recorded_outputs
 from ltpipe.stages.calibrate import open_rows
+from ltpipe.stages.cross_check import cross_check
 from tests.helpers.configs import read_config
 from tests.helpers.tiny_project import assert_same_state, experiment, run_stages, state_of
 
@@ -93,7 +93,7 @@ def test_a_model_grown_but_not_trained_agrees_with_its_teacher(chain: Chain) -> 
     part, seen = model.roi_head.parts[0].train(), 0  # the model itself stays in evaluation mode
     for flip in (False, True):
         for row in detector.dataset.view.new_images.tolist():
-            batch = detector.sample(row, flip)
+            batch = detector.batch(row, flip)
             with torch.no_grad():
                 feats = model.extract_feat(batch["inputs"])
                 loss = part.image_losses(model.roi_head, feats, batch["data_samples"])["loss_distill"]

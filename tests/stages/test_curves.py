@@ -81,7 +81,7 @@ def test_the_best_weights_are_the_result(
         count.write_text(count.read_text() + ".")
         return dict.fromkeys(Validation.names, [0.1, 0.5, 0.5, 0.2][(len(count.read_text()) - 1) // 2])
 
-    monkeypatch.setattr("ltpipe.stages.measuring.summarize", given)
+    monkeypatch.setattr("ltpipe.stages.detector_training.summarize", given)
     exp = one_shot(project, validation={"every": 1, "images": 2, "keep": {"best": "segm/APr"}})
     paths = Paths(copied(indexed, tmp_path / "cut"), exp)
     assert cut_short(exp, paths, "base", None, 3, kill_here) == -9
@@ -135,3 +135,18 @@ def test_a_training_can_be_watched_in_tensorboard(
     assert seen[1] == pytest.approx(float(table[0]["loss"]), rel=1e-5) and set(seen) == {1, 2}
     assert [event.step for event in events.Scalars("val/bbox/AP")] == [2]
     assert "ensorboard" not in paths.config("base").read_text()
+
+
+@pytest.mark.loggers
+def test_a_training_can_be_watched_in_wandb_offline(
+    project: Path, indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real package, which sends nothing: a run file with the experiment's name and the losses in it."""
+    (tmp_path / "configs").mkdir()
+    logger = "{type: wandb, project: tails, folder: watched, options: {mode: offline}}"
+    (tmp_path / "configs" / "pipeline.yaml").write_text(f"loggers: [{logger}]\n")
+    monkeypatch.chdir(tmp_path)
+    run_stages(one_shot(project, iterations=2), copied(indexed, tmp_path / "results"), "base")
+    (file,) = tmp_path.rglob("offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    assert b"tails" in content and b"tiny base" in content and b"loss_rpn_cls" in content

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ltpipe.config.checkpoint_addresses import downloaded, published_checkpoint
 from ltpipe.config.checks import check_experiment
-from ltpipe.config.downloads import downloaded, published_checkpoint
 from ltpipe.errors import UserError
 from ltpipe.pipeline.stage_files import base_inputs
 from ltpipe.run.downloads import fetch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ltpipe.cli import main
 from ltpipe.config.experiment import Experiment
 from ltpipe.metrics.predictions import Predictions
 from ltpipe.pipeline.paths import Paths
+from tests.helpers.found_objects import annotate_with
 from tests.helpers.tiny_project import copied, experiment, rewritten, run_stages, state_of
 
 if TYPE_CHECKING:
@@ -74,33 +74,6 @@ def sparse(part: str, content: dict[str, Any]) -> None:
             image[key] = [ids[i] for i in image[key]]
 
 
-def annotate_with(detections: list[Predictions], content: dict[str, Any], federated: bool) -> None:
-    """Make some detections the ground truth, so that untrained detectors have an AP, and turn the category list."""
-    content["categories"] = content["categories"][::-1]
-    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    found: list[dict[str, Any]] = []
-    for part in detections:
-        assert part.boxes is not None
-        for row in np.argsort(-part.scores, kind="stable")[::3]:
-            x, y, w, h = (round(float(v)) for v in part.boxes[row])
-            image, category = int(part.image_ids[row]), int(part.category_ids[row])
-            width, height = sizes[image]
-            w, h = min(w, width - x), min(h, height - y)
-            if w < 4 or h < 4:
-                continue
-            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-            found.append(dict(id=len(found), image_id=image, category_id=category, bbox=[x, y, w, h], area=w * h,
-                              segmentation=[corners], iscrowd=int(len(found) % 11 == 10)))  # fmt: skip
-    content["annotations"] = found
-    present = defaultdict(set)
-    for annotation in found:
-        present[annotation["image_id"]].add(annotation["category_id"])
-    for image in content["images"] if federated else []:
-        absent = [i for i in IDS if i not in present[image["id"]]]
-        image["neg_category_ids"] = absent[::2]
-        image["not_exhaustive_category_ids"] = sorted(present[image["id"]])[:1] + absent[1::4]
-
-
 @pytest.fixture(scope="module")
 def measured(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Experiment, Paths]]:
     """A chain on classes with sparse ids, measured on another validation file under both protocols."""
@@ -116,7 +89,7 @@ def measured(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         def annotate(part: str, content: dict[str, Any], fmt: str = fmt) -> None:
             sparse(part, content)
             if part == "val":
-                annotate_with(found, content, fmt == "lvis")
+                annotate_with(found, content, IDS if fmt == "lvis" else [])
 
         parts = rewritten(chain.folder, folder / fmt, annotate)
         exp = experiment(chain.folder, **common, dataset={"name": "sparse", "format": fmt, **parts})

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from ltpipe.engine.augmented import training_samples
 from ltpipe.engine.inference import build_dataset
+from ltpipe.report.highlights import DOZEN, read_highlights
 from tests.helpers.pages import check_pages
 from tests.helpers.tiny_project import run_stages
 
@@ -29,6 +30,15 @@ def test_pages_of_an_experiment(chain: Chain, tmp_path: Path) -> None:
     assert {name for name in pages if name.startswith("detected_")} >= {"detected_simcal_001.html"}
     assert all(f"Training of {name}" in pages["augmented.html"] for name in ("base", "phase1", "phase2"))
     assert "drawn for" in pages["augmented.html"]
+    shown = read_highlights(paths.highlights, "../pictures")
+    assert 0 < len(shown) <= DOZEN and len({one.name for one in shown}) == len(shown)
+    run_stages(chain.exp, paths.results, ("evaluate", "base"), ("evaluate", "phase1"), "report")
+    report = paths.report.read_text()
+    for one in shown:
+        page, _, anchor = one.link.rpartition("/")[2].partition("#")
+        assert f'<section id="{anchor}"><h2>{one.name}' in pages[page]
+        assert f'<a href="{one.link}"><img' in report and "data:image/jpeg" in report
+    assert "ltpipe pictures" not in report, "they are there already"
     (folder / "detected_simcal_009.html").write_text("of an earlier run")
     run_stages(chain.exp, paths.results, "pictures")
     assert set(check_pages(folder)) == set(pages)

@@ -86,6 +86,18 @@ def test_thresholds_pictures_and_crops(chain: Chain, measured: Paths, tmp_path: 
     assert len(list((tmp_path / "out" / "crops").rglob("*.jpg"))) == len(kept)
 
 
+def test_half_precision(chain: Chain, measured: Paths, tmp_path: Path) -> None:
+    """Backbone and heads compute in bfloat16: the best detections stay, their numbers move a little."""
+    folder = chain.folder / "data/val"
+    best = []
+    for precision in ("fp32", "bf16"):
+        output = tmp_path / precision
+        assert predict(chain, measured, output, folder, "--score", 0, "--no-pictures", "--precision", precision) == 0
+        found, _ = written(output)
+        best.append(max(found, key=lambda record: record["score"])["score"])
+    assert best[0] != best[1] and best[1] == pytest.approx(best[0], rel=0.1)
+
+
 def test_videos_files_and_patterns(chain: Chain, measured: Paths, tmp_path: Path) -> None:
     """A video frame by frame, beside a file that is named twice."""
     images = sorted((chain.folder / "data/val").iterdir())
@@ -150,6 +162,7 @@ def test_an_exported_detector_is_one_too(chain: Chain, measured: Paths, tmp_path
         ([".", "--score", "2"], "a score is a number from 0 to 1"),
         ([".", "--score", "nothing=0.1"], "unknown class"),
         ([".", "--batch-size", "0"], "not a number from 1"),
+        ([".", "--precision", "fp16"], "float16 needs a GPU"),
         ([".", "--checkpoint", "phase9"], "unknown checkpoint"),
         ([".", "--output", "."], "the folder holds other files"),
     ],
@@ -163,6 +176,7 @@ def test_refusals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     shutil.copy(next((chain.folder / "data/val").iterdir()), tmp_path)
     named = [str(chain.exp.file), "--checkpoint", "phase2", "--results", str(chain.paths.results), "--output", "out"]
     assert main(["predict", *named, *options]) == 2

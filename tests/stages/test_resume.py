@@ -396,7 +396,7 @@ def test_features_cut_short_continue_to_the_same_bytes(chain: Chain, tmp_path: P
 def chain_units(chain: Chain) -> list[tuple[int, bool]]:
     from ltpipe.data.calibration_rows import FeaturePlan
 
-    return FeaturePlan.load(chain.paths.plan).units
+    return FeaturePlan.load(chain.paths.plan).samples
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_inputs, stage_outputs
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, write_json
-from ltpipe.run.records import EARLIER, place
+from ltpipe.run.records import EARLIER, location
 from ltpipe.run.stage_lock import is_done
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("stage")
     parser.add_argument("--experiment")
     parser.add_argument("--phase", type=int)
+    parser.add_argument("--set")
     parser.add_argument("--name")
     parser.add_argument("--checkpoint")
     given = parser.parse_args()
@@ -47,7 +48,7 @@ def main() -> None:
         write_json(paths.drawn, {"digest": toy_data_digest(exp)})
     else:
         # Phase 0 of `split` is the stage itself.
-        key = given.phase or given.name or given.checkpoint
+        key = given.phase or given.set or given.name or given.checkpoint
         if is_done(exp, paths, given.stage, {} if key is None else {"key": key}):
             return
         files = outputs(exp, paths, given.stage, key)
@@ -61,7 +62,7 @@ def main() -> None:
             "digest": stage_digest(exp, given.stage, key),
             "settings": stage_slice(exp, given.stage, key),
             "inputs": {str(file): checksum(file) for file in stage_inputs(exp, paths, given.stage, key).values()},
-            "place": place(paths),
+            "place": location(paths),
             "outputs": {
                 file.relative_to(record.parent).as_posix(): checksum(file) for file in files if inside(file, record)
             },

@@ -71,8 +71,9 @@ def test_shipped_experiments(empty: Workspace) -> None:
     names = sorted(files)
     assert set(active) <= set(names)
     jobs = empty.dry_run("all", "--config", f"experiments={','.join(names)}")
-    shared = sum("share" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in files.values())
-    assert jobs["validate"] == len(names) and jobs["base"] == len(names) - shared
+    contents = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files.values()]
+    trained = sum(len(content.get("seeds", [0])) for content in contents if "share" not in content)
+    assert jobs["validate"] == len(names) and jobs["base"] == trained
 
 
 def test_nothing_is_queued_for_a_refused_experiment(tmp_path: Path) -> None:
@@ -124,6 +125,31 @@ def test_two_experiments_that_begin_alike(finished: Workspace) -> None:
         file.unlink()
 
 
+def test_an_experiment_with_seeds(finished: Workspace) -> None:
+    """Everything for each seed, what no seed decides once; targets and -R mean all seeds, a name one of them."""
+    folder = finished.folder / "configs" / "experiments"
+    (folder / "many.yaml").write_text("extends: chain.yaml\nseeds: [0, 1]\nreport: {compare: []}\n")
+    (folder / "few.yaml").write_text("extends: joint.yaml\nseeds: [0, 1]\n")
+    many, few = (("--config", f"experiments={name}") for name in ("many", "few"))
+    calls = finished.folder / "calls.txt"
+    before = calls.read_text()
+    try:
+        # Replay lists come behind the base training, which the seed decides.
+        each = {"base": 2, **dict.fromkeys([*SPLITS, *PHASES], 2), "features": 2, "calibrate": 2, "evaluate": 8}
+        assert finished.dry_run("all", *many) == {**each, "split": 1, "validate": 1, "report": 3}
+        assert finished.dry_run("phase_1", *many) == {**dict.fromkeys(FIRST_PHASE, 2), "split": 1, "validate": 1}
+        assert finished.dry_run("results/many.seed1/base/model.pth", *many) == {"split": 1, "base": 1}
+        finished.snakemake("--cores", "2", "all", *few)
+        assert not (finished.folder / "results/few.seed1/split").exists()
+        assert finished.dry_run("all", *few, "-R", "base") == {"base": 2, "evaluate": 2, "report": 3}
+        (folder / "few.yaml").write_text("extends: joint.yaml\nseeds: [0, 1, 2]\n")
+        assert finished.dry_run("all", *few) == {"validate": 1, "base": 1, "evaluate": 1, "report": 2}
+    finally:
+        calls.write_text(before)
+        for name in ("many", "few"):
+            (folder / f"{name}.yaml").unlink()
+
+
 def test_a_finished_chain_does_nothing(finished: Workspace) -> None:
     assert finished.dry_run("all") == {}
     calls = (finished.folder / "calls.txt").read_text().splitlines()
@@ -135,9 +161,12 @@ def test_a_finished_chain_does_nothing(finished: Workspace) -> None:
 # File, text, replacement, and exactly the jobs that run again.
 FROM_PHASE_1 = {"lst_phase_1": 1, "distill_phase_2": 1, "lst_phase_2": 1, "evaluate": 3, **AFTER_PHASES}
 FROM_BASE = {"base": 1, **PHASES, "evaluate": 4, **AFTER_PHASES}
+AGAIN = "{annotations: data/toy/val.json, images: data/toy/val}"
 EDITS = [
     (JOINT, "evaluate: {", "evaluate: {nms: 0.6, ", {"validate": 2, "evaluate": 5, "report": 2}),
     (CHAIN, "report: {", "evaluate: {nms: 0.6}\nreport: {", {"validate": 1, "evaluate": 4, "report": 1}),
+    (CHAIN, "report: {", f"evaluate: {{sets: {{again: {AGAIN}}}}}\nreport: {{", {
+        "validate": 1, "index_set": 1, "evaluate": 4, "report": 1}),
     (CHAIN, "report: {compare: [joint]}", "report: {}", {"validate": 1, "report": 1}),
     (CHAIN, "description: ", "description: really ", {"validate": 1, "report": 1}),
     (CHAIN, "lst:\n  schedule: {", "lst:\n  schedule: {gamma: 0.2, ", {"validate": 1, **FROM_PHASE_1}),
@@ -233,6 +262,11 @@ def test_the_reports_are_named_at_the_end(finished: Workspace) -> None:
     pages = [finished.folder / "results" / name / "report" / "report.html" for name in ("joint", "chain")]
     text = finished.snakemake("--cores", "2", "all", "-R", "report")
     assert text[text.index("Reports:") :].splitlines()[1:3] == [f"  {page}" for page in pages]
+    assert text.count("Reports:") == 1
+    again = finished.program(sys.executable, "-m", "snakemake", "--cores", "2", "all")
+    assert "Nothing to be done" in again, "and also where nothing had to run"
+    assert again[again.index("Reports:") :].splitlines()[1:3] == [f"  {page}" for page in pages]
+    assert "Reports:" not in finished.program(sys.executable, "-m", "snakemake", "--cores", "2", "-n", "all")
 
 
 def test_report(finished: Workspace) -> None:
@@ -300,13 +334,28 @@ def test_gpu_rules_have_gpus_on_the_cluster(empty: Workspace, monkeypatch: pytes
     (empty.folder / CHAIN.replace("chain", "long")).write_text(long)
     monkeypatch.chdir(empty.folder)
     pipeline = Pipeline(["long"])
-    pipeline.resources_by_stage(SimpleNamespace(overwrite_resources=given))
+    pipeline.resources_by_stage(SimpleNamespace(overwrite_resources=given, overwrite_threads={}))
     rules = {rule.name for rule in pipeline.rules()}
     phases = {f"{kind}_phase_{k}" for kind in ("lst", "distill") for k in range(1, 15)}
     with_gpus = {rule for rule in rules if "gres" in given.get(rule, {})}
     assert with_gpus == phases | {"base", "features", "calibrate", "evaluate"}
     assert {given[f"lst_phase_{k}"]["runtime"].raw for k in range(1, 14)} == {given["base"]["runtime"].raw}
     assert given["lst_phase_14"]["runtime"].raw == 77 and given["lst_phase_14"]["gres"].raw == "gpu:1"
+
+
+def test_the_profile_for_clusters_that_are_not_slurms(empty: Workspace) -> None:
+    """It can be read without an executor plugin, asks for what the one for Slurm asks, and knows all phases, too."""
+    text = empty.snakemake("-n", "all", "--profile", "workflow/profiles/generic", "--cores", "16")
+    threads = re.findall(r"^Job \d+: (base|LST phase \d|teacher|RoI features) .*, (\d+) threads;", text, re.MULTILINE)
+    assert {"base", "LST phase 2", "teacher", "RoI features"} <= {name for name, _ in threads}
+    assert all(number == ("8" if name[0] in "bL" else "4") for name, number in threads), threads
+    ours, slurm = (
+        yaml.safe_load((ROOT / f"workflow/profiles/{name}/config.yaml").read_text(encoding="utf-8"))["set-resources"]
+        for name in ("generic", "slurm")
+    )
+    for of in {id(of): of for of in slurm.values()}.values():  # some share theirs
+        assert (of.pop("gres"), of.pop("cpus_per_task")) in (("gpu:1", 8), ("gpu:1", 4))
+    assert ours == {stage: {"gpu": 1, **of} for stage, of in slurm.items()}
 
 
 def test_every_rule_has_log_benchmark_and_resources() -> None:

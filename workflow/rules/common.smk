@@ -1,5 +1,7 @@
 # The active experiments; everything the rules ask is answered by ltpipe.pipeline.rules, which never imports torch.
 # Nothing is changed while the rules are read or in a dry run.
+import atexit
+
 from ltpipe.run.snakemake_lock import check_owner
 from ltpipe.pipeline.refusals import clear_refusals
 from ltpipe.pipeline.rules import Pipeline, growing
@@ -13,6 +15,7 @@ with clear_refusals():
     if workflow.is_main_process:
         check_owner()
         PIPELINE.reruns.steer(workflow)
+        atexit.register(PIPELINE.tell_if_nothing_ran)
     else:
         PIPELINE.reruns.serve(workflow)
 

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.findings import Findings
-from ltpipe.data.readers.protocol import Ids, Records
-from ltpipe.data.readers.records import (
+from ltpipe.data.readers.coco_records import (
     AnnotationRecord,
     CategoryRecord,
     ImageRecord,
     Unusable,
     read_record,
 )
+from ltpipe.data.readers.protocol import Ids, Records
 from ltpipe.data.readers.text import Text, quoted_words, read_text, release
 from ltpipe.errors import UserError
 

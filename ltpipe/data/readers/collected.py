@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 
 from ltpipe.data.findings import Findings
 from ltpipe.data.images import Size, sizes
+from ltpipe.data.readers.coco_records import Box, CategoryRecord, ImageRecord, Unusable
 from ltpipe.data.readers.protocol import Records
-from ltpipe.data.readers.records import Box, CategoryRecord, ImageRecord, Unusable
 from ltpipe.data.segments import FARTHEST, compressed
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

@@ -21,10 +21,10 @@ from pycocotools import mask as coco_mask
 
 from ltpipe.data.findings import Findings
 from ltpipe.data.images import BAD_IMAGE
+from ltpipe.data.readers.coco_records import Box
 from ltpipe.data.readers.collected import Collector, ImageIndex, files_below, holds, part_of, plain, unusable
 from ltpipe.data.readers.per_image import Annotated, not_annotated, per_image_parts
 from ltpipe.data.readers.protocol import Part
-from ltpipe.data.readers.records import Box
 from ltpipe.data.segments import FARTHEST, compressed
 
 POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")

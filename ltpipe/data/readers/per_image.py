@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ltpipe.data.findings import Findings
+from ltpipe.data.readers.coco_records import Unusable
 from ltpipe.data.readers.collected import (
     Collector,
     ImageIndex,
@@ -22,7 +23,6 @@ from ltpipe.data.readers.collected import (
     read_sizes,
 )
 from ltpipe.data.readers.protocol import Part, Records
-from ltpipe.data.readers.records import Unusable
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def per_image_parts(
     Args:
         source: Its folder.
         files: Annotation files by part.
-        read: Reads one; raises :class:`~ltpipe.data.readers.records.Unusable` if it cannot.
+        read: Reads one; raises :class:`~ltpipe.data.readers.coco_records.Unusable` if it cannot.
         add: Adds an object of one to the collector, with the category ids by name; may raise ``Unusable``.
         image_of: Returns the image file of an annotation file, given the index of all; None if it is not there.
     """

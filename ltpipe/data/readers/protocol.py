@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltpipe.data.findings import Findings
-from ltpipe.data.readers.records import CategoryRecord, ImageRecord
+from ltpipe.data.readers.coco_records import CategoryRecord, ImageRecord
 
 Ids = NDArray[np.int64]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ltpipe.data.findings import Findings
+from ltpipe.data.readers.coco_records import Unusable
 from ltpipe.data.readers.collected import PARTS, Collector, ImageIndex, files_below, part_of, unusable
 from ltpipe.data.readers.per_image import Annotated, not_annotated, per_image_parts
 from ltpipe.data.readers.protocol import Part
-from ltpipe.data.readers.records import Unusable
 from ltpipe.errors import UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

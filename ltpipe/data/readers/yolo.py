@@ -17,6 +17,7 @@ import numpy as np
 
 from ltpipe.data.findings import Findings
 from ltpipe.data.images import Size
+from ltpipe.data.readers.coco_records import Box
 from ltpipe.data.readers.collected import (
     Collector,
     common_folder,
@@ -27,7 +28,6 @@ from ltpipe.data.readers.collected import (
 )
 from ltpipe.data.readers.data_yaml import Description, part_images, read_description
 from ltpipe.data.readers.protocol import Part, Records
-from ltpipe.data.readers.records import Box
 
 NOT_LABELS = {
     "classes.txt",

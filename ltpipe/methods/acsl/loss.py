@@ -12,12 +12,14 @@ import torch
 from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
-from ltpipe.errors import UserError
 from ltpipe.methods.acsl.functions import acsl_rows, acsl_weights, class_groups, drawn_rows
 from ltpipe.methods.calibration import LossCalibrator
 from ltpipe.methods.seeded_draws import SeededDraws
 from ltpipe.methods.sigmoid_loss import SigmoidLoss
 from ltpipe.registry import method
+
+SHARES = (0.01, 0.1)
+"""Parts of the background RoIs from which rare and common classes learn, as in the repository."""
 
 
 @method("loss", "acsl")
@@ -33,13 +35,11 @@ class ACSLLoss(SigmoidLoss, SeededDraws):
         class_frequency: ``r``, ``c`` or ``f`` per class; None: by image counts.
         limits: Most images of a rare and of a common class, e.g. ``[10, 100]``; None: the groups of the data set.
         score_threshold: Score from which a class is suppressed by foreground RoIs of others (repository: 0.7).
-        common_share: Part of the background RoIs from which common classes learn (repository: 0.1).
-        rare_share: The same for rare classes (repository: 0.01).
         prior_prob: Initial score of every channel; the head sets the classifier's bias by it (repository: 0.01).
         seed: Seed of the draws, which also depend on the iteration and the process.
 
     Raises:
-        UserError: A share lies outside of [0, 1], or the limits do not ascend.
+        UserError: The limits do not ascend.
     """
 
     groups: Tensor
@@ -51,16 +51,11 @@ class ACSLLoss(SigmoidLoss, SeededDraws):
         class_frequency: Sequence[str] | None = None,
         limits: Sequence[int] | None = None,
         score_threshold: float = 0.7,
-        common_share: float = 0.1,
-        rare_share: float = 0.01,
         prior_prob: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__(num_classes)
-        for name, share in (("common_share", common_share), ("rare_share", rare_share)):
-            if not 0 <= share <= 1:
-                raise UserError("bad share of the background", where=name, got=share, allowed="0 to 1")
-        self.score_threshold, self.shares, self.prior_prob = score_threshold, (rare_share, common_share), prior_prob
+        self.score_threshold, self.prior_prob = score_threshold, prior_prob
         self.register_buffer("groups", class_groups(image_counts, class_frequency, limits), persistent=False)
         self.start_draws(seed)
 
@@ -74,7 +69,7 @@ class ACSLLoss(SigmoidLoss, SeededDraws):
         """Return the background RoIs from which rare and common classes learn, ``(2, N)`` bool."""
         noise = torch.rand(2, len(labels), generator=self.generator(labels.device), device=labels.device)
         background = labels == self.num_classes
-        return torch.stack([drawn_rows(background, share, row) for share, row in zip(self.shares, noise, strict=True)])
+        return torch.stack([drawn_rows(background, share, row) for share, row in zip(SHARES, noise, strict=True)])
 
 
 @method("calibrator", "acsl")
@@ -87,8 +82,6 @@ class ACSL(LossCalibrator):
         class_frequency: ``r``, ``c`` or ``f`` per class; None: by image counts.
         limits: Most images of a rare and of a common class; None: the groups of the data set.
         score_threshold: Score from which a class is suppressed by foreground RoIs of others (repository: 0.7).
-        common_share: Part of the background RoIs from which common classes learn (repository: 0.1).
-        rare_share: The same for rare classes (repository: 0.01).
         seed: Seed of the draws, which also depend on the iteration and the process.
     """
 
@@ -101,8 +94,6 @@ class ACSL(LossCalibrator):
         class_frequency: Sequence[str] | None = None,
         limits: Sequence[int] | None = None,
         score_threshold: float = 0.7,
-        common_share: float = 0.1,
-        rare_share: float = 0.01,
         seed: int = 0,
     ) -> None:
         options = {
@@ -111,8 +102,6 @@ class ACSL(LossCalibrator):
             "class_frequency": None if class_frequency is None else list(class_frequency),
             "limits": limits,
             "score_threshold": score_threshold,
-            "common_share": common_share,
-            "rare_share": rare_share,
             "seed": seed,
         }
         super().__init__(num_classes, ACSLLoss, options)

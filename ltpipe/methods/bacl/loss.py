@@ -22,6 +22,8 @@ from ltpipe.methods.sigmoid_loss import SigmoidLoss, one_hot
 from ltpipe.registry import method
 
 SMALLEST_CONFUSION = 1e-3
+ALWAYS_SUPPRESSED = 0.7
+"""Score from which a foreground RoI suppresses any class, as in the repository."""
 
 
 def confusion_margins(confusion: Tensor, labels: Tensor, alpha: float) -> Tensor:
@@ -39,16 +41,15 @@ def confusion_margins(confusion: Tensor, labels: Tensor, alpha: float) -> Tensor
     return F.pad(margins * (labels < num_classes)[:, None], (0, 1))
 
 
-def suppressed_classes(scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+def suppressed_classes(scores: Tensor, labels: Tensor) -> Tensor:
     """Return which channels a RoI trains, ``(N, K + 1)`` bool.
 
     Args:
         scores: ``(N, K + 1)`` float32, those of test time, background last.
         labels: ``(N,)`` int64, background ``K``.
-        threshold: Score from which a class is always suppressed.
     """
     background = scores.shape[1] - 1
-    rivals = (scores >= scores.gather(1, labels[:, None])) | (scores >= threshold)
+    rivals = (scores >= scores.gather(1, labels[:, None])) | (scores >= ALWAYS_SUPPRESSED)
     rivals[:, background] = True
     return rivals | (labels == background)[:, None]
 
@@ -62,12 +63,11 @@ class BACLLoss(SigmoidLoss):
     Args:
         num_classes: Foreground classes ``K``.
         alpha: Factor of the margins (repository: 0.85 in its configs, 1 in its code).
-        score_threshold: Score from which a foreground RoI suppresses any class (repository: 0.7).
         plain_steps: Training steps in which all classes are suppressed (repository: those of the first epoch).
         loss_weight: Factor of the loss (repository: 1.0).
 
     Raises:
-        UserError: A parameter is out of range.
+        UserError: A negative number of steps.
     """
 
     test_with_obj = True
@@ -83,19 +83,13 @@ class BACLLoss(SigmoidLoss):
         self,
         num_classes: int,
         alpha: float = 0.85,
-        score_threshold: float = 0.7,
         plain_steps: int = 0,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(num_classes, loss_weight)
-        if not 0 < score_threshold <= 1 or plain_steps < 0:
-            raise UserError(
-                "bad option of bacl",
-                where="model.loss",
-                got=f"score_threshold {score_threshold}, plain_steps {plain_steps}",
-                allowed="a score above 0 and up to 1; 0 steps or more",
-            )
-        self.alpha, self.score_threshold, self.plain_steps = alpha, score_threshold, plain_steps
+        if plain_steps < 0:
+            raise UserError("bad option of bacl", where="plain_steps", got=plain_steps, allowed="0 steps or more")
+        self.alpha, self.plain_steps = alpha, plain_steps
         # The names are those of the repository's checkpoints.
         self.register_buffer("cm_numerator", torch.zeros(num_classes, num_classes))
         self.register_buffer("num_gt", torch.zeros(num_classes))
@@ -105,7 +99,7 @@ class BACLLoss(SigmoidLoss):
         """Return the loss of every RoI; in training mode, all processes together, collect the confusion."""
         margins = confusion_margins(self.cm_numerator / self.num_gt.clamp(min=1)[:, None], labels, self.alpha)
         scores = self.get_activation(logits.detach())
-        trained = suppressed_classes(scores, labels, self.score_threshold) | (self.steps < self.plain_steps)
+        trained = suppressed_classes(scores, labels) | (self.steps < self.plain_steps)
         target = one_hot(labels, self.num_classes, self.num_classes + 1)
         losses = F.binary_cross_entropy_with_logits(logits + margins, target, reduction="none") * trained
         if self.training:

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ltpipe.frequency import BIN_EDGES, bins_of
 from ltpipe.methods.class_weights import inverse_frequency_weights
-from ltpipe.methods.reductions import all_reduce_sum, world_size
 
 
 @dataclass(frozen=True)
@@ -109,25 +108,20 @@ def draw_others(in_groups: Tensor, beta: float, noise: Tensor) -> Tensor:
     return torch.cat([kept, torch.ones_like(in_groups[-1:], dtype=torch.bool)])
 
 
-def group_losses(
-    cls_score: Tensor, in_groups: Tensor, weights: Tensor, sizes: Sequence[int], sync: bool = False
-) -> Tensor:
-    """Return the loss of every group, ``(G + 1,) float32``.
+def group_losses(cls_score: Tensor, in_groups: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the loss of every group, ``(G + 1,) float32``, averaged over the rows of this process.
 
     Args:
         cls_score: ``(N, K + G + 1)`` float.
         in_groups: ``(G + 1, N) int64`` from :func:`group_labels`.
         weights: ``(G + 1, N)`` from :func:`draw_others`, possibly times class weights.
         sizes: Channels of every group.
-        sync: Average over the rows of all processes instead of those of this one.
     """
     weights = weights.to(torch.float32)
     parts = torch.split(cls_score.float(), list(sizes), dim=1)
     rows = torch.stack([F.cross_entropy(z, y, reduction="none") for z, y in zip(parts, in_groups, strict=True)])
     total = weights.sum(dim=1)
-    if sync:
-        total = all_reduce_sum(total)
-    return (rows * weights).sum(dim=1) * (world_size() if sync else 1) / torch.where(total > 0, total, 1)
+    return (rows * weights).sum(dim=1) / torch.where(total > 0, total, 1)
 
 
 def group_scores(cls_score: Tensor, channel: Tensor, sizes: Sequence[int]) -> Tensor:

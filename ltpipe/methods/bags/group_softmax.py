@@ -46,7 +46,6 @@ class GroupSoftmaxLoss(SeededDraws):
         beta: Others drawn per member of a group; 8 in the paper.
         loss_weight: Factor of the loss; 1 in both repositories.
         reweight: Weight members by inverse frequency inside their group; the original's ``Reweight`` variant.
-        sync_average: Average over the rows of all processes; the repositories average per process.
         seed: Seed of the draw of others, which also depends on the iteration and the process.
     """
 
@@ -69,14 +68,12 @@ class GroupSoftmaxLoss(SeededDraws):
         beta: float = 8.0,
         loss_weight: float = 1.0,
         reweight: bool = False,
-        sync_average: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         layout = group_layout(instance_counts, edges)
         self.num_classes = num_classes
-        self.beta, self.loss_weight = beta, loss_weight
-        self.reweight, self.sync_average = reweight, sync_average
+        self.beta, self.loss_weight, self.reweight = beta, loss_weight, reweight
         self.sizes = layout.sizes.tolist()
         self.register_buffer("label_map", torch.from_numpy(layout.label_map))
         self.register_buffer("channel", torch.from_numpy(layout.channel), persistent=False)
@@ -109,7 +106,7 @@ class GroupSoftmaxLoss(SeededDraws):
         weights: Tensor = draw_others(in_groups, self.beta, noise)
         if self.reweight:
             weights = weights * self.class_weights[:, label]
-        losses = group_losses(cls_score, in_groups, weights, self.sizes, self.sync_average)
+        losses = group_losses(cls_score, in_groups, weights, self.sizes)
         return self.loss_weight * losses.sum()
 
     def get_cls_channels(self, num_classes: int) -> int:

@@ -24,7 +24,7 @@ from ltpipe.registry import method
 EPS = 1e-12
 
 
-class _UnitRows(torch.autograd.Function):
+class _NormalizedRows(torch.autograd.Function):
     """``x / max(|x|, EPS)`` with the backward pass in one expression: the classifier's rows are many and long."""
 
     @staticmethod
@@ -43,7 +43,7 @@ class _UnitRows(torch.autograd.Function):
         return result
 
 
-def unit(vectors: Tensor) -> Tensor:
+def normalized(vectors: Tensor) -> Tensor:
     """Scale vectors to length one; a zero vector stays zero.
 
     Args:
@@ -53,7 +53,7 @@ def unit(vectors: Tensor) -> Tensor:
         ``(..., d)`` of the same dtype.
     """
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    rows: Tensor = _UnitRows.apply(wide)
+    rows: Tensor = _NormalizedRows.apply(wide)
     return rows.to(vectors.dtype)
 
 
@@ -67,7 +67,7 @@ def cosine_similarity(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         ``(N, C)`` float in [-1, 1].
     """
-    return F.linear(unit(x), unit(weight))
+    return F.linear(normalized(x), normalized(weight))
 
 
 def cosine_logits(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # A sum over 1024 RoIs with 0.001 and over 256 positives with 0.01 weighs as much as these means.
 LOSS_WEIGHTS = {"sum": (0.001, 0.01), "avg_factor": (1.024, 2.56)}
+MASK_TEMPERATURE = 1.0  # of the mask branch's own weights, in disabled code of both states
 NEIGHBOURS = 5  # classes named beside each class in the report
 
 
@@ -75,7 +76,6 @@ class CRAT(HeadPart):
             the positives for masks, which makes the balance independent of the batch size.
         mask_weights_from: Statistic behind the mask weights: the ``box`` branch's (both code states) or the ``mask``
             branch's own.
-        mask_temperature: Temperature of the mask branch's own weights (1.0 in disabled code of both states).
         seen_mask_in_mask: Leave classes without a statistic out of the mask transfer loss, as in the box transfer loss.
         exclude_unseen: Leave classes without a statistic out of the softmax.
         threshold: Drop samples whose largest weight is below it (0.1 in disabled code of v2).
@@ -109,7 +109,6 @@ class CRAT(HeadPart):
         mask_weight: float | None = None,
         normalize: Literal["sum", "avg_factor"] = "sum",
         mask_weights_from: Literal["box", "mask"] = "box",
-        mask_temperature: float = 1.0,
         seen_mask_in_mask: bool = False,
         exclude_unseen: bool = False,
         threshold: float | None = None,
@@ -125,7 +124,7 @@ class CRAT(HeadPart):
         chosen = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
         self.num_classes = num_classes
         self.sample_stat, self.temperature = chosen["sample_stat"], chosen["temperature"]
-        self.mask_temperature, self.normalize = mask_temperature, normalize
+        self.normalize = normalize
         self.box_weight = LOSS_WEIGHTS[normalize][0] if box_weight is None else box_weight
         self.mask_weight = LOSS_WEIGHTS[normalize][1] if mask_weight is None else mask_weight
         self.seen_mask_in_mask, self.exclude_unseen = seen_mask_in_mask, exclude_unseen
@@ -216,7 +215,7 @@ class CRAT(HeadPart):
                 grads = _mask_gradients(head, batch.features.float(), logits, targets, batch.labels)
                 if self.training:
                     bank.update(grads, batch.labels)
-                weights = self._weights(bank, grads, batch.labels, self.mask_temperature)
+                weights = self._weights(bank, grads, batch.labels, MASK_TEMPERATURE)
             if self.seen_mask_in_mask:
                 weights = weights * bank.seen()
             if self.detach_features:

@@ -93,5 +93,6 @@ class FederatedLoss(SigmoidLoss, SeededDraws):
 
     def classes(self, labels: Tensor) -> Tensor:
         """Return which classes the next step looks at, ``(K + 1,)`` bool."""
-        noise = torch.empty(self.num_classes + 1).exponential_(generator=self.generator("cpu"))  # equal on all devices
+        noise = torch.empty(self.num_classes + 1, device="cpu")  # the same numbers for all devices
+        noise.exponential_(generator=self.generator("cpu"))
         return drawn_classes(labels, self.frequency, self.num_sampled, noise.to(labels.device))

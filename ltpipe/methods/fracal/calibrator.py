@@ -43,7 +43,7 @@ class FRACAL(OffsetCalibrator):
     """
 
     product = True
-    needs_boxes = True
+    sweeps = {"strength": [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]}
 
     def __init__(
         self,

@@ -85,6 +85,7 @@ class IIFCalibrator(_IIFScores):
 
     needs_features = False
     needs_cross_entropy = True
+    work = "computed"
 
     def initialise(self, bbox_head: nn.Module) -> None:
         """Check that the detector has a softmax classifier.

@@ -22,7 +22,7 @@ from mmdet.models.losses.cross_entropy_loss import cross_entropy
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.iif.tables import check_table, read_table
+from ltpipe.methods.iif.class_tables import check_table, read_table
 from ltpipe.methods.iif.weights import describe, iif_weights, parse_variant, with_background
 from ltpipe.registry import method
 
@@ -124,13 +124,10 @@ class IIFLoss(nn.Module):
         bg_weight: Weight of the background (published: 1).
         min_weight: Raise smaller weights to this value; null: as published. Very frequent classes have weights below 0
             with ``rel`` and ``normit``.
-        zero_count: Classes without training data: count them as 1 and warn, or refuse.
         table: CSV file of the published tables to take the weights from; null: from the counts.
         class_names: Names of the classes, label order; compared with those in the table.
         class_ranks: Place of each class among all of the data set by ascending category id, the order of the tables;
             null: the labels are in that order.
-        class_weight: Weight of every class in the cross entropy, ``K + 1`` values; null: none.
-        ignore_index: Label left out of the loss; null: none.
         loss_weight: Factor of the loss.
 
     Raises:
@@ -153,16 +150,13 @@ class IIFLoss(nn.Module):
         count: Literal["image", "instance"] | None = None,
         bg_weight: float = 1.0,
         min_weight: float | None = None,
-        zero_count: Literal["warn", "error"] = "warn",
         table: str | None = None,
         class_names: Sequence[str] | None = None,
         class_ranks: Sequence[int] | None = None,
-        class_weight: list[float] | None = None,
-        ignore_index: int | None = None,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.loss_weight, self.ignore_index = num_classes, loss_weight, ignore_index
+        self.num_classes, self.loss_weight = num_classes, loss_weight
         self.variant, self.count = parse_variant(variant, count)
         weights = class_weights(
             num_classes,
@@ -176,17 +170,8 @@ class IIFLoss(nn.Module):
             class_names=class_names,
             class_ranks=class_ranks,
             min_weight=min_weight,
-            zero_count=zero_count,
         )
         self.register_buffer("weights", weights, persistent=False)
-        per_class = None if class_weight is None else torch.tensor(class_weight)
-        if per_class is not None and len(per_class) != num_classes + 1:
-            raise UserError(
-                "class_weight has another length than the classifier has channels",
-                got=len(per_class),
-                allowed=f"{num_classes + 1}: the classes, then the background",
-            )
-        self.register_buffer("class_weight", per_class, persistent=False)
 
     def forward(
         self,
@@ -195,7 +180,6 @@ class IIFLoss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: float | None = None,
         reduction_override: Literal["none", "mean", "sum"] | None = None,
-        ignore_index: int | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Return the loss, reduced as mmdet's cross entropy.
@@ -206,7 +190,6 @@ class IIFLoss(nn.Module):
             weight: ``(N,)`` float label weights.
             avg_factor: Divisor of the sum.
             reduction_override: ``none`` (a value per RoI), ``mean`` (default) or ``sum``.
-            ignore_index: In place of the option.
             **kwargs: Not used.
 
         Raises:
@@ -217,15 +200,7 @@ class IIFLoss(nn.Module):
         if not len(label) and reduction != "none":
             return logits.sum()
         with torch.autocast(cls_score.device.type, enabled=False):
-            loss: Tensor = cross_entropy(
-                logits,
-                label,
-                weight,
-                reduction=reduction,
-                avg_factor=avg_factor,
-                class_weight=self.class_weight,
-                ignore_index=self.ignore_index if ignore_index is None else ignore_index,
-            )
+            loss: Tensor = cross_entropy(logits, label, weight, reduction=reduction, avg_factor=avg_factor)
         return self.loss_weight * loss
 
     def get_cls_channels(self, num_classes: int) -> int:

@@ -60,7 +60,6 @@ def iif_weights(
     *,
     p_norm: int = 0,
     min_weight: float | None = None,
-    zero_count: Literal["warn", "error"] = "warn",
 ) -> Floats:
     """Return the weights of the foreground classes.
 
@@ -70,18 +69,17 @@ def iif_weights(
         variant: Formula, see the module.
         p_norm: Divide the vector by its p-norm; 0: do not (classification code).
         min_weight: Raise smaller weights to this value; None: keep them as published.
-        zero_count: A class without training data has an infinite weight: count it as 1 and warn, or refuse.
 
     Returns:
-        ``(K,)`` float64, finite. Warns of classes without data, of classes that are everywhere (their ratio is
-        clamped to ``1 - 1 / (2 T)`` where the formula diverges), and of weights that are not positive.
+        ``(K,)`` float64, finite. Warns of classes without data, which count as 1, of classes that are everywhere (their
+        ratio is clamped to ``1 - 1 / (2 T)`` where the formula diverges), and of weights that are not positive.
 
     Raises:
-        UserError: A count is negative, above ``total``, or 0 with ``zero_count='error'``.
+        UserError: A count is negative or above ``total``.
     """
     variant, _ = parse_variant(variant)
     n = np.asarray(counts, dtype=np.float64)
-    _check_counts(n, total, zero_count)
+    _check_counts(n, total)
     n = np.maximum(n, 1)
     everywhere = n >= total
     if everywhere.any() and variant in DIVERGE_AT_ONE:
@@ -109,7 +107,7 @@ def describe(weights: Floats) -> str:
     return " / ".join(f"{value:.3g}" for value in (weights.min(), np.median(weights), weights.max()))
 
 
-def _check_counts(n: Floats, total: int, zero_count: str) -> None:
+def _check_counts(n: Floats, total: int) -> None:
     if n.ndim != 1 or (n < 0).any() or (n > total).any() or total < 1:
         bad = np.flatnonzero((n < 0) | (n > total)) if n.ndim == 1 else np.empty(0, np.int64)
         raise UserError(
@@ -119,12 +117,6 @@ def _check_counts(n: Floats, total: int, zero_count: str) -> None:
             fix="give the number of images of the annotation file the counts come from (num_images)",
         )
     if (n == 0).any():
-        if zero_count == "error":
-            raise UserError(
-                "classes without training data have no IIF weight",
-                got=f"labels {np.flatnonzero(n == 0)[:10].tolist()}",
-                fix="remove them from the data set, or set zero_count: warn to count them as 1",
-            )
         _warn(n == 0, "have no training data: IIF counts them as 1")
 
 

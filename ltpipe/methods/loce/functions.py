@@ -121,7 +121,7 @@ def jitter_signs(device: torch.device | str = "cpu") -> Tensor:
     return (place // blocks % 2 * 2 - 1).float()
 
 
-def ring_places(labels: Tensor, written: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def ring_slots(labels: Tensor, written: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return where rows enter the ring of their class.
 
     Args:

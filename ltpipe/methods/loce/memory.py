@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ltpipe.errors import UserError
-from ltpipe.methods.loce.functions import ring_places
+from ltpipe.methods.loce.functions import ring_slots
 
 
 class FeatureMemory(nn.Module):
@@ -46,7 +46,7 @@ class FeatureMemory(nn.Module):
             labels: ``(M,)`` int64 in ``0..K-1``.
         """
         self._fit(features.shape[1:])
-        rows, places, written = ring_places(labels, self.written, self.size)
+        rows, places, written = ring_slots(labels, self.written, self.size)
         self.features[labels[rows], places] = features[rows].to(self.features)
         self.boxes[labels[rows], places] = boxes[rows].to(self.boxes)
         self.written.copy_(written)

@@ -55,6 +55,8 @@ class LogitAdjustment(OffsetCalibrator):
         UserError: The number of images is not known.
     """
 
+    sweeps = {"tau": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]}
+
     def __init__(
         self,
         num_classes: int,

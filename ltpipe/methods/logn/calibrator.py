@@ -80,6 +80,8 @@ class LogN(Calibrator):
     """
 
     needs_cross_entropy = True
+    work = "one pass over stored features"
+    sweeps = {"shrink": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]}
 
     count: Tensor
     mean: Tensor

@@ -28,7 +28,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ltpipe.checkpoints.tensors import check_tensors
+from ltpipe.checkpoints.tensor_checks import check_tensors
 from ltpipe.checkpoints.torch_files import load_plain
 from ltpipe.errors import UserError
 from ltpipe.methods.head_parts import HeadPart

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ltpipe.errors import UserError, unknown_name
+from ltpipe.errors import unknown_name
 
 FROZEN_STAGES = {"none": -1, "stem": 0, "layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4, "backbone": 4}
 
@@ -26,29 +26,3 @@ def freezing_options(level: str) -> dict[str, Any]:
     if level not in FROZEN_STAGES:
         raise unknown_name("freezing level", level, FROZEN_STAGES, where="lst.freeze")
     return {"frozen_stages": FROZEN_STAGES[level], "norm_eval": True}
-
-
-def freeze(model: Any, level: str) -> None:
-    """Freeze a built detector, for good: switching to training mode keeps it frozen, and nothing is thawed.
-
-    Call it before the optimiser and the distributed wrapper are made.
-
-    Args:
-        model: Detector with a ``backbone``.
-        level: As :func:`freezing_options`.
-
-    Raises:
-        UserError: Unknown level, or a backbone that cannot freeze its stages.
-    """
-    options = freezing_options(level)
-    backbone = model.backbone
-    if not hasattr(backbone, "frozen_stages"):
-        raise UserError(
-            "the backbone cannot freeze its stages",
-            where="lst.freeze",
-            got=type(backbone).__name__,
-            allowed="backbones with frozen_stages, such as mmdet's ResNet and its relatives",
-        )
-    for name, value in options.items():
-        setattr(backbone, name, value)
-    backbone.train(model.training)

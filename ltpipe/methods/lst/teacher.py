@@ -43,7 +43,6 @@ class TeacherLogits:
         label: ``(B,)`` int64 labels, all at least ``K``.
         logits: ``(2, B, K)`` float16 or float32: as stored, then horizontally flipped images.
         metadata: What the numbers were made from; JSON values.
-        background: ``(2, B)`` similarity to the background row; only files in the legacy layout have it.
     """
 
     image_id: np.ndarray
@@ -52,7 +51,6 @@ class TeacherLogits:
     label: np.ndarray
     logits: np.ndarray
     metadata: dict[str, Any] = field(default_factory=dict)
-    background: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
@@ -111,8 +109,6 @@ class TeacherLogits:
     def save(self, path: str | Path) -> None:
         """Write an npz file, atomically; ids that fit are stored in 32 bits."""
         arrays: dict[str, Any] = {name: _narrow(getattr(self, name)) for name in ARRAYS}
-        if self.background is not None:
-            arrays["background"] = self.background
         save_arrays(path, arrays, self.metadata)
 
     @classmethod
@@ -126,8 +122,7 @@ class TeacherLogits:
         arrays, metadata = load_arrays(path, kind="teacher file", fix=fix)
         if absent := [name for name in ARRAYS if name not in arrays]:
             raise UserError("damaged teacher file", where=path, got=f"no {absent[0]}", fix=fix)
-        known = {name: _wide(array) for name, array in arrays.items() if name in (*ARRAYS, "background")}
-        return cls(**known, metadata=metadata)
+        return cls(**{name: _wide(arrays[name]) for name in ARRAYS}, metadata=metadata)
 
     def rows(self, image: int) -> slice | None:
         """Return the box rows of an image id, or None if the teacher has not seen it."""

@@ -53,6 +53,8 @@ class NorCal(OffsetCalibrator):
         beta: Of the effective number, in [0, 1).
     """
 
+    sweeps = {"gamma": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]}
+
     def __init__(
         self,
         num_classes: int,

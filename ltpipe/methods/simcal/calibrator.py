@@ -63,6 +63,7 @@ class SimCal(Calibrator):
             "2fc_ncm": "last",
         }
     }
+    sweeps = {"threshold": [3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]}
     needs_softmax = {"head": ["3fc_ft", "3fc_ft_freeze1", "cls_ft"]}
 
     def __init__(
@@ -77,7 +78,7 @@ class SimCal(Calibrator):
         super().__init__()
         self.num_classes = num_classes
         self.head_name = head
-        self.fusion = {
+        self.fusion: dict[str, Any] = {
             "instance_counts": [int(n) for n in instance_counts],
             "threshold": threshold,
             "inclusive": inclusive,
@@ -115,6 +116,12 @@ class SimCal(Calibrator):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(n, K + 1)``, background last."""
         return self.head.forward_trained(x)
+
+    def fused(self, own: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores of both classifications, combined as configured, ``(n, K + 1)``."""
+        counts, threshold = torch.as_tensor(self.fusion["instance_counts"]), self.fusion["threshold"]
+        tail = tail_classes(counts, threshold, self.fusion["inclusive"]).to(own.device)
+        return fuse_scores(own, scores, tail, self.fusion["mode"])
 
     def loss(self, cls_score: Tensor, labels: Tensor) -> Tensor:
         """Return the cross entropy averaged over the rows of all processes."""

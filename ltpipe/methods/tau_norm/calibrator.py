@@ -24,17 +24,6 @@ from ltpipe.methods.calibration import Calibrator, State, replace_classifier
 from ltpipe.registry import MODELS, method
 
 
-def row_factors(weight: Tensor, tau: float) -> Tensor:
-    """Return ``|W_c|^-tau``, ``(C,)``; 1 for rows of zeros.
-
-    Args:
-        weight: ``(C, d)`` float.
-        tau: Exponent of the norm.
-    """
-    norm = weight.norm(dim=1)
-    return torch.where(norm > 0, norm, torch.ones_like(norm)) ** -tau
-
-
 def select_rows(own: Tensor, normalised: Tensor, selected: Tensor) -> Tensor:
     """Return the rows of one of two classifiers, ``(N, K + 1)``.
 
@@ -97,6 +86,8 @@ class TauNorm(Calibrator):
     needs_features = False
     needs_linear = True
     needs_class_logits = True
+    work = "computed"
+    sweeps = {"tau": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]}
 
     def __init__(
         self,
@@ -137,7 +128,8 @@ class TauNorm(Calibrator):
         self.fc_cls.weight.copy_(source.weight.detach())
         self.fc_cls.bias.copy_(source.bias.detach())
         scaled = source.out_features if self.rows == "all" else self.num_classes
-        self.fc_cls.factor[:scaled] = row_factors(self.fc_cls.weight[:scaled], self.tau)
+        norm = self.fc_cls.weight[:scaled].norm(dim=1)
+        self.fc_cls.factor[:scaled] = torch.where(norm > 0, norm, torch.ones_like(norm)) ** -self.tau
         self.fc_cls.selected.copy_(
             torch.ones(source.out_features, dtype=torch.bool)
             if self.few is None

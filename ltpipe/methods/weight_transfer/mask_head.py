@@ -24,32 +24,6 @@ from ltpipe.errors import UserError
 from ltpipe.registry import method
 
 
-def all_class_logits(features: Tensor, filters: Tensor) -> Tensor:
-    """Apply every class filter to every RoI.
-
-    Args:
-        features: ``(N, ch, h, w)`` float.
-        filters: ``(C, ch)`` float.
-
-    Returns:
-        ``(N, C, h, w)`` float.
-    """
-    return torch.einsum("nkhw,ck->nchw", features, filters)
-
-
-def own_class_logits(features: Tensor, filters: Tensor) -> Tensor:
-    """Apply to every RoI its own filter.
-
-    Args:
-        features: ``(N, ch, h, w)`` float.
-        filters: ``(N, ch)`` float.
-
-    Returns:
-        ``(N, 1, h, w)`` float.
-    """
-    return torch.einsum("nkhw,nk->nhw", features, filters)[:, None]
-
-
 @method("mask", "weight_transfer")
 class MaskXTransferHead(FCNMaskHead):
     """Mask head with filters transferred from the classifier.
@@ -153,9 +127,9 @@ class MaskXTransferHead(FCNMaskHead):
             class_weight, labels = self._bbox_head[0].fc_cls.weight, self.labels
         features = self.pixel_features(x)
         if labels is None:
-            logits = all_class_logits(features, self.class_filters(class_weight))
+            logits = torch.einsum("nkhw,ck->nchw", features, self.class_filters(class_weight))
         else:
-            logits = own_class_logits(features, self.class_filters(class_weight[labels]))
+            logits = torch.einsum("nkhw,nk->nhw", features, self.class_filters(class_weight[labels]))[:, None]
         if self.mlp_fusion is not None:
             logits = logits + self.mlp_fusion(features.flatten(1)).reshape(-1, 1, *features.shape[2:])
         return logits

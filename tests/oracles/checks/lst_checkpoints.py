@@ -17,31 +17,15 @@ from mmengine.optim import LinearLR, MultiStepLR
 from torch import Tensor, nn
 
 from ltpipe.engine.schedule import warmup_multistep
-from ltpipe.interop.maskrcnn_benchmark import background_first, convert_state_dict, rename_key, trim_class_layers
 from ltpipe.methods.lst.expansion import expand_checkpoint
-from ltpipe.methods.lst.freezing import FROZEN_STAGES, freeze
+from ltpipe.methods.lst.freezing import FROZEN_STAGES, freezing_options
 from ltpipe.registry import MODELS
+from tests.helpers.lst_arrays import load, near, tensor
+from tests.published.old_layouts import background_first, convert_state_dict, rename_key, trim_class_layers
 
 METHOD = "lst"
 CLS = "module.roi_heads.box.predictor.cls_score.weight"
 REG = "module.roi_heads.box.predictor.bbox_pred."
-
-
-def load(path: Path) -> dict[str, np.ndarray]:
-    """Return all arrays of an npz file."""
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
-
-
-def tensor(array: np.ndarray) -> Tensor:
-    """Return an array as a tensor, float16 widened."""
-    return torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float16 else array.dtype))
-
-
-def near(ours: Any, theirs: np.ndarray, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    """Assert equality within the README's tolerance."""
-    ours = ours.detach().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
-    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
 
 
 def _source_checkpoint(cls: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> dict[str, Tensor]:
@@ -113,13 +97,19 @@ def check_trim(path: Path) -> None:
     assert sorted(trimmed["model"]) == sorted(d["out_model_keys"].tolist())
 
 
-def _detector(classes: int, width: int, fusion: str) -> nn.Module:
+def _detector(classes: int, width: int, fusion: str, frozen: str) -> nn.Module:
     """Return the LST detector (ResNet-50, FPN) without memory behind its weights."""
     model = dict(
         type="mmdet.MaskRCNN",
         train_cfg=None,
         test_cfg=dict(rpn=None, rcnn=None),
-        backbone=dict(type="mmdet.ResNet", depth=50, norm_cfg=dict(type="BN", requires_grad=False), style="caffe"),
+        backbone=dict(
+            type="mmdet.ResNet",
+            depth=50,
+            norm_cfg=dict(type="BN", requires_grad=False),
+            style="caffe",
+            **freezing_options(frozen),
+        ),
         neck=dict(type="mmdet.FPN", in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=5),
         rpn_head=dict(
             type="mmdet.RPNHead",
@@ -172,14 +162,13 @@ def check_keys(path: Path) -> None:
     converted = convert_state_dict(source)
     rows, width = next(shape for key, shape in shapes.items() if key.endswith("cls_score.weight"))
     fusion = "full" if any("MLP_mask" in key for key in shapes) else "none"
-    detector = _detector(rows - 1, width, fusion)
+    frozen = {rename_key(key) for key in content.get("frozen_parameters", ())}
+    reached = max((key.split(".")[1] for key in frozen if key.startswith("backbone.layer")), default=None)
+    detector = _detector(rows - 1, width, fusion, reached or ("stem" if frozen else "none"))
     ours = {k: list(v.shape) for k, v in detector.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert Counter({k: tuple(v.shape) for k, v in converted.items()}) == Counter({k: tuple(v) for k, v in ours.items()})
     if "trainable" not in content:
         return
-    frozen = {rename_key(key) for key in content["frozen_parameters"]}
-    reached = max((key.split(".")[1] for key in frozen if key.startswith("backbone.layer")), default=None)
-    freeze(detector, reached or ("stem" if frozen else "none"))
     trained = {name for name, p in detector.named_parameters() if p.requires_grad}
     assert trained == {rename_key(key) for key in content["trainable"]}
     assert frozen.isdisjoint(trained) and (reached is None or reached in FROZEN_STAGES)

@@ -6,7 +6,6 @@ Source layout: label 0 is background, and its rows and columns come first; conve
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,13 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ltpipe.interop.maskrcnn_benchmark import background_first, background_last
-from ltpipe.methods.cosine.classifier import CosineLinear
 from ltpipe.methods.lst.distillation import distillation_loss, new_class_boxes
 from ltpipe.methods.lst.teacher import CachedTeacher, TeacherLogits
-from tests.published.teacher_json import read_legacy_json, write_legacy_json
+from tests.helpers.lst_arrays import cosine, load, near, tensor
+from tests.published.old_layouts import background_first
+from tests.published.teacher_json import read_legacy_json
 
 METHOD = "lst"
-
-
-def load(path: Path) -> dict[str, np.ndarray]:
-    """Return all arrays of an npz file."""
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
-
-
-def tensor(array: np.ndarray) -> Tensor:
-    """Return an array as a tensor, float16 widened."""
-    return torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float16 else array.dtype))
-
-
-def near(ours: Any, theirs: np.ndarray, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    """Assert equality within the README's tolerance."""
-    ours = ours.detach().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
-    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
-
-
-def cosine(weight: Tensor, scale: Tensor) -> CosineLinear:
-    """Return our classifier with the source's rows (background first) and scale."""
-    layer = CosineLinear(weight.shape[1], len(weight))
-    layer.load_state_dict({"weight": background_last(weight), "scale": scale})
-    return layer
 
 
 def _sample(image: int, flip: Any, labels: Tensor, ann_ids: Tensor, boxes: Tensor | None = None) -> DetDataSample:
@@ -147,16 +122,15 @@ def check_teacher(path: Path) -> None:
 
 
 def check_legacy_json(path: Path) -> None:
-    """The JSON layout is read and written back number for number; where its sources are at hand, recomputed."""
+    """The JSON layout is read number for number; where its sources are at hand, they are recomputed."""
     plain, flipped = json.loads(path.read_text())
     boxes = {int(k): ([10 * int(k) + j for j in range(len(v))], [0] * len(v)) for k, v in plain.items()}
-    store = read_legacy_json(path, boxes, dtype="float64")
-    with tempfile.TemporaryDirectory() as folder:
-        write_legacy_json(store, Path(folder) / "again.json")
-        assert json.loads((Path(folder) / "again.json").read_text()) == [plain, flipped]
+    store, background = read_legacy_json(path, boxes, dtype="float64")
     for f, part in enumerate((plain, flipped)):
         for image, rows in part.items():
-            assert store.logits[f, store.rows(int(image))].tolist() == [row[1:] for row in rows]
+            here = store.rows(int(image))
+            assert store.logits[f, here].tolist() == [row[1:] for row in rows]
+            assert background[f, here].tolist() == [row[0] for row in rows]
     for sibling in sorted(path.parent.glob("teacher_logits*.npz")):
         d = load(sibling)
         if set(map(str, d["img_ids"].tolist())) == set(plain) and int(d["num_old"]) == store.logits.shape[2]:

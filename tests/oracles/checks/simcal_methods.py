@@ -22,9 +22,11 @@ from ltpipe.data.calibration_rois import (
     step_generator,
 )
 from ltpipe.engine.calibrator_training import train_head
-from ltpipe.interop.mmdet1 import background_last, convert_calibrated_head, convert_detector
+from ltpipe.interop.layout import background_last
+from ltpipe.interop.mmdet1 import convert_calibrated_head
 from ltpipe.methods.simcal.calibrator import DualHead, SimCal
 from ltpipe.methods.simcal.functions import average_stages, fuse_scores, tail_classes
+from tests.published.old_layouts import convert_detector
 
 METHOD = "simcal"
 Case = dict[str, np.ndarray]

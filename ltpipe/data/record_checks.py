@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ltpipe.data.findings import Findings
 from ltpipe.data.id_rows import row_of
 from ltpipe.data.readers import Records
-from ltpipe.data.readers.records import CategoryRecord, ImageRecord
+from ltpipe.data.readers.coco_records import CategoryRecord, ImageRecord
 from ltpipe.data.segments import FARTHEST, read_masks
 from ltpipe.errors import UserError
 

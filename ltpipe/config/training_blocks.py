@@ -49,7 +49,7 @@ class Base(Block):
         (), description="last layers that start anew although detector.load_from has them (cRT: [fc_cls])"
     )
     checkpoint: Path | None = Field(
-        None, description="finished detector to take over instead of training: a file of `ltpipe convert` or of ltpipe"
+        None, description="finished detector, used instead of a training: a file of `ltpipe convert` or of ltpipe"
     )
 
     @model_validator(mode="after")

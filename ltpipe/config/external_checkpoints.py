@@ -12,14 +12,14 @@ from ltpipe.config.weight_files import address, cached_file, named_weights
 from ltpipe.errors import UserError
 
 
-def given_checkpoints(exp: Experiment) -> dict[str, Path]:
+def external_checkpoints(exp: Experiment) -> dict[str, Path]:
     """Checkpoints from outside that an experiment reads, by key."""
     named = {"detector.load_from": exp.detector.start, "base.checkpoint": exp.base.checkpoint}
     named |= {f"calibrate.{name}.checkpoint": calibrator.checkpoint for name, calibrator in exp.calibrate.items()}
     return {key: path for key, path in named.items() if path is not None}
 
 
-def check_given(exp: Experiment, *, data_missing: bool) -> list[str]:
+def check_external_checkpoints(exp: Experiment, *, data_missing: bool) -> list[str]:
     """Check that the checkpoints are there.
 
     Args:
@@ -34,7 +34,7 @@ def check_given(exp: Experiment, *, data_missing: bool) -> list[str]:
     """
     remarks = []
     made = starting_experiment(exp) is not None
-    for key, path in given_checkpoints(exp).items():
+    for key, path in external_checkpoints(exp).items():
         if key == "detector.load_from" and exp.detector.address is not None:
             if not path.is_file():
                 remarks.append(
@@ -84,15 +84,15 @@ def _check_start_weights(exp: Experiment, *, data_missing: bool) -> list[str]:
     return remarks
 
 
-def check_taken_over(exp: Experiment) -> None:
-    """Check that what is taken over instead of a training can be.
+def check_finished_checkpoints(exp: Experiment) -> None:
+    """Check that checkpoints which stand instead of a training can.
 
     Raises:
         UserError: It cannot.
     """
     if exp.base.checkpoint is not None and exp.detector.load_from is not None:
         raise UserError(
-            "the base is taken over as it is, so there is no training to start",
+            "the base is used as it is, so there is no training to start",
             where=exp.where("detector.load_from"),
             got=f"{exp.detector.load_from}, with base.checkpoint: {exp.base.checkpoint}",
             fix="leave out one of the two",
@@ -101,7 +101,7 @@ def check_taken_over(exp: Experiment) -> None:
         adds_head = catalogue.find("calibrator", calibrator.type).flags.get("fuses_scores", False)
         if calibrator.checkpoint is not None and not adds_head:
             raise UserError(
-                "only a calibrator with a head of its own can be taken over",
+                "only a calibrator with a head of its own can be used as trained elsewhere",
                 where=exp.where(f"calibrate.{name}.checkpoint"),
                 got=f"{calibrator.type}",
                 allowed="simcal",

@@ -19,12 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ltpipe.data.categories import ONE_LIST, Categories, labels_in
-from ltpipe.data.checks import CheckedColumns, checked_columns
 from ltpipe.data.findings import Findings, Policy
 from ltpipe.data.image_names import image_files
 from ltpipe.data.progress_bar import Progress
 from ltpipe.data.readers import READERS, Records
-from ltpipe.data.readers.records import CategoryRecord
+from ltpipe.data.readers.coco_records import CategoryRecord
+from ltpipe.data.record_checks import CheckedColumns, checked_columns
 from ltpipe.data.segments import Masks, read_masks
 from ltpipe.data.statistics import count_classes
 from ltpipe.data.store import SCHEMAS, STORE_VERSION, AnnotationStore
