@@ -75,7 +75,7 @@ def confidence(folder: Path, kind: Any) -> dict[str, float]:
     _, selection, _ = evaluate_matched(gt, found, kind)
     ours = measure_confidence(selection, found.scores, class_statistics(gt))
     assert ours is not None
-    return {"D-ECE": ours.groups["all"].error, "LaECE0": float(np.nanmean(ours.placed))}
+    return {"D-ECE": ours.groups["all"].error, "LaECE0": float(np.nanmean(ours.localization))}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

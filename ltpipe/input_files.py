@@ -6,8 +6,6 @@ of the machine. What is asked here is asked before anything is read.
 
 from __future__ import annotations
 
-import io
-import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -33,20 +31,6 @@ _MARK = b"\xef\xbb\xbf"
 _OTHER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\x00\x00": "UTF-32"}
 
 
-def check_input(path: str | os.PathLike[str], what: str, *, limit: int | None = None) -> os.stat_result:
-    """Check that a path names a regular file of at most ``limit`` bytes; return its state.
-
-    Raises:
-        UserError: It does not.
-    """
-    try:
-        state = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise _unreadable(path, what, error) from error
-    _check(state, path, what, limit)
-    return state
-
-
 @contextmanager
 def open_input(path: str | os.PathLike[str], what: str, *, limit: int | None = None) -> Iterator[IO[bytes]]:
     """Open a regular file to read its bytes.
@@ -64,18 +48,38 @@ def open_input(path: str | os.PathLike[str], what: str, *, limit: int | None = N
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise _unreadable(path, what, error) from error
-    with open(descriptor, "rb") as handle:
-        _check(os.fstat(handle.fileno()), path, what, limit)
+    try:
+        _check(os.fstat(descriptor), path, what, limit)
+        handle = os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with handle:
         yield handle
 
 
-def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int = SMALL) -> bytes:
-    """Return the content of a regular file; arguments and errors as :func:`open_input`."""
+def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int | None = SMALL) -> bytes:
+    """Return the content of a regular file.
+
+    It is read and not mapped: a mapped file that somebody cuts off ends the process that looks at it.
+
+    Raises:
+        UserError: As :func:`open_input`; or it was cut off while it was read.
+    """
     with open_input(path, what, limit=limit) as handle:
+        size = os.fstat(handle.fileno()).st_size
         try:
-            return handle.read()
+            content = handle.read()
         except OSError as error:
             raise _unreadable(path, what, error) from error
+    if len(content) < size:
+        raise UserError(
+            f"{what} was cut off while it was read",
+            where=path,
+            got=f"{len(content)} of {size} bytes",
+            fix="let whatever writes it end, then run the command again",
+        )
+    return content
 
 
 def read_text(path: str | os.PathLike[str], what: str, *, limit: int = SMALL) -> str:
@@ -98,45 +102,6 @@ def decoded(content: bytes, where: object, what: str) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         got = f"bytes in line {line} that are none: another encoding (Latin-1, Windows-1252), or no text at all"
     raise UserError(f"{what} is not in UTF-8", where=where, got=got, fix="save it as UTF-8, e.g. with iconv -t UTF-8")
-
-
-def map_input(path: str | os.PathLike[str], what: str) -> mmap.mmap:
-    """Return the content of a large regular file in memory of its own, whose pages can be given back.
-
-    It is read and not mapped: a mapped file that somebody cuts off ends the process that reads it.
-
-    Raises:
-        UserError: As :func:`open_input`; or it is empty, or was cut off while it was read.
-    """
-    with open_input(path, what) as handle:
-        size = os.fstat(handle.fileno()).st_size
-        if size == 0:
-            raise UserError(f"{what} is empty", where=path)
-        content = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with memoryview(content) as view:
-            try:
-                count = _fill(handle, view)
-            except OSError as error:
-                raise _unreadable(path, what, error) from error
-    if count < size:
-        raise UserError(
-            f"{what} was cut off while it was read",
-            where=path,
-            got=f"{count} of {size} bytes",
-            fix="let whatever writes it end, then run the command again",
-        )
-    return content
-
-
-def _fill(handle: IO[bytes], view: memoryview) -> int:
-    assert isinstance(handle, io.BufferedReader)
-    done = 0
-    while done < len(view):
-        count = handle.readinto(view[done : done + 64 * MIB])
-        if not count:
-            break
-        done += count
-    return done
 
 
 def parse_json(content: bytes, where: object, what: str, shape: Any = Any) -> Any:

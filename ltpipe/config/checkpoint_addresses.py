@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import yaml
-
 from ltpipe.errors import UserError
+from ltpipe.yaml_files import load_yaml
 
 FOLDER = Path("checkpoints")
 _PREFIX = "mmdet::"
@@ -64,6 +63,6 @@ def _index(folder: str) -> dict[str, str]:
     file = Path(package.origin).parent / ".mim" / "configs" / folder / "metafile.yml"
     if not file.is_file():
         return {}
-    content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content: Any = load_yaml(file, "the index of models")[1]
     models = content.get("Models", []) if isinstance(content, dict) else content
     return {Path(str(one["Config"])).stem: str(one["Weights"]) for one in models if one.get("Weights")}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltpipe.data.readers.coco import read_categories
 from ltpipe.errors import UserError
+from ltpipe.input_files import read_json_input
 from ltpipe.run.checksums import remembered
 
 if TYPE_CHECKING:
@@ -20,12 +20,7 @@ def read_class_list(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: The file is missing or not such a list.
     """
-    try:
-        classes = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("the class list is missing", where=path, fix="correct dataset.class_list") from error
-    except ValueError as error:
-        raise UserError("the class list is not JSON", where=path, got=error) from error
+    classes = read_json_input(path, "the class list")
     needed = ("id", "name", "image_count", "instance_count")
     for number, record in enumerate(classes if isinstance(classes, list) else [classes]):
         lacking = [key for key in needed if not isinstance(record, dict) or key not in record]

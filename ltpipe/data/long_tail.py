@@ -21,6 +21,7 @@ from ltpipe.data.annotation_subset import read_document, write_subset
 from ltpipe.data.findings import Findings
 from ltpipe.data.readers import READERS, Records
 from ltpipe.errors import UserError
+from ltpipe.input_files import read_bytes
 from ltpipe.run.files import sha256_file
 from ltpipe.run.outputs import Output
 
@@ -66,9 +67,7 @@ def read_targets(path: Path) -> list[Target]:
         UserError: The file is missing or holds something else.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Target])
-    except OSError as error:
-        raise UserError("cannot read the target counts", where=path, got=error.strerror) from error
+        return msgspec.json.decode(read_bytes(path, "the target counts"), type=list[Target])
     except msgspec.DecodeError as error:
         allowed = "a list of {id, instance_count}, with image_count and name if known"
         raise UserError("not a list of target counts", where=path, got=str(error), allowed=allowed) from error

@@ -159,7 +159,13 @@ class AnnotationStore:
             return cls(path, info, batches)
         except FileNotFoundError as error:
             raise UserError("no annotation store", where=path, got=f"{error.filename} is missing", fix=again) from error
-        except (ValueError, KeyError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            OSError,
+        ) as error:  # pyarrow's errors are ValueErrors or OSErrors
             raise UserError("damaged annotation store", where=path, got=error, fix=again) from error
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:

@@ -15,7 +15,6 @@ Other keys are ignored. Memory holds the columns and the records of one block of
 from __future__ import annotations
 
 import gzip
-import mmap
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from pycocotools import mask as coco_mask
 
 from ltpipe.data.segments import FARTHEST
 from ltpipe.errors import UserError
+from ltpipe.input_files import read_bytes
 from ltpipe.interop.known_ids import KnownIds
 from ltpipe.metrics.predictions import MaskColumn, Predictions, concatenate
 
@@ -42,7 +42,7 @@ BLOCK = 1 << 25  # bytes decoded at a time
 GZIP = b"\x1f\x8b"
 _BETWEEN = re.compile(rb"\}(\s*,\s*)\{")
 _NOT_JSON = re.compile(rb"-?(?:NaN|Infinity)\b")
-Text = mmap.mmap | memoryview | bytes
+Text = memoryview | bytes
 
 
 class _Mask(msgspec.Struct, gc=False):
@@ -92,15 +92,12 @@ def read_results(path: str | Path, known: KnownIds | None = None) -> Predictions
 
 def _content(path: Path) -> Text:
     try:
-        with path.open("rb") as handle:
-            content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            return gzip.decompress(content) if content[:2] == GZIP else content
+        content = read_bytes(path, "the results file", limit=None)
+        if not content:
+            raise UserError("the results file is empty", where=path, allowed=ALLOWED)
+        return gzip.decompress(content) if content[:2] == GZIP else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError("damaged gzip file", where=path, got=error, fix="copy or download the file again") from error
-    except ValueError as error:  # a file without content cannot be mapped
-        raise UserError("the results file is empty", where=path, allowed=ALLOWED) from error
-    except OSError as error:
-        raise UserError("cannot read the results", where=path, got=error.strerror) from error
 
 
 def _list_in(path: Path, content: Text) -> Text:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ltpipe.checkpoints.plain_pickle import read_plain_pickle
 from ltpipe.checkpoints.torch_files import load_plain
 from ltpipe.errors import UserError
+from ltpipe.input_files import open_input
 from ltpipe.run.files import sha256_file
 
 # torch.save writes this long integer first when it does not write a zip archive.
@@ -81,11 +82,8 @@ def is_torch_file(path: Path) -> bool:
     Raises:
         UserError: The file cannot be read.
     """
-    try:
-        with path.open("rb") as handle:
-            start = handle.read(64)
-    except OSError as error:
-        raise UserError("cannot read the checkpoint", where=path, got=error.strerror) from error
+    with open_input(path, "the checkpoint") as handle:
+        start = handle.read(64)
     return start.startswith(_ZIP_MAGIC) or _LEGACY_MAGIC in start
 
 

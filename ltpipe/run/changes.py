@@ -10,7 +10,7 @@ from ltpipe.config.experiment import Experiment
 from ltpipe.pipeline.digests import slice_digest, stage_slice
 from ltpipe.pipeline.paths import Paths
 from ltpipe.run.checksums import checksum
-from ltpipe.run.records import RECORD, located, read_json, recorded_checksum, recorded_outputs
+from ltpipe.run.records import RECORD, located, read_record, recorded_checksum, recorded_outputs
 
 _SHOWN = 60
 _ABSENT = object()
@@ -31,7 +31,7 @@ def changes(exp: Experiment, paths: Paths, stage: str, key: str | int | None, *,
         gone: Tell of inputs that are not there any more, too.
     """
     file = paths.record(stage, key)
-    record = read_json(file)
+    record = read_record(file)
     return [f"{file} cannot be read"] if record is None else changed_since(record, exp, paths, stage, key, gone=gone)
 
 

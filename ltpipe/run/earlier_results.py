@@ -19,7 +19,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.run.changes import changed_since
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import discard, write_json
-from ltpipe.run.records import EARLIER, RECORD, read_json
+from ltpipe.run.records import EARLIER, RECORD, read_json, read_record
 
 _LIST = "files.json"
 
@@ -34,7 +34,7 @@ def keep(folder: Path, outputs: Iterable[Path], *, asked: bool) -> bool:
         outputs: Files that Snakemake will remove, in addition to those in the record.
         asked: The user asked for another run, so that these results will not do.
     """
-    record, (kept, _) = read_json(folder / RECORD), _kept(folder)
+    record, (kept, _) = read_record(folder / RECORD), _kept(folder)
     if record is None:
         if kept and asked:
             write_json(folder / EARLIER / _LIST, {**kept, "asked": True})
@@ -69,7 +69,7 @@ def would_do(exp: Experiment, paths: Paths, stage: str, key: str | int | None) -
     kept, files = _kept(folder)
     if (folder / RECORD).exists() or kept.get("asked", True):
         return False
-    record = read_json(files[RECORD])
+    record = read_record(files[RECORD])
     if record is None or changed_since(record, exp, paths, stage, key):
         return False
     return all(name in files and checksum(files[name]) == before for name, before in record["outputs"].items())

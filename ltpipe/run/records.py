@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
+from ltpipe.errors import UserError
+from ltpipe.input_files import read_json_input
 from ltpipe.pipeline.paths import Paths
 
 RECORD = "stage.json"
@@ -17,17 +18,37 @@ EARLIER = ".earlier"
 RUN_KEY = "run_key.json"
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, None if there is no such file or it is damaged."""
+class _Record(TypedDict):
+    """What is asked of every record; files by path with their SHA-256."""
+
+    digest: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    seconds: NotRequired[float]
+    settings: NotRequired[dict[str, Any]]
+    place: NotRequired[dict[str, str]]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file of ltpipe's own; None if there is no such file, or it holds something else."""
+    return _read(path, dict[str, Any])
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a finished stage; None if there is no such file, or it is none, which counts as damaged."""
+    return _read(path, _Record)
+
+
+def _read(path: Path, shape: Any) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return cast("dict[str, Any]", read_json_input(path, "the file", shape))
+    except UserError:
         return None
 
 
 def recorded_outputs(file: Path) -> dict[str, str]:
     """Return the outputs in a record with their checksums; empty if there is no record."""
-    return dict((read_json(file) or {}).get("outputs", {}))
+    return dict((read_record(file) or {}).get("outputs", {}))
 
 
 def maker_of(path: Path) -> Path | None:

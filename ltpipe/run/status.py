@@ -16,7 +16,7 @@ from ltpipe.pipeline.paths import Paths
 from ltpipe.pipeline.stages import stage_keys
 from ltpipe.run.changes import changed_since, damages
 from ltpipe.run.log_progress import describe, failure, holder, rate, submitted_jobs
-from ltpipe.run.records import located, read_json
+from ltpipe.run.records import located, read_record
 from ltpipe.run.resume import state_of
 
 # Changes that are told of one stage.
@@ -48,7 +48,7 @@ def status(exp: Experiment, paths: Paths) -> list[StageStatus]:
         suffix = "" if key is None else f" phase{key}" if isinstance(key, int) else f" {key}"
         record = paths.record(stage, key)
         state, reason = _unfinished(exp, paths, stage, key, jobs)
-        content = read_json(record)
+        content = read_record(record)
         if state != "running" and content is not None:
             reasons = _stale(exp, paths, stage, key, content, unfinished)
             if state == "failed" and reasons:

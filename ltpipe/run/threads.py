@@ -29,9 +29,9 @@ def same_threads(work: Path) -> Iterator[int | None]:
         yield None
         return
     before, file = torch.get_num_threads(), work / "threads.json"
-    noted = None if torch.cuda.is_available() else read_json(file)
+    noted = None if torch.cuda.is_available() else (read_json(file) or {}).get("threads")
     if noted is None:
-        write_json(file, before)
+        write_json(file, {"threads": before})
     elif noted != before:
         print(f"computing with {noted} threads, as before", flush=True)
     # Said or not: once it is set, MKL does not choose a smaller one by itself.

@@ -164,7 +164,7 @@ def test_message_names_file_record_and_key(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", ["empty annotation file"]),
+        ("", ["the annotation file is empty"]),
         ("[]", ["not an annotation file", "got `array`"]),
         (json.dumps(lvis_content())[:-100], ["truncated", f"byte {len(json.dumps(lvis_content())) - 100}"]),
         (json.dumps(lvis_content()) + "}", ["not valid JSON", "trailing characters"]),

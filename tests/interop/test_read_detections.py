@@ -209,5 +209,5 @@ def test_broken_results_are_refused(text: str, message: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match=message) as caught:
         read_results(path)
     assert "results.json" in str(caught.value)
-    with pytest.raises(UserError, match="cannot read the results"):
+    with pytest.raises(UserError, match="cannot read the results file"):
         read_results(tmp_path / "missing.json")

@@ -293,7 +293,7 @@ def test_wrong_files(found: dict[str, Path], gt_path: Path, tmp_path: Path) -> N
         ("model.pth", "not a results file"),
         ("damaged.json.gz", "damaged gzip file"),
         ("empty.json", "is empty"),
-        ("missing.json", "cannot read the results"),
+        ("missing.json", "cannot read the results file"),
         ([found["bbox"], again], "two files of detections have one name"),
         ([], "no file of detections"),
     ):

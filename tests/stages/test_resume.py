@@ -16,7 +16,7 @@ import torch
 from ltpipe.checkpoints.torch_files import load_plain
 from ltpipe.config.experiment import Experiment
 from ltpipe.engine import shards
-from ltpipe.engine.calibrator_training import _step, train_head
+from ltpipe.engine.calibrator_training import train_head
 from ltpipe.engine.frozen_detector import FrozenDetector
 from ltpipe.errors import UserError
 from ltpipe.pipeline.paths import Paths
@@ -470,17 +470,21 @@ def test_a_calibration_cut_short_continues_to_the_same_bits(
     def calibrate(paths: Paths, end_at: int | None) -> list[int]:
         done: list[int] = []
 
-        def counted(*arguments):
-            if arguments[4] == end_at:
-                kill_here()
-            done.append(arguments[4])
-            return _step(*arguments)
+        def counted(batches):
+            def rows(first: int):
+                for step, batch in enumerate(batches(first), first):
+                    if step == end_at:
+                        kill_here()
+                    done.append(step)
+                    yield batch
+
+            return rows
+
+        def training(calibrator, batches, *arguments, **options):
+            return train_head(calibrator, counted(batches), *arguments, **options, save_every=2)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ltpipe.engine.calibrator_training._step", counted)
-            patch.setattr(
-                "ltpipe.stages.calibrate.train_head", lambda *a, **options: train_head(*a, **options, save_every=2)
-            )
+            patch.setattr("ltpipe.stages.calibrate.train_head", training)
             run_stages(exp, paths.results, ("calibrate", "head"))
         return done
 

@@ -21,7 +21,7 @@ from ltpipe.data.readers.coco_records import (
     read_record,
 )
 from ltpipe.data.readers.protocol import Ids, Records
-from ltpipe.data.readers.text import Text, quoted_words, read_text, release
+from ltpipe.data.readers.text import Text, quoted_words, read_text
 from ltpipe.errors import UserError
 
 SECTIONS = ("images", "categories", "annotations")
@@ -146,7 +146,6 @@ def _read(path: Path, findings: Findings, *, federated: bool) -> Records:
         ignore=np.array([bool(a.ignore) for a in annotations], np.uint8),
         masks=[a.segmentation for a in annotations],
         renamed={section: known.texts for section, known in numbers.items() if known.texts},
-        release=lambda: release(content),
     )
 
 

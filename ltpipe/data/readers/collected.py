@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from ltpipe.data.images import Size, sizes
 from ltpipe.data.readers.coco_records import Box, CategoryRecord, ImageRecord, Unusable
 from ltpipe.data.readers.protocol import Records
 from ltpipe.data.segments import FARTHEST, compressed
+from ltpipe.input_files import read_bytes
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 PARTS = {"train": "train", "training": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
@@ -66,11 +66,9 @@ def plain(path: Path) -> Path:
 
 
 def holds(file: Path, words: Iterable[bytes]) -> bool:
-    """Whether a file holds all of some words; it is mapped, not read into memory."""
-    if not file.stat().st_size:
-        return False
-    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return all(content.find(word) >= 0 for word in words)
+    """Whether a file holds all of some words."""
+    content = read_bytes(file, "a file of the data set", limit=None)
+    return all(word in content for word in words)
 
 
 def common_folder(images: Sequence[Path], otherwise: Path) -> Path:

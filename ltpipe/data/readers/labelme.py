@@ -26,6 +26,7 @@ from ltpipe.data.readers.collected import Collector, ImageIndex, files_below, ho
 from ltpipe.data.readers.per_image import Annotated, not_annotated, per_image_parts
 from ltpipe.data.readers.protocol import Part
 from ltpipe.data.segments import FARTHEST, compressed
+from ltpipe.input_files import read_bytes
 
 POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
 
@@ -63,7 +64,7 @@ def _image(index: ImageIndex, known: Annotated) -> Path | None:
 
 def _read(file: Path) -> Annotated:
     try:
-        content = msgspec.json.decode(file.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=_File)
+        content = msgspec.json.decode(read_bytes(file, "the annotation file").removeprefix(b"\xef\xbb\xbf"), type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise unusable("that are no Labelme JSON", str(error)) from error
     labels = [label for shape in content.shapes if (label := _label(shape))]

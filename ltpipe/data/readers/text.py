@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
-import mmap
 import re
 import zlib
 from pathlib import Path
 
 from ltpipe.data.findings import Findings
 from ltpipe.errors import UserError
+from ltpipe.input_files import read_bytes
 
-Text = mmap.mmap | memoryview | bytes
+Text = memoryview | bytes
 GZIP = b"\x1f\x8b"
 # Strings are skipped as a whole, so that only bare words are found.
 _BARE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?(?:NaN|Infinity)', re.DOTALL)
 
 
 def read_text(path: Path, findings: Findings) -> Text:
-    """Return the content of a JSON file as UTF-8: mapped, or in memory if it has to be unpacked or decoded.
+    """Return the content of a JSON file as UTF-8.
 
     Args:
         path: The file: plain or gzip; UTF-8 with or without a byte order mark, UTF-16 or UTF-32.
@@ -28,7 +28,7 @@ def read_text(path: Path, findings: Findings) -> Text:
     Raises:
         UserError: The file is missing, empty, damaged, or in none of these encodings.
     """
-    content: Text = _map(path)
+    content: Text = read_bytes(path, "the annotation file", limit=None)
     if content[:2] == GZIP:
         content = _unpacked(path, content)
     encoding = json.detect_encoding(bytes(content[:4]))
@@ -41,18 +41,8 @@ def read_text(path: Path, findings: Findings) -> Text:
             raise UserError("unreadable text", where=path, got=f"{encoding}: {error.reason}") from error
         findings.remark(f"file in {encoding.upper()} instead of UTF-8")
     if not bytes(content[:4096]).strip():
-        raise UserError("empty annotation file", where=path)
+        raise UserError("the annotation file is empty", where=path)
     return content
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as handle:
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # a file without content cannot be mapped
-        raise UserError("empty annotation file", where=path) from error
-    except OSError as error:
-        raise UserError("cannot read the annotation file", where=path, got=error.strerror) from error
 
 
 def _unpacked(path: Path, content: Text) -> bytes:
@@ -60,12 +50,6 @@ def _unpacked(path: Path, content: Text) -> bytes:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError("damaged gzip file", where=path, got=error, fix="copy or download the file again") from error
-
-
-def release(content: Text) -> None:
-    """Give the pages of a mapped file back that have been read."""
-    if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        content.madvise(mmap.MADV_DONTNEED)
 
 
 def quoted_words(content: Text) -> bytes:

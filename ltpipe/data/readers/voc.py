@@ -19,6 +19,7 @@ from ltpipe.data.readers.collected import PARTS, Collector, ImageIndex, files_be
 from ltpipe.data.readers.per_image import Annotated, not_annotated, per_image_parts
 from ltpipe.data.readers.protocol import Part
 from ltpipe.errors import UserError
+from ltpipe.input_files import read_bytes, read_text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 FROM_ONE = "boxes whose corners are pixels counted from 1, both inside: x = xmin - 1, width = xmax - xmin + 1"
@@ -50,7 +51,7 @@ def _by_folders(source: Path) -> dict[str, list[Path]]:
     """Return the annotation files by the part that their folders name."""
     files: dict[str, list[Path]] = {}
     for file in files_below(source, {".xml"}):
-        if b"<annotation" in file.read_bytes()[:4096]:
+        if b"<annotation" in read_bytes(file, "the annotation file")[:4096]:
             files.setdefault(part_of(file, source), []).append(file)
     return files
 
@@ -68,7 +69,7 @@ def _by_image_sets(source: Path) -> dict[str, list[Path]]:
         if "trainval" in lists and {PARTS.get(name) for name in lists} & {"train", "val"}:
             del lists["trainval"]
         for name, file in lists.items():
-            stems = (line.split()[0] for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+            stems = (line.split()[0] for line in read_text(file, "the list of images").splitlines() if line.strip())
             own = [annotations / f"{stem}.xml" for stem in dict.fromkeys(stems)]
             missing = [path for path in own if not path.is_file()]
             if missing and PARTS.get(name) != "test":  # those of the challenge were never published

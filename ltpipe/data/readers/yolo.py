@@ -28,6 +28,8 @@ from ltpipe.data.readers.collected import (
 )
 from ltpipe.data.readers.data_yaml import Description, part_images, read_description
 from ltpipe.data.readers.protocol import Part, Records
+from ltpipe.errors import UserError
+from ltpipe.input_files import read_text
 
 NOT_LABELS = {
     "classes.txt",
@@ -124,9 +126,9 @@ def _add(
 def _lines(label: Path, findings: Findings) -> Iterator[tuple[str, list[str]]]:
     """Yield where each object of a label file stands, and its words; equal lines once."""
     try:
-        text = label.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        findings.fault("label files that cannot be read", f"{label}: {error}")
+        text = read_text(label, "the label file")
+    except UserError as error:
+        findings.fault("label files that cannot be read", f"{label}: {error.got or error.what}")
         return
     seen = set[tuple[str, ...]]()
     for number, line in enumerate(text.splitlines(), 1):
