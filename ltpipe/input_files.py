@@ -6,20 +6,26 @@ of the machine. What is asked here is asked before anything is read.
 
 from __future__ import annotations
 
+import mmap
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 
 from ltpipe.errors import UserError
 
+Content = TypeVar("Content", mmap.mmap, bytes)
 MIB = 1 << 20
 SMALL = 64 * MIB
 """Largest file that is read as a whole and is no annotation file: records, class lists, notes, tables of classes."""
+IN_MEMORY = MIB
+"""Largest annotation or results file that is read into memory."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -59,19 +65,47 @@ def open_input(path: str | os.PathLike[str], what: str, *, limit: int | None = N
 
 
 def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int | None = SMALL) -> bytes:
-    """Return the content of a regular file.
-
-    It is read and not mapped: a mapped file that somebody cuts off ends the process that looks at it.
-
-    Raises:
-        UserError: As :func:`open_input`; or it was cut off while it was read.
-    """
+    """Return the content of a regular file; arguments and errors as :func:`open_input`."""
     with open_input(path, what, limit=limit) as handle:
-        size = os.fstat(handle.fileno()).st_size
         try:
-            content = handle.read()
+            return handle.read()
         except OSError as error:
             raise _unreadable(path, what, error) from error
+
+
+def map_input(path: str | os.PathLike[str], what: str) -> mmap.mmap | bytes:
+    """Return the content of a file that may be large: mapped, from a copy without a name that takes space on the disk.
+
+    Memory holds the pages that are looked at only, and :func:`release` gives them back. The file itself is not mapped:
+    one that somebody cuts off would end the process that looks at it.
+
+    Raises:
+        UserError: As :func:`open_input`; or it was cut off while it was read, or there is no space for the copy.
+    """
+    with open_input(path, what) as handle, tempfile.TemporaryFile() as copy:
+        size = os.fstat(handle.fileno()).st_size
+        if size <= IN_MEMORY:
+            return _whole(handle.read(), size, path, what)
+        try:
+            shutil.copyfileobj(handle, copy, 1 << 16)
+            copy.flush()
+        except OSError as error:
+            raise UserError(
+                f"no copy of {what} can be made, from which it is read",
+                where=tempfile.gettempdir(),
+                got=error.strerror,
+                fix=f"free {size / MIB:.0f} MiB there, or name another folder in TMPDIR",
+            ) from error
+        return _whole(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ), size, path, what)
+
+
+def release(content: object) -> None:
+    """Give the pages of a mapped content back that have been looked at."""
+    if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        content.madvise(mmap.MADV_DONTNEED)
+
+
+def _whole(content: Content, size: int, path: object, what: str) -> Content:
     if len(content) < size:
         raise UserError(
             f"{what} was cut off while it was read",

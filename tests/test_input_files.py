@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ltpipe.data.long_tail import read_targets
 from ltpipe.data.readers import READERS
 from ltpipe.data.store import AnnotationStore
 from ltpipe.errors import UserError
-from ltpipe.input_files import read_bytes, read_json_input, read_text
+from ltpipe.input_files import map_input, read_bytes, read_json_input, read_text, release
 from ltpipe.interop.read_detections import read_results
 from ltpipe.interop.safe_reading import is_torch_file
 from ltpipe.run.records import read_json, read_record, recorded_outputs
@@ -48,9 +49,10 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str, what: str)
     assert (what if what != "nothing" else "No such file") in found.text
 
 
-def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1000, 3 << 20])
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     file = tmp_path / "train.json"
-    file.write_bytes(b"x" * 1000)
+    file.write_bytes(b"x" * size)
     real = input_files.open_input
 
     @contextmanager
@@ -61,12 +63,35 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path, monkeypatch: py
                 def fileno(self) -> int:
                     return handle.fileno()
 
-            yield Cut(b"x" * 400)
+            yield Cut(b"x" * (size - 600))
 
     monkeypatch.setattr(input_files, "open_input", cut)
     with pytest.raises(UserError, match="cut off while it was read") as caught:
         READERS["coco"](file, Findings())
-    assert "400 of 1000 bytes" in str(caught.value)
+    assert f"{size - 600} of {size} bytes" in str(caught.value)
+
+
+def test_a_file_that_is_cut_off_later_is_read_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    text = b"[" + b" " * (3 << 20) + b"]"
+    file.write_bytes(text)
+    content = map_input(file, "the file")
+    os.truncate(file, 10)
+    release(content)
+    assert content[:] == text
+
+
+def test_no_space_for_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "results.json"
+    file.write_bytes(b" " * (3 << 20))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(input_files.shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match="No space left") as caught:
+        map_input(file, "the file")
+    assert "TMPDIR" in str(caught.value)
 
 
 def test_sizes_and_encodings(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ def _boxes(
         sides = box[part, 2] * box[part, 3]
         wanted = no_area[part]
         area[part[wanted]] = np.where(np.isnan(pixels), sides, pixels)[wanted]
+        records.release()
     lost = ~has_box & np.isnan(box[:, 0])
 
     def plain(place: int) -> str:

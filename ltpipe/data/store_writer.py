@@ -208,6 +208,7 @@ def _write_segments(
             masks = read_masks([records.masks[row] for row in rows], sizes, findings, name)
             _compare(masks, columns["bbox"][start : start + SEGMENT_ROWS], findings, name)
             writer.write_batch(masks.columns())
+            records.release()
             num_rle += len(rows) - masks.rle.count(b"")
             without += int((~masks.present).sum())
             bar.advance(len(rows))

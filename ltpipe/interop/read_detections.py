@@ -15,6 +15,7 @@ Other keys are ignored. Memory holds the columns and the records of one block of
 from __future__ import annotations
 
 import gzip
+import mmap
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from pycocotools import mask as coco_mask
 
 from ltpipe.data.segments import FARTHEST
 from ltpipe.errors import UserError
-from ltpipe.input_files import read_bytes
+from ltpipe.input_files import map_input
 from ltpipe.interop.known_ids import KnownIds
 from ltpipe.metrics.predictions import MaskColumn, Predictions, concatenate
 
@@ -42,7 +43,7 @@ BLOCK = 1 << 25  # bytes decoded at a time
 GZIP = b"\x1f\x8b"
 _BETWEEN = re.compile(rb"\}(\s*,\s*)\{")
 _NOT_JSON = re.compile(rb"-?(?:NaN|Infinity)\b")
-Text = memoryview | bytes
+Text = mmap.mmap | memoryview | bytes
 
 
 class _Mask(msgspec.Struct, gc=False):
@@ -92,7 +93,7 @@ def read_results(path: str | Path, known: KnownIds | None = None) -> Predictions
 
 def _content(path: Path) -> Text:
     try:
-        content = read_bytes(path, "the results file", limit=None)
+        content = map_input(path, "the results file")
         if not content:
             raise UserError("the results file is empty", where=path, allowed=ALLOWED)
         return gzip.decompress(content) if content[:2] == GZIP else content

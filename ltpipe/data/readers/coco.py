@@ -23,6 +23,7 @@ from ltpipe.data.readers.coco_records import (
 from ltpipe.data.readers.protocol import Ids, Records
 from ltpipe.data.readers.text import Text, quoted_words, read_text
 from ltpipe.errors import UserError
+from ltpipe.input_files import release
 
 SECTIONS = ("images", "categories", "annotations")
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -146,6 +147,7 @@ def _read(path: Path, findings: Findings, *, federated: bool) -> Records:
         ignore=np.array([bool(a.ignore) for a in annotations], np.uint8),
         masks=[a.segmentation for a in annotations],
         renamed={section: known.texts for section, known in numbers.items() if known.texts},
+        release=lambda: release(content),
     )
 
 

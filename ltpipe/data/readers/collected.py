@@ -17,7 +17,7 @@ from ltpipe.data.images import Size, sizes
 from ltpipe.data.readers.coco_records import Box, CategoryRecord, ImageRecord, Unusable
 from ltpipe.data.readers.protocol import Records
 from ltpipe.data.segments import FARTHEST, compressed
-from ltpipe.input_files import read_bytes
+from ltpipe.input_files import map_input
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 PARTS = {"train": "train", "training": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
@@ -67,8 +67,8 @@ def plain(path: Path) -> Path:
 
 def holds(file: Path, words: Iterable[bytes]) -> bool:
     """Whether a file holds all of some words."""
-    content = read_bytes(file, "a file of the data set", limit=None)
-    return all(word in content for word in words)
+    content = map_input(file, "a file of the data set")
+    return all(content.find(word) >= 0 for word in words)
 
 
 def common_folder(images: Sequence[Path], otherwise: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,7 @@ class Records:
             anything that stands for no mask.
         renamed: Numbers that stand for ids which are no numbers, by section and id.
         origins: Where the records come from, by section, if that is no place in a list of one file.
+        release: Gives memory back after some masks have been read.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Records:
     masks: Sequence[Any]
     renamed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     origins: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    release: Callable[[], None] = lambda: None
 
     def shown(self, section: str, number: int) -> int | str:
         """Return an id as the file has it."""

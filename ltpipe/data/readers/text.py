@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import mmap
 import re
 import zlib
 from pathlib import Path
 
 from ltpipe.data.findings import Findings
 from ltpipe.errors import UserError
-from ltpipe.input_files import read_bytes
+from ltpipe.input_files import map_input
 
-Text = memoryview | bytes
+Text = mmap.mmap | memoryview | bytes
 GZIP = b"\x1f\x8b"
 # Strings are skipped as a whole, so that only bare words are found.
 _BARE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?(?:NaN|Infinity)', re.DOTALL)
 
 
 def read_text(path: Path, findings: Findings) -> Text:
-    """Return the content of a JSON file as UTF-8.
+    """Return the content of a JSON file as UTF-8: mapped, or in memory if it is small or has to be unpacked or decoded.
 
     Args:
         path: The file: plain or gzip; UTF-8 with or without a byte order mark, UTF-16 or UTF-32.
@@ -28,7 +29,7 @@ def read_text(path: Path, findings: Findings) -> Text:
     Raises:
         UserError: The file is missing, empty, damaged, or in none of these encodings.
     """
-    content: Text = read_bytes(path, "the annotation file", limit=None)
+    content: Text = map_input(path, "the annotation file")
     if content[:2] == GZIP:
         content = _unpacked(path, content)
     encoding = json.detect_encoding(bytes(content[:4]))
