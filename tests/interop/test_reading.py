@@ -122,7 +122,7 @@ def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
         )
         found = read_foreign(tmp_path / "a.pth")
         assert list(found.state) == ["a"] and found.meta["lr"] == 0.1 and found.meta["counts"].tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="the checkpoint is no file"):
         read_foreign(tmp_path)
 
 
