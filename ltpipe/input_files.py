@@ -163,7 +163,7 @@ def parse_json(content: bytes, where: object, what: str, shape: Any = Any) -> An
     return value
 
 
-def read_json_input(path: str | os.PathLike[str], what: str, shape: Any = Any, *, limit: int = SMALL) -> Any:
+def read_json_input(path: str | os.PathLike[str], what: str, shape: Any = Any, *, limit: int | None = SMALL) -> Any:
     """Return the value of a JSON file; arguments and errors as :func:`open_input` and :func:`parse_json`."""
     return parse_json(read_bytes(path, what, limit=limit), Path(path), what, shape)
 

@@ -143,6 +143,18 @@ def test_a_record_of_a_folder_or_pipe_is_none(tmp_path: Path) -> None:
     assert limited(lambda: read_record(tmp_path / "pipe.json")).kind == "done"
 
 
+def test_a_record_that_cannot_be_read_for_now_is_not_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_record(tmp_path / "stage.json") is None
+    (tmp_path / "stage.json").write_text("{}", encoding="utf-8")
+
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(input_files.os, "open", stale)
+    with pytest.raises(UserError, match="Stale file handle"):
+        read_record(tmp_path / "stage.json")
+
+
 @pytest.mark.parametrize("text", ["[]", "null", "7", '{"store_version": []}', "[" * 100_000])
 def test_a_damaged_description_of_a_store(tmp_path: Path, text: str) -> None:
     (tmp_path / "info.json").write_text(text, encoding="utf-8")

@@ -30,19 +30,30 @@ class _Record(TypedDict):
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file of ltpipe's own; None if there is no such file, or it holds something else."""
+    """Return the object in a JSON file of ltpipe's own; None if there is no such file, or it holds something else.
+
+    Raises:
+        UserError: It is there and cannot be read.
+    """
     return _read(path, dict[str, Any])
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a finished stage; None if there is no such file, or it is none, which counts as damaged."""
+    """Return the record of a finished stage; None if there is no such file, or it is none, which counts as damaged.
+
+    Raises:
+        UserError: It is there and cannot be read.
+    """
     return _read(path, _Record)
 
 
 def _read(path: Path, shape: Any) -> dict[str, Any] | None:
     try:
-        return cast("dict[str, Any]", read_json_input(path, "the file", shape))
-    except UserError:
+        return cast("dict[str, Any]", read_json_input(path, "the file", shape, limit=None))
+    except UserError as error:
+        # A disk or folder that cannot be read for now says nothing about what is there.
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
         return None
 
 
