@@ -67,10 +67,7 @@ def open_input(path: str | os.PathLike[str], what: str, *, limit: int | None = N
 def read_bytes(path: str | os.PathLike[str], what: str, *, limit: int | None = SMALL) -> bytes:
     """Return the content of a regular file; arguments and errors as :func:`open_input`."""
     with open_input(path, what, limit=limit) as handle:
-        try:
-            return handle.read()
-        except OSError as error:
-            raise _unreadable(path, what, error) from error
+        return _content(handle, path, what)
 
 
 def map_input(path: str | os.PathLike[str], what: str) -> mmap.mmap | bytes:
@@ -85,7 +82,7 @@ def map_input(path: str | os.PathLike[str], what: str) -> mmap.mmap | bytes:
     with open_input(path, what) as handle, tempfile.TemporaryFile() as copy:
         size = os.fstat(handle.fileno()).st_size
         if size <= IN_MEMORY:
-            return _whole(handle.read(), size, path, what)
+            return _whole(_content(handle, path, what), size, path, what)
         try:
             shutil.copyfileobj(handle, copy, 1 << 16)
             copy.flush()
@@ -103,6 +100,13 @@ def release(content: object) -> None:
     """Give the pages of a mapped content back that have been looked at."""
     if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         content.madvise(mmap.MADV_DONTNEED)
+
+
+def _content(handle: IO[bytes], path: object, what: str) -> bytes:
+    try:
+        return handle.read()
+    except OSError as error:
+        raise _unreadable(path, what, error) from error
 
 
 def _whole(content: Content, size: int, path: object, what: str) -> Content:

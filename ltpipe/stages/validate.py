@@ -56,11 +56,11 @@ def _inspected(exp: Experiment) -> list[str]:
     if exp.detector.load_from is not None or exp.base.checkpoint is not None:
         return _inspect(exp)  # checkpoints change without the experiment
     kept = INSPECTED / f"{slice_digest({**slices, 'versions': installed_versions()})}.json"
-    note = read_json(kept)
-    if note is None:
-        note = {"facts": _inspect(exp)}
-        write_json(kept, note)
-    return [str(fact) for fact in note.get("facts", ())]
+    facts = (read_json(kept) or {}).get("facts")
+    if not isinstance(facts, list):
+        facts = _inspect(exp)
+        write_json(kept, {"facts": facts})
+    return facts
 
 
 def _inspect(exp: Experiment) -> list[str]:
