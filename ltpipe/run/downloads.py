@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import urllib.request
 from pathlib import Path
+from typing import TypedDict
 
 from ltpipe.errors import UserError
+from ltpipe.input_files import read_json_input
 from ltpipe.run.checksums import checksum
 from ltpipe.run.files import atomic_path, sha256_file, write_json
 
 # Beginning of the SHA-256 in the names of PyTorch's and mmdet's files.
 _IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 _TIMEOUT = 60.0
+
+
+class _Note(TypedDict):
+    address: str
+    sha256: str
 
 
 def fetch(address: str, file: Path) -> None:
@@ -43,7 +49,7 @@ def fetch(address: str, file: Path) -> None:
     _check_name(file, found, address)
     if not note.is_file():
         return
-    kept = json.loads(note.read_text(encoding="utf-8"))
+    kept = read_json_input(note, "the note of a download", _Note)
     if kept["address"] != address:
         fix = "rename or remove the file and the note beside it, or name the file itself"
         raise UserError("a file of this name came from another address", where=file, got=kept["address"], fix=fix)

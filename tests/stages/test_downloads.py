@@ -118,3 +118,12 @@ def test_the_published_checkpoint_of_a_config(project: Path, tmp_path: Path, mon
     )
     assert exp.detector.start == Path("checkpoints/mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth")
     assert any("mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth" in remark for remark in check_experiment(exp))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"address": 1, "sha256": "a"}', '{"address": "http://x/a.pth"}'])
+def test_a_damaged_note_of_a_download_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.pth").write_bytes(b"a")
+    (tmp_path / "a.pth.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="the note of a download") as caught:
+        fetch("http://x/a.pth", tmp_path / "a.pth")
+    assert str(tmp_path / "a.pth.json") in str(caught.value)
